@@ -1,6 +1,6 @@
 """What both training scripts share: seeds, device, averaged weights, and a run that survives being killed.
 
-Public: `rng`, `generator`, `pick_device`, `update_ema`, `Run`.
+Public: `rng`, `generator`, `initialised`, `pick_device`, `update_ema`, `Run`.
 """
 import hashlib
 import math
@@ -31,6 +31,13 @@ def rng(*key):
 def generator(*key):
     """torch Generator on the CPU that is a function of `key` alone; numbers are drawn there and moved."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(_entropy(key)).generate_state(1, np.uint64)[0] >> 1))
+
+
+def initialised(build, seed):
+    """build() with its initial weights drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def pick_device(name):

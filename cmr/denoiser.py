@@ -1,0 +1,118 @@
+"""The denoiser: a time-conditioned U-Net (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021).
+
+Public: `Denoiser`.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Denoiser(nn.Module):
+    """(x_t, t) -> network output, same shape as x_t.
+
+    x_t : (N, 1, H, W) float32; t : (N,) integers in 1..T.  H and W must be multiples of patch * 2^(levels-1).
+    patch : the image is folded patch x patch into channels first (pixel-unshuffle), which makes a CPU model affordable.
+    At initialisation the output is exactly 0, because every last convolution is.
+    """
+
+    def __init__(self, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16,), head=64, groups=32, dropout=0.0, size=128, patch=1):
+        super().__init__()
+        self.base, self.patch, self.multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
+        if size % self.multiple:
+            raise ValueError(f"size {size}: this denoiser needs multiples of {self.multiple} (patch {patch}, {len(multipliers)} levels)")
+        embedding = 4 * base
+        res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, embedding, groups, dropout, resample)
+        attention = lambda c: Attention(c, head, groups)
+        channels = [base * m for m in multipliers]
+        self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.stem = nn.Conv2d(patch ** 2, channels[0], 3, padding=1)
+
+        current, edge, skips = channels[0], size // patch, [channels[0]]
+        self.down = nn.ModuleList()
+        for level, c in enumerate(channels):
+            for _ in range(blocks):
+                self.down.append(nn.ModuleList([res(current, c)] + ([attention(c)] if edge in attention_at else [])))
+                current = c
+                skips.append(c)
+            if level < len(channels) - 1:
+                self.down.append(nn.ModuleList([res(c, c, "down")]))
+                skips.append(c)
+                edge //= 2
+        self.middle = nn.ModuleList([res(current, current), attention(current), res(current, current)])
+        self.up = nn.ModuleList()
+        for level, c in reversed(list(enumerate(channels))):
+            for i in range(blocks + 1):
+                layers = [res(current + skips.pop(), c)] + ([attention(c)] if edge in attention_at else [])
+                current = c
+                if level and i == blocks:
+                    layers.append(res(c, c, "up"))
+                    edge *= 2
+                self.up.append(nn.ModuleList(layers))
+        self.head = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), _zero(nn.Conv2d(current, patch ** 2, 3, padding=1)))
+
+    def forward(self, x_t, t):
+        if x_t.shape[-1] % self.multiple or x_t.shape[-2] % self.multiple:
+            raise ValueError(f"image is {x_t.shape[-2]}x{x_t.shape[-1]}, but this denoiser needs multiples of {self.multiple}; pad it")
+        emb = self.embed(time_features(t, self.base).to(x_t.dtype))
+        h = self.stem(F.pixel_unshuffle(x_t, self.patch))         # (N, patch^2, H/patch, W/patch) -> (N, C, ...)
+        skips = [h]
+        for layers in self.down:
+            for layer in layers:
+                h = layer(h, emb)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, emb)
+        for layers in self.up:
+            h = torch.cat([h, skips.pop()], 1)
+            for layer in layers:
+                h = layer(h, emb)
+        return F.pixel_shuffle(self.head(h), self.patch)
+
+
+def time_features(t, width):
+    """Sinusoidal features of the time, float32 (N, width): [cos, sin] of t / 10000^(j / (width/2))."""
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=t.device, dtype=torch.float32) / (width // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _zero(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Residual block with the time as scale and shift; `resample` (down: 2x2 mean, up: nearest) acts on both branches."""
+
+    def __init__(self, c_in, c_out, embedding, groups, dropout, resample=None):
+        super().__init__()
+        self.norm_in, self.conv_in = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * c_out)
+        self.norm_out, self.dropout = nn.GroupNorm(groups, c_out), nn.Dropout(dropout)
+        self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.resample = {None: nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2)}[resample]
+
+    def forward(self, x, emb):
+        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
+        scale, shift = self.film(F.silu(emb))[:, :, None, None].chunk(2, 1)
+        h = self.conv_out(self.dropout(F.silu(self.norm_out(h) * (1 + scale) + shift)))
+        return self.skip(self.resample(x)) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, residual; `head` channels per head."""
+
+    def __init__(self, channels, head, groups):
+        super().__init__()
+        self.heads = max(1, channels // head)
+        self.norm, self.qkv, self.out = nn.GroupNorm(groups, channels), nn.Conv2d(channels, 3 * channels, 1), _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x, emb):
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, h * w).transpose(-1, -2).unbind(1)   # (N, heads, HW, C/heads)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
+        return x + self.out(attended)

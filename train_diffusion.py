@@ -1,0 +1,99 @@
+"""Train the source-domain diffusion model (SD-DM) on all slices of the source's training studies, without labels."""
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from cmr import checkpoint
+from cmr.config import DataConfig, DataError, opt, parse, run_script
+from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
+from cmr.pictures import save_png, sheet, with_contours
+from cmr.studies import Domain, find, in_role, split_by_subject
+from cmr.training import Run, generator, initialised, pick_device
+from cmr.translate import build_denoiser, quantile_function
+from cmr.volumes import Grid, fingerprint, prepare
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    out: str              = opt("runs/diffusion", "run folder: config.json, log.csv, sample sheets, final.pt")
+    schedule: str         = opt("cosine", "noise schedule: cosine or linear")
+    T: int                = opt(1000, "diffusion steps of the schedule")
+    parameterisation: str = opt("v", "what the network predicts: v, eps or x0")
+    weighting: str        = opt("min-snr", "loss weight: min-snr, simple or snr+1")
+    base: int             = opt(24, "channels of the first level")
+    multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base")
+    blocks: int           = opt(1, "residual blocks per level")
+    attention_at: str     = opt("8", "feature-map edges with self-attention")
+    head: int             = opt(24, "channels per attention head")
+    groups: int           = opt(8, "groups of the group normalisation")
+    dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets")
+    patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1")
+    steps: int            = opt(1800, "optimiser steps")
+    batch: int            = opt(16, "slices per step")
+    lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up")
+    warmup: int           = opt(100, "steps of the warm-up")
+    ema: float            = opt(0.998, "decay of the averaged weights, per step")
+    bfloat16: bool        = opt(False, "run the network in bfloat16 (GPU)")
+    log_every: int        = opt(50, "steps between log rows")
+    save_every: int       = opt(200, "steps between checkpoints")
+    sample_every: int     = opt(600, "steps between sample sheets")
+
+
+PRESETS = {
+    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20, save_every=20, sample_every=60),
+    "demo": {},
+    "paper": dict(size=128, spacing_mm=1.5, base=96, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32, patch=1, steps=100_000,
+                  batch=32, lr=1e-4, warmup=1000, ema=0.9999, bfloat16=True, log_every=200, save_every=2000, sample_every=10_000),
+}
+
+
+def main(argv=None):
+    c = parse(Config, PRESETS, argv, __doc__)
+    device = pick_device(c.device)
+    out = checkpoint.writable_folder(c.out)
+
+    # Data: every frame and slice of the source's training subjects, in [-1, 1].
+    source = Domain.parse(c.source)
+    records = in_role(split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source), source, "Training")
+    workings = prepare(records, Grid(c.spacing_mm, c.size), c.work)
+    slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]              # (N, 1, H, W)
+    if len(slices) < c.batch:
+        raise DataError(f"{c.data}: {len(slices)} source slices, but --batch is {c.batch}; lower it or choose a larger source")
+    print(f"{source}: {len({r.subject for r in records})} subjects, {len(records)} volumes, {len(slices)} slices on {device}", flush=True)
+    if len(slices) < 500:
+        print("note: under 500 slices a diffusion model tends to copy its training set; look at the memorisation audit")
+
+    # Model and optimiser.
+    schedule = Schedule.make(c.schedule, c.T)
+    net = initialised(lambda: build_denoiser(asdict(c)), c.seed).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    run = Run(out, asdict(c), fingerprint(workings), net, optimizer, ema_decay=c.ema, clip_norm=1.0)
+
+    def sample(step, n=16):
+        """Unconditional samples of the averaged weights, always from the same noise."""
+        averaged = build_denoiser(asdict(c)).to(device).eval()
+        averaged.load_state_dict(run.averaged())
+        g = generator(c.seed, "sheet")
+        noise = lambda _=None: torch.randn(n, 1, c.size, c.size, generator=g).to(device)
+        x = denoise(schedule, averaged, c.parameterisation, noise(), levels(c.T, 40), noise)[:, 0].cpu().numpy()
+        save_png(out / f"samples_{step:06d}.png", sheet([[with_contours(i, zoom=2) for i in x[r:r + 8]] for r in range(0, n, 8)]))
+
+    # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
+    for step in run.steps(c.steps):
+        g = generator(c.seed, "step", step)
+        x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)             # (N, 1, H, W)
+        for group in optimizer.param_groups:
+            group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
+        with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
+            loss = diffusion_loss(schedule, net, x_0, g, c.parameterisation, c.weighting)
+        run.update(loss)
+        if (step + 1) % c.sample_every == 0 and step + 1 < c.steps:
+            sample(step + 1)
+    sample(c.steps)
+    quantiles, mean, std = quantile_function([w.image for w in workings])
+    run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std), subjects=sorted({r.subject for r in records}))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -5,12 +5,13 @@ import numpy as np
 import torch
 
 from cmr import checkpoint
+from cmr.baselines import intensity_statistics
 from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
 from cmr.pictures import save_png, sheet, with_contours
 from cmr.studies import Domain, find, in_role, split_by_subject
 from cmr.training import Run, generator, initialised, pick_device
-from cmr.translate import build_denoiser, quantile_function
+from cmr.translate import build_denoiser
 from cmr.volumes import Grid, fingerprint, prepare
 
 
@@ -29,15 +30,15 @@ class Config(DataConfig):
     groups: int           = opt(8, "groups of the group normalisation")
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets")
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1")
-    steps: int            = opt(1800, "optimiser steps")
+    steps: int            = opt(1500, "optimiser steps")
     batch: int            = opt(16, "slices per step")
     lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up")
     warmup: int           = opt(100, "steps of the warm-up")
     ema: float            = opt(0.998, "decay of the averaged weights, per step")
     bfloat16: bool        = opt(False, "run the network in bfloat16 (GPU)")
     log_every: int        = opt(50, "steps between log rows")
-    save_every: int       = opt(200, "steps between checkpoints")
-    sample_every: int     = opt(600, "steps between sample sheets")
+    save_every: int       = opt(100, "steps between checkpoints")
+    sample_every: int     = opt(500, "steps between sample sheets")
 
 
 PRESETS = {
@@ -66,8 +67,8 @@ def main(argv=None):
 
     # Model and optimiser.
     schedule = Schedule.make(c.schedule, c.T)
-    net = initialised(lambda: build_denoiser(asdict(c)), c.seed).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    net = initialised(lambda: build_denoiser(asdict(c)), c.seed).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     run = Run(out, asdict(c), fingerprint(workings), net, optimizer, ema_decay=c.ema, clip_norm=1.0)
 
     def sample(step, n=16):
@@ -91,7 +92,7 @@ def main(argv=None):
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps:
             sample(step + 1)
     sample(c.steps)
-    quantiles, mean, std = quantile_function([w.image for w in workings])
+    quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std), subjects=sorted({r.subject for r in records}))
 
 

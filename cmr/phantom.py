@@ -9,7 +9,6 @@ Public: `Config`, `PRESETS`, `render_study`, `write_dataset`.
 import json
 import multiprocessing
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -193,7 +192,7 @@ def _write_study(job):
 
 
 def write_dataset(config):
-    """Write the whole tree; the CSV is written last, so its presence means *finished*.  Equal settings give equal bytes."""
+    """Write the whole tree; phantom_params.json is written last, so its presence means *finished*.  Equal settings give equal bytes."""
     if config.counts not in COUNTS:
         raise UsageError(f"--counts {config.counts}: unknown; use one of {', '.join(COUNTS)}")
     root = writable_folder(config.out)
@@ -210,9 +209,9 @@ def write_dataset(config):
             done.append(result)
             if len(done) % 10 == 0 or len(done) == len(jobs):
                 print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
-    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings, "studies": {d["row"]["External code"]: d["truth"] for d in done}})
     rows = sorted((d["row"] for d in done), key=lambda r: r["External code"])
     write_csv(root / "OpenDataset" / CSV_NAME, [{"": i, **row} for i, row in enumerate(rows)], COLUMNS)
+    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings, "studies": {d["row"]["External code"]: d["truth"] for d in done}})
 
 
 def main(argv=None):

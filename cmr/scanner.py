@@ -107,7 +107,7 @@ class Session:
     b1: float
     shim: tuple                                  # off-resonance: linear u, v and constant, Hz
     lung_hz: float
-    ghost: float
+    ghost: float                                 # share of disturbed k-space lines
     enhanced: bool
     tissue: np.ndarray                           # (len(Tissue), 3) T1, T2, PD of this subject
 
@@ -209,8 +209,8 @@ def acquire(signal, u, v, w, session, rng):
     rows, columns = 2 * round(s.fov_mm / (1.15 * ven.acquired_mm) / 2), 2 * round(s.fov_mm / ven.acquired_mm / 2)
     k_space = _centred(k_space, (rows, columns))
     if s.ghost:
-        lines = rng.random(rows) < 0.3
-        k_space[lines] *= 1 + 4 * s.ghost * np.exp(2j * np.pi * rng.random(lines.sum()))[:, None]
+        lines = rng.random(rows) < s.ghost
+        k_space[lines] *= 1 + 0.6 * np.exp(2j * np.pi * rng.random(lines.sum()))[:, None]
     sigma = blood_level(s) / ven.blood_snr * GRID * GRID / np.sqrt(rows * columns)        # of k-space, for an unnormalised FFT
     k_space = k_space + sigma * (rng.standard_normal(k_space.shape) + 1j * rng.standard_normal(k_space.shape))
     k_space *= _window(rows, ven.filter)[:, None] * _window(columns, ven.filter)[None]

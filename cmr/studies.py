@@ -266,7 +266,7 @@ def _nnunet_raw(root):
     for folder, labels, split in (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing")):
         for path in sorted((root / folder).glob("*_0000.nii*")):
             case = re.sub(r"_0000\.nii(\.gz)?$", "", path.name)
-            if path.name.startswith(".") or manifest and manifest.get(case, {}).get("kept", "") == "0":
+            if path.name.startswith("."):
                 continue
             row = manifest.get(case, {})
             label = root / labels / path.name.replace("_0000", "")

@@ -4,7 +4,7 @@ The output looks like the source and keeps the reference's anatomy, so the refer
 kept is the `Strength`: the start time t0 (more noise, more of the source), and the band of wavelengths that is copied
 from the reference at every step.
 
-Public: `Strength`, `SourceModel`, `match_intensity`, `translate`.
+Public: `Strength`, `SourceModel`, `build_denoiser`, `translate`.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from cmr import checkpoint
+from cmr.baselines import match_mean_std, match_quantiles
 from cmr.bands import Band, band_mask
 from cmr.config import NumericalError, UsageError
 from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, denoise, levels, noised
 from cmr.training import generator
 
-QUANTILES = np.linspace(0, 1, 257)
 BATCH = 16                                       # slices a network call sees; constant, so that results do not depend on it
 
 
@@ -66,12 +66,6 @@ class Strength:
         return ",".join(shown)
 
 
-def quantile_function(images):
-    """Mean quantile function of volumes in [-1, 1] at QUANTILES, (257,), and the mean of their means and SDs."""
-    images = [np.asarray(x, np.float64) for x in images]
-    return np.mean([np.quantile(x, QUANTILES) for x in images], 0), np.mean([x.mean() for x in images]), np.mean([x.std() for x in images])
-
-
 @dataclass(frozen=True)
 class SourceModel:
     """A trained SD-DM with its schedule and the source's intensity statistics."""
@@ -93,7 +87,7 @@ class SourceModel:
         settings = saved["config"]
         net = build_denoiser(settings)
         net.load_state_dict(saved["net"])
-        return cls(net.to(device).eval(), Schedule.make(settings["schedule"], settings["T"]), settings["parameterisation"],
+        return cls(net.to(device, memory_format=torch.channels_last).eval(), Schedule.make(settings["schedule"], settings["T"]), settings["parameterisation"],
                    saved["source_quantiles"].numpy(), saved["source_mean"], saved["source_std"], settings, checkpoint.sha256(path)[:16])
 
 
@@ -104,20 +98,6 @@ def build_denoiser(settings):
                     settings["head"], settings["groups"], settings["dropout"], settings["size"], settings["patch"])
 
 
-def match_intensity(reference, model, how):
-    """Bring a volume's intensities to the source's: `mean_std` is linear, `quantile` maps rank to the source's quantile.
-
-    reference : (D, H, W) in [-1, 1]; so is the result.
-    """
-    if how == "none":
-        return reference
-    if how == "mean_std":
-        return np.clip((reference - reference.mean()) / max(float(reference.std()), 1e-6) * model.std + model.mean, -1, 1).astype(np.float32)
-    own = np.quantile(reference, QUANTILES)
-    rank = np.interp(reference, own + np.arange(257) * 1e-9, QUANTILES)         # ties (clipped voxels) keep their order
-    return np.interp(rank, QUANTILES, model.quantiles).astype(np.float32)
-
-
 @torch.no_grad()
 def translate(model, reference, spacing_mm, strength, *seed):
     """Project a reference volume to the source: (D, H, W) in [-1, 1] -> the same, plus the number of rejected draws.
@@ -126,7 +106,9 @@ def translate(model, reference, spacing_mm, strength, *seed):
     along z.  A draw that is constant, not finite or far too flat is repeated with the next noise, three times at most;
     then NumericalError.
     """
-    matched = match_intensity(np.asarray(reference, np.float32), model, strength.match)
+    reference = np.asarray(reference, np.float32)
+    matched = {"none": lambda: reference, "mean_std": lambda: match_mean_std(reference, model.mean, model.std),
+               "quantile": lambda: match_quantiles(reference, model.quantiles)}[strength.match]()
     for attempt in range(3):
         output = _project(model, matched, spacing_mm, strength, (*seed, attempt))
         if np.isfinite(output).all() and output.std() > 0.25 * matched.std():

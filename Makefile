@@ -1,0 +1,89 @@
+# Rules between stages are file to file; each stage writes its last file only when it has finished, so a killed `make`
+# goes on where it stopped.  Code is not a prerequisite: editing a comment must not retrain for two days.  To redo a
+# stage, delete its folder.
+SHELL         := bash
+.SHELLFLAGS   := -eu -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce test check bench clean
+
+PRESET  ?= demo
+DATA    ?=
+SOURCE  ?= Vendor=A
+TARGET  ?= Vendor=B,C,D
+NETWORK ?= vanilla
+SEED    ?= 0
+RUNS    ?= runs
+
+# The interpreter: .venv, made from requirements.txt, unless PYTHON names one that already has the packages.
+ifdef PYTHON
+PY   := $(PYTHON)
+VENV :=
+else
+PY   := .venv/bin/python
+VENV := .venv/installed
+endif
+
+# The dataset: the phantom of the preset, written on demand, or DATA.
+ifeq ($(DATA),)
+DATASET := data/phantom-$(PRESET)
+PHANTOM := $(DATASET)/phantom_params.json
+else
+DATASET := $(DATA)
+PHANTOM :=
+endif
+comma := ,
+R     := $(RUNS)/$(PRESET)/$(notdir $(patsubst %/,%,$(DATASET)))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
+ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
+SEG   := $(R)/segmenter-$(NETWORK)
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
+	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
+
+reproduce: $(R)/results/report.md ## run what is missing of both experiments and print the table
+	@cat "$(R)/results/report.md"
+	@echo; echo "figures and per-case numbers: $(R)/results"
+
+test: $(VENV) ## run the tests
+	$(PY) -m pytest -q tests
+
+check: $(VENV) $(PHANTOM) ## look the dataset over: counts, spacings, labels, anomalies, leakage
+	$(PY) -m cmr.check "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)"
+
+bench: $(VENV) ## measure the speed of the parts on this machine
+	$(PY) -m cmr.bench
+
+clean: ## delete runs and the phantom; your own data and .venv stay
+	rm -rf "$(RUNS)" data/phantom-*
+
+.venv/installed: requirements.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+data/phantom-%/phantom_params.json: | $(VENV)
+	$(PY) -m cmr.phantom --preset $* --out data/phantom-$*
+
+$(R)/check/check.json: $(PHANTOM) | $(VENV)
+	$(PY) -m cmr.check "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)"
+
+$(R)/diffusion/final.pt: $(R)/check/check.json
+	$(PY) train_diffusion.py $(ARGS) --out "$(@D)"
+
+$(SEG)-real/final.pt: $(R)/check/check.json
+	$(PY) train_unet.py $(ARGS) --network $(NETWORK) --out "$(@D)"
+
+$(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(SEG)-real/final.pt
+	$(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(SEG)-real/final.pt" --out "$(@D)"
+
+$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(SEG)-real/final.pt
+	$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --diffusion "$<" --segmenter "$(SEG)-real/final.pt" --out "$(@D)"
+
+$(SEG)-synthetic/final.pt $(SEG)-both/final.pt: $(SEG)-%/final.pt: $(R)/dg/manifest.csv
+	$(PY) train_unet.py $(ARGS) --network $(NETWORK) --train-on $* --synthetic "$(R)/dg" --out "$(@D)"
+
+$(R)/results/report.md: $(R)/da/manifest.csv $(SEG)-synthetic/final.pt $(SEG)-both/final.pt
+	$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --network $(NETWORK) --run "$(R)" --out "$(@D)"

@@ -1,0 +1,94 @@
+"""Overlap and surface metrics of one structure in one volume, on the original grid, in mm.
+
+Convention (that of MONAI and MetricsReloaded): the border is every voxel of the mask with a face neighbour outside it,
+and outside the array counts as background; distances are exact and Euclidean between voxel centres; HD95 is the larger
+of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the same name.
+
+Public: `dice`, `border`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `ejection_fraction`.
+"""
+import math
+
+import numpy as np
+from scipy import ndimage
+
+SURFACE = ("hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred")
+
+
+def dice(pred, ref):
+    """2 |P and R| / (|P| + |R|) of boolean arrays of one shape; nan when both are empty."""
+    total = np.count_nonzero(pred) + np.count_nonzero(ref)
+    return 2 * np.count_nonzero(pred & ref) / total if total else math.nan
+
+
+def border(mask):
+    """Voxels of a boolean array with at least one face neighbour outside the mask; the array's edge is outside."""
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        first, last = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
+        first[axis], last[axis] = slice(1, None), slice(None, -1)
+        inner[tuple(last)] &= mask[tuple(first)]
+        inner[tuple(first)] &= mask[tuple(last)]
+        first[axis], last[axis] = 0, -1
+        inner[tuple(first)] = inner[tuple(last)] = False
+    return mask & ~inner
+
+
+def border_distances(pred, ref, spacing_mm):
+    """(distances of the border of pred to that of ref, the reverse), mm, float64; both masks must be non-empty.
+
+    The joint bounding box is cut out first: the same result, many times faster.
+    """
+    box = ndimage.find_objects((pred | ref).astype(np.uint8))[0]
+    pred_border, ref_border = border(pred[box]), border(ref[box])
+    to_ref = ndimage.distance_transform_edt(~ref_border, spacing_mm)
+    to_pred = ndimage.distance_transform_edt(~pred_border, spacing_mm)
+    return to_ref[pred_border], to_pred[ref_border]
+
+
+def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
+    """The metrics named in SURFACE (mm) and `nsd` (share of both borders within the tolerance) as a dictionary."""
+    d_pr, d_rp = border_distances(pred, ref, spacing_mm)
+    both = np.concatenate([d_pr, d_rp])
+    quantile = lambda d: float(np.quantile(d, 0.95))
+    return {"hd": float(both.max()), "hd95": max(quantile(d_pr), quantile(d_rp)), "hd95_pooled": quantile(both), "assd": float(both.mean()),
+            "masd": float((d_pr.mean() + d_rp.mean()) / 2), "asd_pred_to_ref": float(d_pr.mean()), "asd_ref_to_pred": float(d_rp.mean()),
+            "nsd": float((both <= tolerance_mm).mean())}
+
+
+def in_plane_metrics(pred, ref, spacing_mm):
+    """Slice by slice along axis 0: mean HD95 and ASSD over slices where both are present, missed and spurious slices.
+
+    On 10 mm slices one end slice of disagreement puts the 3D HD95 at 10 mm whatever the in-plane quality; these tell
+    the two apart.
+    """
+    has_pred, has_ref = pred.any((1, 2)), ref.any((1, 2))
+    rows = [surface_metrics(pred[k], ref[k], spacing_mm[1:]) for k in np.flatnonzero(has_pred & has_ref)]
+    mean = lambda name: float(np.mean([r[name] for r in rows])) if rows else math.nan
+    return {"hd95_in_plane": mean("hd95"), "assd_in_plane": mean("assd"), "slices_both": len(rows),
+            "slices_missed": int((has_ref & ~has_pred).sum()), "slices_spurious": int((has_pred & ~has_ref).sum())}
+
+
+def measure(pred, ref, spacing_mm):
+    """Everything about one structure: boolean (D, H, W) arrays of one shape, spacing (slice, row, column) in mm.
+
+    `status` is ok, missed (pred empty), spurious (ref empty) or absent_both.  A missed or spurious structure has Dice 0,
+    NSD 0 and infinite distances: it is never dropped and never 0 mm.  absent_both leaves every metric nan.
+    """
+    pred, ref = np.asarray(pred, bool), np.asarray(ref, bool)
+    spacing_mm = tuple(float(s) for s in spacing_mm)
+    if pred.shape != ref.shape or pred.ndim != len(spacing_mm):
+        raise ValueError(f"prediction {pred.shape}, reference {ref.shape}, spacing {spacing_mm}: shapes must agree, one spacing an axis")
+    voxel_ml = math.prod(spacing_mm) / 1000
+    status = {(True, True): "ok", (False, True): "missed", (True, False): "spurious", (False, False): "absent_both"}[bool(pred.any()), bool(ref.any())]
+    row = {"status": status, "dice": dice(pred, ref), "volume_pred_ml": pred.sum() * voxel_ml, "volume_ref_ml": ref.sum() * voxel_ml}
+    if status == "ok":
+        surface = surface_metrics(pred, ref, spacing_mm)
+    else:
+        far = math.nan if status == "absent_both" else math.inf
+        surface = {**dict.fromkeys(SURFACE, far), "nsd": math.nan if status == "absent_both" else 0.0}
+    return {**row, **surface, **(in_plane_metrics(pred, ref, spacing_mm) if pred.ndim == 3 else {})}
+
+
+def ejection_fraction(edv_ml, esv_ml):
+    """100 (EDV - ESV) / EDV in percentage points; nan (undefined, not 0) for an empty ED."""
+    return 100 * (edv_ml - esv_ml) / edv_ml if edv_ml > 0 else math.nan

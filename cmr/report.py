@@ -1,0 +1,184 @@
+"""Tables, tests and figures from the per-case metrics: tests.csv, report.md and PNG panels.
+
+The unit is the patient: phases and structures are averaged inside first.  A missed or spurious structure has an infinite
+distance: it is counted in every table, and in tests it takes the largest diagonal of the test images, so that it can
+only hurt.  Public: `Arm`, `ARMS`, `METRIC_COLUMNS`, `patient_values`, `compare`, `write_report`.
+"""
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmr.checkpoint import write_csv, write_text
+from cmr.pictures import difference, save_png, sheet, with_contours
+from cmr.statistics import bca_interval, effect_size, hodges_lehmann, holm, paired_t, welch, wilcoxon
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the experiment: what the segmenter was trained on and what it is given at test time."""
+    name: str
+    trained_on: str
+    test_input: str
+    access: str                                  # what of the target it has touched
+
+    @property
+    def key(self):
+        """Folder name."""
+        return f"{self.trained_on}-{self.test_input}"
+
+
+ARMS = (Arm("baseline", "real", "raw", "nothing"),
+        Arm("DA", "real", "translated", "the test image itself, through the SD-DM"),
+        Arm("matched", "real", "matched", "the test image itself, its histogram"),
+        Arm("FDA", "real", "fda", "the test image itself, its low frequencies"),
+        Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies"),
+        Arm("DG", "synthetic", "raw", "nothing"),
+        Arm("real + DG", "both", "raw", "nothing"),
+        Arm("DG + DA", "synthetic", "translated", "the test image itself, through the SD-DM"))
+BASELINE, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", ("DA", "DG"), ("hd95", "assd")
+TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
+METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
+                  "hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
+                  "slices_missed", "slices_spurious", "volume_pred_ml", "volume_ref_ml", "diagonal_mm")
+TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_baseline", "n_missed_arm", "mean_baseline", "mean_arm", "mean_difference",
+                "bca_low", "bca_high", "hodges_lehmann", "hedges_g", "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p", "wilcoxon_p", "wilcoxon_p_holm")
+MINIMUM_PATIENTS = 10                            # below this no interval and no star
+
+
+def patient_values(rows, metric, penalty_mm=None):
+    """{subject: mean over phases and structures} of a metric; absent_both is left out.
+
+    penalty_mm : what an infinite distance counts as; None leaves missed and spurious structures out (descriptive tables
+    print their number beside it).
+    """
+    values = {}
+    for row in rows:
+        v = row[metric]
+        if row["status"] == "absent_both" or (isinstance(v, float) and math.isnan(v) and row["status"] == "ok"):
+            continue
+        if metric != "dice" and row["status"] != "ok":
+            if penalty_mm is None:
+                continue
+            v = penalty_mm
+        values.setdefault(row["subject"], []).append(v)
+    return {s: float(np.mean(v)) for s, v in sorted(values.items())}
+
+
+def compare(rows, domain, arm, metric, penalty_mm):
+    """One row of tests.csv: `arm` against the baseline on the same patients of `domain`, arm minus baseline."""
+    here = [r for r in rows if r["domain"] == domain]
+    pick = lambda name: [r for r in here if r["arm"] == name]
+    a, b = patient_values(pick(arm), metric, penalty_mm), patient_values(pick(BASELINE), metric, penalty_mm)
+    subjects = sorted(a.keys() & b.keys())
+    x, y = np.array([a[s] for s in subjects]), np.array([b[s] for s in subjects])
+    enough = len(subjects) >= MINIMUM_PATIENTS
+    low, high = bca_interval(x - y) if enough else (math.nan, math.nan)
+    welch_t, welch_df, welch_p = welch(x, y)
+    missed = lambda name: sum(r["status"] in ("missed", "spurious") for r in pick(name))
+    return {"domain": domain, "network": here[0]["network"], "arm": arm, "metric": metric, "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS),
+            "n": len(subjects), "n_missed_baseline": missed(BASELINE), "n_missed_arm": missed(arm), "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()),
+            "mean_difference": float((x - y).mean()), "bca_low": low, "bca_high": high, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
+            "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p, "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
+
+
+def all_tests(rows):
+    """Every arm against the baseline on every target; Holm over the primary family {HD95, ASSD} x {DA, DG} x targets."""
+    penalty = max(r["diagonal_mm"] for r in rows)
+    targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
+    tests = [compare(rows, d, arm.name, metric, penalty) for d in targets for arm in ARMS if arm.name != BASELINE for metric in ("dice", "hd95", "assd")]
+    family = [t for t in tests if t["primary"]]
+    for name in ("welch_p", "wilcoxon_p"):
+        for test, p in zip(family, holm([t[name] for t in family])):
+            test[name + "_holm"] = float(p)
+    return tests
+
+
+def _cell(rows, metric):
+    values = list(patient_values(rows, metric).values())
+    if not values:
+        return "-"
+    digits = 3 if metric == "dice" else 1
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
+
+
+def _table(rows, domain):
+    here = [r for r in rows if r["domain"] == domain]
+    lines = ["| row | trained on | test input | " + " | ".join(TABLE_METRICS.values()) + " | missed or spurious |", "|" + "---|" * (len(TABLE_METRICS) + 4)]
+    for arm in ARMS:
+        own = [r for r in here if r["arm"] == arm.name]
+        failed = sum(r["status"] in ("missed", "spurious") for r in own)
+        lines.append(f"| {arm.name} | {arm.trained_on} | {arm.test_input} | " + " | ".join(_cell(own, m) for m in TABLE_METRICS) + f" | {failed} of {len(own)} |")
+    return lines
+
+
+def _structure_table(rows, domain, structures):
+    lines = ["| row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (1 + 3 * len(structures))]
+    for name in (BASELINE, "DA", "DG", "real + DG"):
+        cells = [_cell([r for r in rows if r["domain"] == domain and r["arm"] == name and r["structure"] == s], m) for s in structures for m in ("dice", "hd95", "assd")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _test_table(tests):
+    lines = ["| target | row | metric | n | difference | 95 % BCa | Welch p (Holm) | Wilcoxon p (Holm) |", "|---|---|---|---|---|---|---|---|"]
+    p = lambda v: "-" if v is None or math.isnan(v) else f"{v:.2g}"
+    for t in tests:
+        if not t["primary"]:
+            continue
+        star = " *" if t["n"] >= MINIMUM_PATIENTS and t["wilcoxon_p_holm"] < 0.01 else ""
+        interval = f"{t['bca_low']:+.1f} to {t['bca_high']:+.1f}" if not math.isnan(t["bca_low"]) else f"n < {MINIMUM_PATIENTS}"
+        lines.append(f"| {t['domain']} | {t['arm']} | {t['metric'].upper()} | {t['n']} | {t['mean_difference']:+.2f} mm | {interval} | "
+                     f"{p(t['welch_p'])} ({p(t['welch_p_holm'])}) | {p(t['wilcoxon_p'])} ({p(t['wilcoxon_p_holm'])}){star} |")
+    return lines
+
+
+def _figure(out, domain, cases):
+    """Reference / translated / difference / truth / baseline / DA for the patient whose DA gain is the median one."""
+    working, inputs, found = sorted(cases, key=lambda case: case[0].record.case)[len(cases) // 2]
+    image, translated, truth = np.asarray(working.image), inputs["translated"][0], np.asarray(working.label)
+    filled = np.flatnonzero(truth.any((1, 2)))
+    rows = [[with_contours(image[k]), with_contours(translated[k]), difference(image[k], translated[k]), with_contours(image[k], truth[k]),
+             with_contours(image[k], found[BASELINE][k]), with_contours(image[k], found["DA"][k]), with_contours(image[k], found["DG"][k])]
+            for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
+    name = "case_" + domain.replace("=", "-").replace(",", "+") + ".png"
+    save_png(out / name, sheet(rows))
+    return name, working.record.case
+
+
+def write_report(out, rows, examples, source, run, settings):
+    """Write tests.csv, report.md and the figures into `out`; print the main table."""
+    tests = all_tests(rows)
+    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
+    domains = list(dict.fromkeys(r["domain"] for r in rows))
+    structures = list(dict.fromkeys(r["structure"] for r in rows))
+    sizes = {d: len({r["subject"] for r in rows if r["domain"] == d}) for d in domains}
+    text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
+            f"Segmenter: {settings['network']}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}"
+            + (" (the dataset labels no others)." if len(structures) < 3 else "."),
+            "Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on the original grid and average the "
+            "structures that were found; the last column counts those that were not. HD95 is the larger directed 95th percentile, pooled HD95 is medpy's.", ""]
+    for domain in domains:
+        text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
+                 *_structure_table(rows, domain, structures), ""]
+    text += ["## Tests against the baseline", "",
+             "Negative: better than the baseline. The primary family is {HD95, ASSD} x {DA, DG} x targets, Holm-corrected. Welch's test is the paper's; the same "
+             "patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the largest image diagonal here. "
+             f"A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says nothing about training noise.", "", *_test_table(tests), "",
+             "## What each row has seen of the target", "", "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
+             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in ARMS], "", "## Figures", "",
+             "Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. LV red, MYO green, RV blue. "
+             "The case shown is the middle one by name.", ""]
+    for domain in domains:
+        name, case = _figure(out, domain, examples[domain])
+        text += [f"{domain}, {case}:", "", f"![{domain}]({name})", ""]
+    sheets = sorted((run / "diffusion").glob("samples_*.png"))
+    if sheets:
+        shutil.copyfile(sheets[-1], out / "samples.png")
+        text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
+    write_text(out / "report.md", "\n".join(text))
+    for domain in domains:
+        print(f"\n{domain} ({sizes[domain]} patients)")
+        print("\n".join(_table(rows, domain)))

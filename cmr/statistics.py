@@ -1,0 +1,83 @@
+"""Tests and intervals on patients: the paper's Welch test, and the paired ones that fit the design.
+
+The same patients are scored by both methods, so the difference per patient is the datum; Welch's test treats the two
+columns as independent and throws that away.  Public: `welch`, `paired_t`, `wilcoxon`, `hodges_lehmann`, `bca_interval`,
+`holm`, `effect_size`.
+"""
+import numpy as np
+from scipy import stats
+
+
+def welch(a, b):
+    """(t, degrees of freedom, two-sided p) of Welch's t-test on two samples; nan for fewer than two values each."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if min(len(a), len(b)) < 2:
+        return np.nan, np.nan, np.nan
+    result = stats.ttest_ind(a, b, equal_var=False)
+    return float(result.statistic), float(result.df), float(result.pvalue)
+
+
+def paired_t(a, b):
+    """(t, degrees of freedom, two-sided p) of the paired t-test."""
+    if len(a) < 2:
+        return np.nan, np.nan, np.nan
+    result = stats.ttest_rel(a, b)
+    return float(result.statistic), float(result.df), float(result.pvalue)
+
+
+def wilcoxon(a, b):
+    """(W, two-sided p) of the signed-rank test; exact for small samples without ties; p = 1 if nothing differs."""
+    d = np.asarray(a, float) - np.asarray(b, float)
+    if not d.any():
+        return 0.0, 1.0
+    result = stats.wilcoxon(d)
+    return float(result.statistic), float(result.pvalue)
+
+
+def hodges_lehmann(a, b):
+    """Pseudo-median of the paired differences a - b: the median of all pairwise means (Walsh averages)."""
+    d = np.asarray(a, float) - np.asarray(b, float)
+    i, j = np.triu_indices(len(d))
+    return float(np.median((d[i] + d[j]) / 2))
+
+
+def bca_interval(differences, level=0.95, resamples=10_000, seed=0, statistic=np.mean):
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of a statistic of patients' differences.
+
+    The statistic must take (data, axis=...).  Equal differences give that point twice; fewer than two values give nan.
+    scipy.stats.bootstrap is not used, because it resamples differently between versions and returns nan for ties.
+    """
+    d = np.asarray(differences, float)
+    n = len(d)
+    if n < 2:
+        return np.nan, np.nan
+    if np.ptp(d) == 0:
+        return float(d[0]), float(d[0])
+    estimate = statistic(d, axis=0)
+    resampled = statistic(d[np.random.default_rng(seed).integers(0, n, (resamples, n))], axis=1)
+    z0 = stats.norm.ppf(((resampled < estimate).sum() + 0.5 * (resampled == estimate).sum()) / resamples)
+    jackknife = np.array([statistic(np.delete(d, i), axis=0) for i in range(n)])
+    u = jackknife.mean() - jackknife
+    acceleration = (u ** 3).sum() / (6 * (u ** 2).sum() ** 1.5)
+    z = z0 + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, stats.norm.cdf(z0 + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def holm(p_values):
+    """Holm-adjusted p-values in the given order; nan stays nan and does not count in the family."""
+    p = np.asarray(p_values, float)
+    adjusted = np.full(len(p), np.nan)
+    valid = np.flatnonzero(~np.isnan(p))
+    order = valid[np.argsort(p[valid], kind="stable")]
+    if len(order):
+        adjusted[order] = np.maximum.accumulate(np.minimum(1, (len(order) - np.arange(len(order))) * p[order]))
+    return adjusted
+
+
+def effect_size(a, b):
+    """Hedges' g of paired differences: mean over SD, times 1 - 3 / (4 (n - 1) - 1); nan when undefined."""
+    d = np.asarray(a, float) - np.asarray(b, float)
+    if len(d) < 2 or d.std(ddof=1) == 0:
+        return np.nan
+    return float(d.mean() / d.std(ddof=1) * (1 - 3 / (4 * (len(d) - 1) - 1)))

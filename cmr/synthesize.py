@@ -1,0 +1,130 @@
+"""Write the synthetic training set (DG) or the translated test set (DA): `python -m cmr.synthesize --arm dg|da`.
+
+The output is a valid nnU-Net raw dataset on the working grid, with `manifest.csv` written last: one row per image with
+its reference, seed, strength, checkpoint hash and audit figures.  Interrupted, it makes only what is missing.
+
+Public: `Config`, `PRESETS`.
+"""
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from cmr import checkpoint
+from cmr.audit import boundary_displacement_mm, mean_dice
+from cmr.config import DataConfig, UsageError, opt, parse, run_script
+from cmr.segment import Segmenter
+from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
+from cmr.training import pick_device
+from cmr.translate import SourceModel, Strength, translate
+from cmr.volumes import Grid, prepare, working_affine, write_nifti
+
+COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "strength", "seed",
+           "sd_dm", "segmenter", "redrawn", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm")
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    """Settings of one synthetic set."""
+    arm: str       = opt("dg", "dg: source training references with their masks; da: test studies of source and targets, without")
+    target: str    = opt("", "target domains (da)")
+    diffusion: str = opt("", "final.pt of train_diffusion.py")
+    segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
+    strength: str  = opt("", "what is kept of the reference; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
+    samples: int   = opt(2, "synthetic images per reference")
+    out: str       = opt("runs/synthetic", "folder of the dataset")
+
+
+# DG: one image near the reference, one whose texture and contrast are redrawn.  DA: intensities first, then all but the heart's layout.
+DEFAULT_STRENGTH = {"dg": "t0=300,steps=12;t0=700,shortest_mm=12,steps=12", "da": "t0=700,match=mean_std,shortest_mm=20,steps=12"}
+PRESETS = {"tiny": dict(samples=1, strength="t0=300,steps=4"), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
+
+
+def _one(c, model, segmenter, strength, working, sample, case):
+    """Make, audit and write one synthetic volume; return its manifest row."""
+    record = working.record
+    reference, mask = np.asarray(working.image), working.label
+    image, redrawn = translate(model, reference, c.spacing_mm, strength, c.seed, record.subject, sample)
+    found_on_reference, found_on_image = segmenter.labels(reference), segmenter.labels(image)
+    row = {"case": case, "subject": record.subject, "phase": record.phase, "sample": sample, "vendor": record.vendor, "centre": record.centre,
+           "pathology": record.pathology, "split": record.split, "reference": record.case, "reference_content": working.content[:16],
+           "strength": str(strength), "seed": c.seed, "sd_dm": model.hash, "segmenter": segmenter.hash, "redrawn": redrawn}
+    if c.arm == "dg":
+        row["dice_reference"], row["dice_synthetic"] = mean_dice(found_on_reference, mask), mean_dice(found_on_image, mask)
+        row["dice_change"] = row["dice_synthetic"] - row["dice_reference"]
+    # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
+    boundary = mask if c.arm == "dg" else found_on_reference
+    row["displacement_median_mm"], row["displacement_p95_mm"] = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
+
+    affine, spacing = working_affine(working.geometry)
+    kind = "Tr" if c.arm == "dg" else "Ts"
+    stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))                         # (D, H, W) -> (X, Y, Z)
+    write_nifti(f"{c.out}/images{kind}/{case}_0000.nii.gz", stored(np.rint((image + 1) * 1000).astype(np.int16)), affine, spacing, "synthetic")
+    if c.arm == "dg":
+        classes = np.zeros(1 + len(STRUCTURES), np.uint8)                                         # nnU-Net wants consecutive labels
+        classes[[STRUCTURES.index(s) + 1 for s in segmenter.structures]] = np.arange(1, 1 + len(segmenter.structures))
+        write_nifti(f"{c.out}/labels{kind}/{case}.nii.gz", stored(classes[np.asarray(mask)]), affine, spacing, "mask of the reference")
+    return row
+
+
+def synthesize(c):
+    """Make every missing volume of the set, then the manifest."""
+    if c.arm not in ("dg", "da"):
+        raise UsageError(f"--arm {c.arm}: use dg or da")
+    if c.arm == "da" and not c.target:
+        raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
+    device = pick_device(c.device)
+    strengths = [Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
+    model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
+    grid = {"spacing_mm": c.spacing_mm, "size": c.size}
+    checkpoint.require_settings(c.diffusion, {k: model.settings[k] for k in grid}, grid)
+    for s in strengths:
+        if s.t0 > model.schedule.T:
+            raise UsageError(f"strength {s}: t0 exceeds the model's T = {model.schedule.T}")
+
+    source = Domain.parse(c.source)
+    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+    if c.arm == "dg":
+        chosen = in_role(records, source, "Training", labelled_only=True)
+    else:
+        chosen = [r for d in (source, *Domain.parse(c.target).each()) for r in in_role(records, d, "Testing")]
+    trained_on = set(segmenter.subjects) | set(checkpoint.load(c.diffusion)["subjects"])
+    tested = sorted({r.subject for r in chosen} & trained_on) if c.arm == "da" else []
+    if tested:
+        raise UsageError(f"{tested[0]} is a test subject, but a network was trained on it ({len(tested)} such); train again with this data")
+
+    out = checkpoint.writable_folder(c.out)
+    settings = {**{k: v for k, v in asdict(c).items() if k not in ("diffusion", "segmenter")}, "sd_dm": model.hash}
+    if (out / "config.json").exists():
+        checkpoint.require_settings(out / "config.json", json.loads((out / "config.json").read_text()), settings)
+    checkpoint.write_json(out / "config.json", settings)
+    labels = {"background": 0, **{s: i for i, s in enumerate(segmenter.structures, 1)}}
+    workings = [w for w in prepare(chosen, Grid(c.spacing_mm, c.size), c.work) if c.arm == "da" or w.label is not None]
+    jobs = [(w, j, f"{w.record.case}_s{j}") for w in workings for j in range(c.samples)]
+    checkpoint.write_json(out / "dataset.json", {
+        "channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(jobs) if c.arm == "dg" else 0, "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIO"})
+
+    rows = []
+    for working, sample, case in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
+        done = out / "items" / f"{case}.json"
+        if not done.exists():
+            checkpoint.write_json(done, _one(c, model, segmenter, strengths[sample % len(strengths)], working, sample, case))
+        rows.append(json.loads(done.read_text()))
+        if len(rows) % 20 == 0 and not sys.stderr.isatty():
+            print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
+    checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
+    for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm"):
+        values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
+        if len(values):
+            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.min() if name == 'dice_change' else values.max():.3f} (n {len(values)})")
+
+
+def main(argv=None):
+    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,272 @@
+"""Schedule, conversions, steps and grids against published formulas evaluated in float64.
+
+The oracle's row t counts from 0; ours is t + 1, and level -1 (clean) is our 0.
+"""
+import numpy as np
+import pytest
+import torch
+
+from cmr.diffusion import (Schedule, at, ddim_step, ddpm_step, denoise, diffusion_loss, estimates, levels, loss_weight, noised, stratified_t, target_of)
+
+LINEAR, COSINE = Schedule.make("linear"), Schedule.make("cosine")
+SCHEDULES = {"linear": LINEAR, "cosine": COSINE}
+#           name, t (from 0), beta, abar, beta~, c0, ct, log10 SNR
+TABLE = [("linear", 0, 1.00000000e-04, 9.99900000e-01, 0, 1, 0, 3.99995657),
+         ("linear", 1, 1.19919920e-04, 9.99780092e-01, 5.45318766e-05, 5.45291500e-01, 4.54708499e-01, 3.65766360),
+         ("linear", 10, 2.99199199e-04, 9.97806573e-01, 2.58463620e-04, 1.36277860e-01, 8.63722069e-01, 2.65792308),
+         ("linear", 500, 1.00599600e-02, 7.77966584e-02, 1.00513358e-02, 3.05805708e-03, 9.94104351e-01, -1.07386575),
+         ("linear", 999, 2.00000000e-02, 4.03582977e-05, 1.99999835e-02, 1.28351487e-04, 9.89948678e-01, -4.39404963),
+         ("cosine", 0, 4.12842248e-05, 9.99958716e-01, 0, 1, 0, 4.38419794),
+         ("cosine", 1, 4.61417527e-05, 9.99912576e-01, 2.17894961e-05, 5.27781409e-01, 4.72218590e-01, 4.05833100),
+         ("cosine", 10, 8.98713625e-05, 9.99278904e-01, 7.86776234e-05, 1.24592236e-01, 8.75407757e-01, 3.14169350),
+         ("cosine", 500, 3.15569144e-03, 4.92285172e-01, 3.14600513e-03, 4.36786690e-03, 9.95356279e-01, -0.0134030918),
+         ("cosine", 999, 9.99000000e-01, 2.42876691e-09, 9.98997576e-01, 1.55689172e-03, 3.16226999e-02, -8.61461416)]
+
+
+@pytest.mark.parametrize("name,t,beta,abar,beta_tilde,c0,ct,log_snr", TABLE)
+def test_schedule_table(name, t, beta, abar, beta_tilde, c0, ct, log_snr):
+    s = SCHEDULES[name]
+    assert float(s.beta[t + 1]) == pytest.approx(beta, rel=1e-8)
+    assert float(s.abar[t + 1]) == pytest.approx(abar, rel=1e-8)
+    assert float(s.snr(t + 1).log10()) == pytest.approx(log_snr, rel=1e-8, abs=1e-9)
+    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    assert ddpm_step(s, zero, one, t + 1, t, zero).item() == pytest.approx(c0, rel=1e-8)         # coefficient of x_0
+    assert ddpm_step(s, one, zero, t + 1, t, zero).item() == pytest.approx(ct, rel=1e-7)         # of x_t
+    assert ddpm_step(s, zero, zero, t + 1, t, one).item() ** 2 == pytest.approx(beta_tilde, rel=1e-7)
+
+
+def test_schedule_sums_and_clean_entry():
+    assert float(LINEAR.beta.sum()) == pytest.approx(10.05) and float(COSINE.beta.sum()) == pytest.approx(12.4414964171)
+    assert float(LINEAR.abar[1:].sum()) == pytest.approx(275.5132333968) and float(COSINE.abar[1:].sum()) == pytest.approx(495.5775125825)
+    assert LINEAR.abar[0] == COSINE.abar[0] == 1 and float(LINEAR.abar[1]) == 1 - float(LINEAR.beta[1])
+    assert float(LINEAR.abar[101]) == pytest.approx(.895141591, rel=1e-8) and float(COSINE.abar[101]) == pytest.approx(.971575682, rel=1e-8)
+
+
+def test_the_chain_of_single_steps_composes_to_the_forward_process():
+    for s in SCHEDULES.values():
+        mean, variance = 1.0, 0.0
+        for t in range(1, s.T + 1):
+            beta = float(s.beta[t])
+            mean, variance = mean * (1 - beta) ** 0.5, variance * (1 - beta) + beta
+        assert mean == pytest.approx(float(s.abar[-1]) ** 0.5, rel=1e-9) and variance == pytest.approx(1 - float(s.abar[-1]), rel=1e-12)
+
+
+# Inputs of the step oracles: x, model output e and step noise z, all (1, 1, 4, 4) float64.
+I = torch.arange(16, dtype=torch.float64).view(1, 1, 4, 4)
+X, E, Z = torch.cos(0.9 * I + 0.1), torch.sin(1.3 * I + 0.2), torch.cos(2.1 * I + 0.5)
+DDIM_500_400 = {"linear": "1.44698006 0.23703323 -0.71657064 -0.98155887 -0.86116209 -0.42661339 0.50763405 1.48988485 1.39898459 -0.15372536 "
+                          "-1.86011319 -1.90017535 -0.09384256 1.74336173 1.83136611 0.34360252",
+                "cosine": "1.09584610 0.39823960 -0.44444965 -0.89829913 -0.80054921 -0.21804372 0.59290865 1.11018168 0.80679205 -0.25175098 "
+                          "-1.21662951 -1.16801536 -0.08898218 1.04299010 1.23145556 0.41988811"}
+DDPM_500_499 = {"linear": "1.08593857 0.44662974 -0.32969714 -0.85121967 -0.93102752 -0.11653982 0.78816212 0.90931059 0.54058884 -0.24891783 "
+                          "-1.04716393 -0.84935312 -0.01039093 0.64525706 1.00618167 0.59002047",
+                "cosine": "1.04491956 0.48866991 -0.32598169 -0.89131898 -0.89455518 -0.11387750 0.75369299 0.94519642 0.53219406 -0.28914489 "
+                          "-1.00130587 -0.84241163 -0.04786771 0.67604017 0.99765607 0.55597045"}
+
+
+def both(s, parameterisation="eps", t=501, clip=False):
+    x_0, eps = estimates(s, parameterisation, E, X, t)
+    if clip:
+        x_0 = x_0.clamp(-1, 1)
+        eps = (X - float(s.abar[t]) ** 0.5 * x_0) / (1 - float(s.abar[t])) ** 0.5
+    return x_0, eps
+
+
+def numbers(x):
+    return [x.flatten()[0].item(), x.flatten()[10].item(), x.sum().item()]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_steps_all_values(name):
+    s = SCHEDULES[name]
+    x_0, eps = both(s)
+    assert ddim_step(s, X, x_0, eps, 501, 401).flatten().numpy() == pytest.approx(np.array(DDIM_500_400[name].split(), float), abs=1e-6)
+    assert ddpm_step(s, X, x_0, 501, 500, Z).flatten().numpy() == pytest.approx(np.array(DDPM_500_499[name].split(), float), abs=1e-6)
+
+
+CASES = {  # case: (linear [0], [10], sum), (cosine [0], [10], sum)
+    "x0 unclipped": ((2.88332740, -5.43630917, 3.15743136), (1.21637281, -1.95202258, 1.49738587)),
+    "ddim clip re-derived": ((1.10959557, -1.06538049, 1.13976519), (1.04870806, -1.00922598, 1.39914446)),
+    "ddim eta .5": ((1.74920967, -2.22397630, 2.26990707), (1.26743119, -1.41749096, 1.76544792)),
+    "ddim eta 1": ((2.00900192, -2.71431105, 2.38822211), (1.42125626, -1.67128072, 1.85800089)),
+    "ddpm 500->400": ((2.00900192, -2.71431105, 2.38822211), (1.42125626, -1.67128072, 1.85800089)),
+    "ddpm 500->400 clip": ((1.47160650, -1.44843862, 1.00991548), (1.33975715, -1.31269131, 1.49070777)),
+    "ddim eta 1 clip re-derived": ((1.47160650, -1.44843862, 1.00991548), (1.33975715, -1.31269131, 1.49070777)),
+    "ddpm 500->499 clip": ((1.08017925, -1.03359745, 1.61300765), (1.04397447, -0.99714756, 1.58361694)),
+    "ddpm 500->499 large": ((1.08597631, -1.04720185, 1.62781680), (1.04499527, -1.00138195, 1.58795180)),
+    "last step": ((0.99306713, -0.95369002, 1.53253669), (0.99374817, -0.95154548, 1.53494352)),
+    "ddim x0": ((0.96604298, -0.78017203, 1.56232253), (0.87413361, -0.66238371, 1.43478778)),
+    "ddim v": ((0.94599203, -1.03544853, 1.39837749), (0.95210324, -1.02814173, 1.41419170)),
+    "noised": ((0.46831206, 0.30423759, 1.08799389), (0.83968520, -0.24307354, 1.56874007)),
+    "inversion 400->500": ((0.70847129, -0.36930538, 1.24404290), (0.90697283, -0.71297480, 1.47623540))}
+COMPUTE = {
+    "x0 unclipped": lambda s: both(s)[0],
+    "ddim clip re-derived": lambda s: ddim_step(s, X, *both(s, clip=True), 501, 401),
+    "ddim eta .5": lambda s: ddim_step(s, X, *both(s), 501, 401, 0.5, Z),
+    "ddim eta 1": lambda s: ddim_step(s, X, *both(s), 501, 401, 1.0, Z),
+    "ddpm 500->400": lambda s: ddpm_step(s, X, both(s)[0], 501, 401, Z),
+    "ddpm 500->400 clip": lambda s: ddpm_step(s, X, both(s, clip=True)[0], 501, 401, Z),
+    "ddim eta 1 clip re-derived": lambda s: ddim_step(s, X, *both(s, clip=True), 501, 401, 1.0, Z),
+    "ddpm 500->499 clip": lambda s: ddpm_step(s, X, both(s, clip=True)[0], 501, 500, Z),
+    "ddpm 500->499 large": lambda s: ddpm_step(s, X, both(s)[0], 501, 500, Z, "large"),
+    "last step": lambda s: ddpm_step(s, X, both(s, t=1)[0], 1, 0, Z),
+    "ddim x0": lambda s: ddim_step(s, X, *both(s, "x0"), 501, 401),
+    "ddim v": lambda s: ddim_step(s, X, *both(s, "v"), 501, 401),
+    "noised": lambda s: noised(s, X, 501, E),
+    "inversion 400->500": lambda s: ddim_step(s, X, *both(s, t=401), 401, 501)}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("i,name", list(enumerate(SCHEDULES)))
+def test_step_cases(case, i, name):
+    assert numbers(COMPUTE[case](SCHEDULES[name])) == pytest.approx(CASES[case][i], abs=1e-6)
+
+
+def test_eps_that_is_not_rederived_after_clipping_is_another_number():
+    x_0, eps = both(LINEAR)
+    slip = numbers(ddim_step(LINEAR, X, x_0.clamp(-1, 1), eps, 501, 401))
+    assert slip == pytest.approx((0.61837590, 0.09172173, -0.12011031), abs=1e-6)                # what public code gives
+    # `denoise` does it right: one step with a network that returns E must give the re-derived value.
+    right = denoise(LINEAR, lambda x, t: E, "eps", X, [501, 401], lambda i: Z, eta=0.0)
+    assert numbers(right) == pytest.approx(CASES["ddim clip re-derived"][0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name,kind,sum_of_squares", [("linear", "leading", 14.26926713), ("linear", "trailing", 14.35909861),
+                                                      ("cosine", "leading", 13.04800514), ("cosine", "trailing", 14.40463327)])
+def test_whole_chain(name, kind, sum_of_squares):
+    net = lambda x, t: 0.5 * torch.tanh(x)
+    # `denoise` casts the network's output to float32, so the chain agrees to that precision.
+    x = denoise(SCHEDULES[name], net, "eps", X, levels(1000, 10, kind), lambda i: None, eta=0.0)
+    assert float((x ** 2).sum()) == pytest.approx(sum_of_squares, abs=2e-5)
+
+
+def test_levels_match_the_published_grids():
+    grid = lambda *a: [t - 1 for t in levels(*a)][:-1]
+    assert grid(1000, 10, "leading") == list(range(900, -1, -100))
+    assert grid(1000, 10, "trailing") == list(range(999, 0, -100))
+    assert grid(1000, 10, "linspace") == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    assert grid(1000, 50, "trailing")[:2] + grid(1000, 50, "trailing")[-2:] == [999, 979, 39, 19]
+    assert grid(1000, 50, "linspace")[:3] + grid(1000, 50, "linspace")[-3:] == [999, 979, 958, 41, 20, 0]
+    assert grid(1000, 7, "leading") == [852, 710, 568, 426, 284, 142, 0]
+    assert grid(1000, 7, "trailing") == [999, 856, 713, 570, 428, 285, 142]
+    assert grid(1000, 7, "linspace")[:4] == [999, 832, 666, 500] or grid(1000, 7, "linspace")[:4] == [999, 832, 666, 499]
+
+
+@pytest.mark.parametrize("kind", ["leading", "trailing", "linspace", "quadratic"])
+@pytest.mark.parametrize("t_start,steps", [(1000, 7), (1000, 10), (1000, 50), (1000, 250), (1000, 1000), (300, 20), (1, 1), (5, 5)])
+def test_levels_decrease_to_the_clean_image(kind, t_start, steps):
+    t = levels(t_start, steps, kind)
+    assert all(a > b for a, b in zip(t, t[1:])) and t[-1] == 0 and 1 <= t[-2] and t[0] <= t_start
+    if kind in ("trailing", "quadratic"):
+        assert t[0] == t_start                                    # the reference is noised to exactly t0
+
+
+def test_conversions_invert_each_other():
+    g = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(5, 1, 3, 3, generator=g, dtype=torch.float64), torch.randn(5, 1, 3, 3, generator=g, dtype=torch.float64)
+    t = torch.tensor([1, 2, 300, 700, 990])
+    for s in SCHEDULES.values():
+        x_t = noised(s, x_0, t, eps)
+        for p in ("eps", "x0", "v"):
+            got = estimates(s, p, target_of(s, p, x_0, eps, t), x_t, t)
+            tolerance = 1e-12 if p == "v" else 1e-8               # eps divides by a small sqrt(abar) at t near T
+            assert torch.allclose(got[0], x_0, atol=tolerance) and torch.allclose(got[1], eps, atol=tolerance)
+
+
+@pytest.mark.parametrize("weighting", ["simple", "snr+1", "min-snr"])
+def test_one_objective_whatever_the_parameterisation(weighting):
+    g = torch.Generator().manual_seed(1)
+    draw = lambda: torch.randn(6, 1, 4, 4, generator=g, dtype=torch.float64)
+    x_0, eps, guess = draw(), draw(), draw()                      # guess: one fixed prediction of the clean image
+    t = torch.tensor([1, 50, 200, 500, 800, 950])
+    x_t = noised(COSINE, x_0, t, eps)
+    _, eps_of_guess = estimates(COSINE, "x0", guess, x_t, t)
+    losses = []
+    for p in ("eps", "x0", "v"):
+        error = (target_of(COSINE, p, guess, eps_of_guess, t) - target_of(COSINE, p, x_0, eps, t)) ** 2
+        losses.append((loss_weight(COSINE, t, p, weighting) * error.flatten(1).mean(1)))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-8) and torch.allclose(losses[1], losses[2], rtol=1e-8)
+
+
+def test_min_snr_is_one_for_small_noise_in_x0_units_and_not_inverted():
+    w = loss_weight(COSINE, torch.tensor([1, 500, 999]), "v", "min-snr")
+    snr = COSINE.snr(torch.tensor([1, 500, 999]))
+    assert torch.allclose(w, snr.clamp(max=5) / (snr + 1)) and w[0] < w[1] and w[2] < 1e-4
+
+
+def test_every_t_is_drawn_and_strata_are_even():
+    g = torch.Generator().manual_seed(0)
+    t = torch.cat([stratified_t(10, 4, g) for _ in range(300)])
+    assert set(t.tolist()) == set(range(1, 11))
+    one = stratified_t(1000, 8, g).sort().values
+    assert ((one - 1) // 125).tolist() == list(range(8)) or (one.diff() == 125).all()
+
+
+def gaussian_net(schedule, mean, sd):
+    """Exact minimiser of the loss when every pixel of the data is N(mean, sd^2): an oracle that needs no training."""
+    def net(x_t, t):
+        abar = at(schedule.abar, t, x_t)
+        return (1 - abar).sqrt() * (x_t - abar.sqrt() * mean) / (abar * sd ** 2 + 1 - abar)
+    return net
+
+
+def chain_moments(schedule, times, mean, sd, eta):
+    """Mean and SD after the chain for Gaussian data: each step is affine in x, so moments propagate exactly."""
+    m, v = 0.0, 1.0
+    for t, s in zip(times[:-1], times[1:]):
+        f = lambda x, z: float(ddim_step(schedule, torch.tensor([[[[x]]]], dtype=torch.float64), *estimates(
+            schedule, "eps", gaussian_net(schedule, mean, sd)(torch.tensor([[[[x]]]], dtype=torch.float64), t), torch.tensor([[[[x]]]], dtype=torch.float64), t),
+            t, s, eta, torch.tensor([[[[z]]]], dtype=torch.float64)))
+        offset = f(0.0, 0.0)
+        slope, noise = f(1.0, 0.0) - offset, f(0.0, 1.0) - offset
+        m, v = offset + slope * m, slope ** 2 * v + noise ** 2
+    return m, v ** 0.5
+
+
+@pytest.mark.parametrize("name,eta,expected", [("cosine", 1.0, (.482437, .467744)), ("cosine", 0.0, (.492130, .484450)), ("linear", 1.0, (.468219, .444100))])
+def test_best_network_gives_the_known_spread(name, eta, expected):
+    for steps, sd in zip((100, 50), expected):
+        m, got = chain_moments(SCHEDULES[name], levels(1000, steps, "trailing"), 0.3, 0.5, eta)
+        assert got == pytest.approx(sd, abs=2e-6) and m == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps,kind,expected", [(20, "trailing", (.54, .79, .91, .97)), (20, "quadratic", (.80, .87, .91, .96)),
+                                                 (40, "quadratic", (.88, .93, .95, .98)), (80, "quadratic", (.92, .96, .98, .99))])
+def test_quadratic_grid_keeps_fine_texture(steps, kind, expected):
+    """Output SD over true SD for weak modes, partial start at t0 = 400, cosine, eta 1."""
+    for tau, ratio in zip((.03, .1, .3, 1), expected):
+        a2 = float(COSINE.abar[400])
+        m, v = 0.0, a2 * tau ** 2 + 1 - a2                        # the noised reference
+        for t, s in zip(levels(400, steps, kind)[:-1], levels(400, steps, kind)[1:]):
+            x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+            x_0, eps = estimates(COSINE, "eps", gaussian_net(COSINE, 0.0, tau)(x, t), x, t)
+            slope = ddim_step(COSINE, x, x_0, eps, t, s, 1.0, 0 * x).item()
+            noise = ddim_step(COSINE, 0 * x, 0 * x, 0 * x, t, s, 1.0, x).item()
+            v = slope ** 2 * v + noise ** 2
+        assert v ** 0.5 / tau == pytest.approx(ratio, abs=0.012)
+
+
+def test_sampler_draws_the_data_it_was_told():
+    g = torch.Generator().manual_seed(0)
+    noise = lambda i=None: torch.randn(4000, 1, 1, 1, generator=g)
+    x = denoise(COSINE, gaussian_net(COSINE, 0.3, 0.5), "eps", noise(), levels(1000, 100, "trailing"), noise, eta=1.0, clip=False)
+    assert x.mean().item() == pytest.approx(0.3, abs=0.03) and x.std().item() == pytest.approx(0.4824, rel=0.03)
+    point = denoise(COSINE, gaussian_net(COSINE, 0.3, 0.0), "eps", noise(), levels(1000, 50, "trailing"), noise, eta=1.0)
+    assert torch.allclose(point, torch.full_like(point, 0.3), atol=1e-5)
+
+
+def test_the_last_step_adds_no_noise():
+    for noise in (0.0, 100.0):
+        x = denoise(COSINE, lambda x, t: torch.zeros_like(x), "v", X, [1, 0], lambda i: torch.full_like(X, noise), eta=1.0, clip=False)
+        assert torch.allclose(x, float(COSINE.abar[1]) ** 0.5 * X)
+        assert torch.equal(ddpm_step(COSINE, X, X, 1, 0, torch.full_like(X, noise)), ddpm_step(COSINE, X, X, 1, 0, torch.zeros_like(X)))
+
+
+def test_loss_of_the_perfect_network_is_zero_and_global_generator_is_untouched():
+    x_0 = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    def oracle(x_t, t):
+        a, s = at(COSINE.abar.sqrt(), t, x_t), at((1 - COSINE.abar).sqrt(), t, x_t)
+        return target_of(COSINE, "v", x_0, (x_t - a * x_0) / s, t)
+    before = torch.random.get_rng_state()
+    assert diffusion_loss(COSINE, oracle, x_0, torch.Generator().manual_seed(0)).item() < 1e-6
+    assert torch.equal(before, torch.random.get_rng_state())

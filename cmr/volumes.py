@@ -136,7 +136,7 @@ def load(record):
     rounded = np.rint(label)
     if np.abs(label - rounded).max() > 2e-3:
         raise DataError(f"{mask.path}: labels are not integers (e.g. {label.flat[np.abs(label - rounded).argmax()]:g}); was it resampled linearly?")
-    unknown = sorted(set(np.unique(rounded).astype(int)) - set(record.label_map))
+    unknown = sorted(set(np.unique(rounded).astype(int).tolist()) - set(record.label_map))
     if unknown:
         raise DataError(f"{mask.path}: label values {unknown}, expected only {sorted(record.label_map)}; correct the file or its label table")
     label = np.array([record.label_map.get(i, 0) for i in range(max(record.label_map) + 1)], np.uint8)[rounded.astype(int)]

@@ -4,7 +4,7 @@ Convention (that of MONAI and MetricsReloaded): the border is every voxel of the
 and outside the array counts as background; distances are exact and Euclidean between voxel centres; HD95 is the larger
 of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the same name.
 
-Public: `dice`, `border`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `ejection_fraction`.
+Public: `dice`, `border`, `bounding_box`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `ejection_fraction`.
 """
 import math
 
@@ -33,12 +33,22 @@ def border(mask):
     return mask & ~inner
 
 
+def bounding_box(mask):
+    """Slices of the smallest box that holds a non-empty boolean array; axis by axis, each search within the last one's cut."""
+    box = []
+    for axis in range(mask.ndim):
+        cut = np.moveaxis(mask[tuple(box)], axis, 0)
+        filled = np.flatnonzero(cut.reshape(len(cut), -1).any(1))
+        box.append(slice(filled[0], filled[-1] + 1))
+    return tuple(box)
+
+
 def border_distances(pred, ref, spacing_mm):
     """(distances of the border of pred to that of ref, the reverse), mm, float64; both masks must be non-empty.
 
     The joint bounding box is cut out first: the same result, many times faster.
     """
-    box = ndimage.find_objects((pred | ref).astype(np.uint8))[0]
+    box = bounding_box(pred | ref)
     pred_border, ref_border = border(pred[box]), border(ref[box])
     to_ref = ndimage.distance_transform_edt(~ref_border, spacing_mm)
     to_pred = ndimage.distance_transform_edt(~pred_border, spacing_mm)
@@ -79,6 +89,9 @@ def measure(pred, ref, spacing_mm):
     if pred.shape != ref.shape or pred.ndim != len(spacing_mm):
         raise ValueError(f"prediction {pred.shape}, reference {ref.shape}, spacing {spacing_mm}: shapes must agree, one spacing an axis")
     voxel_ml = math.prod(spacing_mm) / 1000
+    if (pred | ref).any():                                        # nothing outside the joint box changes any metric
+        box = bounding_box(pred | ref)
+        pred, ref = pred[box], ref[box]
     status = {(True, True): "ok", (False, True): "missed", (True, False): "spurious", (False, False): "absent_both"}[bool(pred.any()), bool(ref.any())]
     row = {"status": status, "dice": dice(pred, ref), "volume_pred_ml": pred.sum() * voxel_ml, "volume_ref_ml": ref.sum() * voxel_ml}
     if status == "ok":

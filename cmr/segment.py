@@ -11,7 +11,7 @@ from cmr import checkpoint
 from cmr.studies import STRUCTURES
 from cmr.unet import UNet
 
-BATCH = 16                                       # slices a network call sees
+BATCH = 32                                       # slices a network call sees at most
 
 
 def build_network(settings, classes):
@@ -51,11 +51,7 @@ class Segmenter:
         """
         device = next(self.net.parameters()).device
         x = torch.from_numpy(zscore(np.asarray(image)))[:, None]                                  # (D, 1, H, W)
-        batches = []
-        for part in x.split(BATCH):
-            n = len(part)
-            part = torch.cat([part, part[-1:].expand(BATCH - n, -1, -1, -1)])                     # always one batch size
-            batches.append(self.net(part.to(device)).float().softmax(1)[:n].cpu())
+        batches = [self.net(part.to(device)).float().softmax(1).cpu() for part in x.split(BATCH)]
         classes = torch.cat(batches).transpose(0, 1).numpy()                                      # (C, D, H, W)
         result = np.zeros((1 + len(STRUCTURES), *classes.shape[1:]), np.float32)
         result[[0] + [STRUCTURES.index(s) + 1 for s in self.structures]] = classes

@@ -37,8 +37,8 @@ class Config(DataConfig):
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# DG: one image near the reference, one whose texture and contrast are redrawn.  DA: intensities first, then all but the heart's layout.
-DEFAULT_STRENGTH = {"dg": "t0=300,steps=12;t0=700,shortest_mm=12,steps=12", "da": "t0=700,match=mean_std,shortest_mm=20,steps=12"}
+# DG: one image near the reference, one whose texture and contrast are redrawn.  DA: intensities first, then a weak projection.
+DEFAULT_STRENGTH = {"dg": "t0=300,steps=12;t0=700,shortest_mm=12,steps=12", "da": "t0=100,match=mean_std,steps=8"}
 PRESETS = {"tiny": dict(samples=1, strength="t0=300,steps=4"), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
 
 

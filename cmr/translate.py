@@ -20,7 +20,7 @@ from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, denoise, levels, noised
 from cmr.training import generator
 
-BATCH = 16                                       # slices a network call sees; constant, so that results do not depend on it
+BATCH = 32                                       # slices a network call sees at most
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,7 @@ def _project(model, matched, spacing_mm, strength, seed):
 
     outputs = []
     for start in range(0, depth, BATCH):
-        y_0 = torch.from_numpy(matched[start:start + BATCH]).to(device)[:, None]               # (n, 1, H, W)
-        n = len(y_0)
-        y_0 = torch.cat([y_0, y_0[-1:].expand(BATCH - n, -1, -1, -1)])                         # always one batch size
+        y_0 = torch.tensor(matched[start:start + BATCH]).to(device)[:, None]               # (n, 1, H, W)
         copies = lambda t: phi is not None and t >= strength.t_stop
         # x0: signal and noise stay consistent for any eta.  state: the reference carries the noise level of the
         # *destination* s (Choi et al. 2021, Algorithm 1; a public port noises it at t instead).
@@ -145,5 +143,5 @@ def _project(model, matched, spacing_mm, strength, seed):
         x = noised(model.schedule, y_0, times[0], draws[0])
         x_0 = denoise(model.schedule, model.net, model.parameterisation, x, times, lambda i: draws[i + 1] if i + 1 < len(draws) else None,
                       strength.eta, edit, refine)
-        outputs.append(x_0[:n, 0].clamp(-1, 1).cpu().numpy())
+        outputs.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(outputs)

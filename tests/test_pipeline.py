@@ -1,0 +1,198 @@
+"""Scripts as a user meets them: faults end in one line and the right exit code, and the stages fit together."""
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import evaluate
+import train_diffusion
+import train_unet
+from cmr import synthesize
+from cmr.config import CheckpointError, UsageError
+from cmr.report import ARMS, all_tests, compare, patient_values
+from cmr.studies import find
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(*arguments):
+    """(exit code, stdout, stderr) of a script run as a process."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout, done.stderr
+
+
+def one_line(errors):
+    return errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def run(phantom, tmp_path_factory):
+    """The whole path at a handful of steps, in-process: {stage: folder}."""
+    root = tmp_path_factory.mktemp("run")
+    common = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--steps", "8", "--save-every", "4", "--log-every", "4"]
+    train_diffusion.main([*common, "--out", str(root / "diffusion"), "--ema", "0.5"])
+    train_unet.main([*common, "--out", str(root / "segmenter-vanilla-real")])
+    shared = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--diffusion", str(root / "diffusion" / "final.pt"),
+              "--segmenter", str(root / "segmenter-vanilla-real" / "final.pt"), "--strength", "t0=30,steps=2"]
+    synthesize.main([*shared, "--arm", "dg", "--out", str(root / "dg")])
+    synthesize.main([*shared, "--arm", "da", "--target", "Vendor=B,D", "--out", str(root / "da")])
+    for kind in ("synthetic", "both"):
+        train_unet.main([*common, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-vanilla-{kind}")])
+    evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--target", "Vendor=B,D", "--run", str(root), "--out", str(root / "results")])
+    return root
+
+
+def test_stages_write_what_they_promise(run):
+    assert {p.name for p in (run / "diffusion").iterdir()} == {"config.json", "log.csv", "final.pt", "samples_000008.png"}
+    dg = find(run / "dg")
+    assert len(dg) == 8 and all(r.label_path for r in dg) and {r.subject for r in dg} == {r.subject for r in find(run / "dg")}
+    header = nib.load(dg[0].image_path).header
+    assert header.get_zooms()[:2] == (2.5, 2.5)
+    rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
+    assert len(rows) == 8 and all(row["sd_dm"] and row["strength"].startswith("t0=30") and float(row["dice_synthetic"]) >= 0 for row in rows)
+    assert {r.metadata["split"] for r in find(run / "da")} == {"Testing"}
+
+
+def test_results_cover_every_arm_structure_and_failure(run, phantom):
+    rows = list(csv.DictReader(open(run / "results" / "metrics.csv")))
+    cases = {(r["subject"], r["phase"]) for r in rows}
+    assert len(rows) == len(cases) * len(ARMS) * 3 and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
+    assert all(r["hd95"] == "inf" and r["dice"] == "0" for r in rows if r["status"] in ("missed", "spurious"))
+    report = (run / "results" / "report.md").read_text()
+    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
+        assert text in report
+    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 7 * 3
+    record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
+    prediction = nib.load(run / "results" / "predictions" / "real-raw" / f"{record.case}.nii.gz")
+    original = nib.load(record.image_path)
+    assert prediction.shape == original.shape[:3] and np.allclose(prediction.affine, original.affine, atol=1e-5)
+
+
+def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phantom, tmp_path):
+    copy = tmp_path / "dg"
+    shutil.copytree(run / "dg", copy)
+    images = sorted((copy / "imagesTr").iterdir())
+    before = {p.name: p.read_bytes() for p in images}
+    stamp = images[0].stat().st_mtime_ns
+    (copy / "manifest.csv").unlink()
+    images[3].unlink()
+    (copy / "items" / images[3].name.replace("_0000.nii.gz", ".json")).unlink()
+    again = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
+             "--segmenter", str(run / "segmenter-vanilla-real" / "final.pt"), "--arm", "dg", "--out", str(copy)]
+    synthesize.main([*again, "--strength", "t0=30,steps=2"])
+    assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before and images[0].stat().st_mtime_ns == stamp
+    assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
+    with pytest.raises(CheckpointError, match="strength: 't0=30,steps=2' there"):
+        synthesize.main([*again, "--strength", "t0=60,steps=2"])
+
+
+def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
+    with pytest.raises(UsageError, match="is a test subject, but a network was trained on it"):
+        from cmr import checkpoint
+        saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
+        saved["subjects"] = saved["subjects"] + [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
+        checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
+        synthesize.main(["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
+                         "--segmenter", str(tmp_path / "leaky.pt"), "--arm", "da", "--target", "Vendor=B", "--out", str(tmp_path / "da")])
+
+
+def small_copy(phantom, tmp_path):
+    """Hard copies of the phantom, to break."""
+    copy = tmp_path / "data"
+    shutil.copytree(phantom, copy, ignore=shutil.ignore_patterns("work"))
+    return copy, sorted(copy.rglob("Labeled/*/*_sa.nii.gz"))[0]
+
+
+def rewrite(path, change):
+    image = nib.load(path)
+    array = change(np.array(image.dataobj))
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+
+
+def truncate(image):
+    image.write_bytes(image.read_bytes()[:-2000])
+
+
+def flip_bit(image):
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 4
+    image.write_bytes(data)
+
+
+
+FAULTS = {
+    "truncated image": (lambda d, i: truncate(i), 3, "truncated or damaged"),
+    "flipped bit": (lambda d, i: flip_bit(i), 3, "truncated or damaged"),
+    "shapes differ": (lambda d, i: rewrite(i.with_name(i.name.replace("_sa", "_sa_gt")), lambda a: a[:-3]), 3, "shape"),
+    "label value 7": (lambda d, i: rewrite(i.with_name(i.name.replace("_sa", "_sa_gt")), lambda a: np.where(a == 1, 7, a)), 3, "label values [7]"),
+    "CSV without ED": (lambda d, i: (lambda t: t.write_text(t.read_text().replace(",ED,", ",E.D.,")))(next(d.rglob("*.csv"))), 3, "column ED missing")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_data_stops_the_check_and_the_training_in_one_line(phantom, tmp_path, fault):
+    damage, code, words = FAULTS[fault]
+    data, image = small_copy(phantom, tmp_path)
+    damage(data, image)
+    for command in (["-m", "cmr.check", data, "--preset", "tiny", "--out", tmp_path / "out"],
+                    ["train_unet.py", "--preset", "tiny", "--data", data, "--out", tmp_path / "run", "--work", tmp_path / "work"]):
+        got, _, errors = script(*command)
+        assert got == code and one_line(errors) and words in errors, errors
+    assert not list(tmp_path.rglob("final.pt")) and not list(tmp_path.rglob("*.tmp.*"))
+
+
+def test_bad_arguments_and_folders(phantom, run, tmp_path):
+    for arguments, code, words in (
+            (["-m", "cmr.check", tmp_path / "absent"], 3, "no such folder"),
+            (["-m", "cmr.check", phantom, "--source", "Vendor=Q"], 2, "Vendor has A"),
+            (["train_diffusion.py", "--preset", "tiny", "--data", phantom, "--source", "Vendor=Q", "--out", tmp_path / "r", "--work", tmp_path / "w"], 2, "matches none"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--network", "resnet"], 2, "use vanilla"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--out", phantom / "README.txt" / "run"], 5, "choose another --out"),
+            (["train_unet.py", "--preset", "tiny", "--stesp", "3"], 2, "did you mean --steps"),
+            (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", tmp_path, "--out", tmp_path / "o"], 4, "no such checkpoint")):
+        got, _, errors = script(*arguments)
+        assert got == code and one_line(errors) and words in errors, (arguments, got, errors)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
+    arguments = ["--preset", "tiny", "--data", phantom, "--work", run / "work", "--diffusion", run / "diffusion" / "final.pt",
+                 "--segmenter", run / "segmenter-vanilla-real" / "final.pt", "--out", tmp_path / "dg", "--spacing-mm", "2.0"]
+    got, _, errors = script("-m", "cmr.synthesize", *arguments)
+    assert got == 4 and one_line(errors) and "spacing_mm: 2.5 there, 2.0 now" in errors
+    got, _, errors = script("-m", "cmr.synthesize", *arguments[:-2], "--diffusion", run / "segmenter-vanilla-real" / "final.pt")
+    assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors
+
+
+def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target"):
+    return {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status, "dice": 0.8 if status == "ok" else 0.0,
+            "hd95": hd95, "assd": hd95 / 4, "diagonal_mm": 500.0}
+
+
+def test_failures_are_counted_and_can_only_hurt():
+    rows = [row(f"p{i}", arm, 10.0 + i - (3 if arm == "DA" else 0)) for i in range(12) for arm in ("baseline", "DA")]
+    better = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
+    assert better["mean_difference"] == pytest.approx(-3) and better["n"] == 12 and better["n_missed_arm"] == 0 and better["wilcoxon_p"] < 0.001
+    rows[1] = row("p0", "DA", float("inf"), "missed")
+    worse = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
+    assert worse["n"] == 12 and worse["n_missed_arm"] == 1 and worse["mean_difference"] == pytest.approx((-3 * 11 + 490) / 12) and worse["wilcoxon_p"] > better["wilcoxon_p"]
+    assert patient_values([rows[1]], "hd95") == {} and patient_values([rows[1]], "hd95", 500.0) == {"p0": 500.0} and patient_values([rows[1]], "dice") == {"p0": 0.0}
+
+
+def test_holm_runs_over_the_declared_family():
+    rows = [row(f"p{i}", a.name, 10.0 + i + (i % 3) * j, domain=d, role="target") for d in ("Vendor=B", "Vendor=C") for i in range(10) for j, a in enumerate(ARMS)]
+    tests = all_tests(rows)
+    assert sum(t["primary"] for t in tests) == 2 * 2 * 2 and all(("welch_p_holm" in t) == bool(t["primary"]) for t in tests)
+
+
+def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):
+    """26 public-domain patients of the Sunnybrook data, LV only; skipped where the folder is absent (SUNNYBROOK=...)."""
+    data = Path(os.environ.get("SUNNYBROOK", "/nowhere"))
+    if not data.is_dir():
+        pytest.skip("set SUNNYBROOK to a folder of the Sunnybrook data in the pre-split M&Ms form")
+    got, printed, errors = script("-m", "cmr.check", data, "--source", "Pathology=MINF,DCM", "--target", "Pathology=HCM,NOR")
+    assert got == 0 and "26 subjects, 52 volumes" in printed and "MYO, RV labelled nowhere" in printed, errors

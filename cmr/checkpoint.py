@@ -69,7 +69,7 @@ def writable_folder(path):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for stale in path.glob(".*.tmp.*"):                   # left by a process that was killed while writing
+        for stale in path.rglob(".*.tmp.*"):                  # left by a process that was killed while writing
             stale.unlink()
         probe = path / f".{uuid.uuid4().hex}.tmp.probe"
         probe.touch()

@@ -1,0 +1,27 @@
+"""The audit finds what was done to an image."""
+import numpy as np
+from scipy import ndimage
+
+from cmr.audit import boundary_displacement_mm, mean_dice
+
+
+def heart():
+    rng = np.random.default_rng(0)
+    z, y, x = np.indices((2, 64, 64))
+    mask = (np.hypot(x - 32, y - 32) < 12).astype(np.uint8) + (np.hypot(x - 32, y - 32) < 8)
+    return ndimage.gaussian_filter(mask * 0.5 + 0.05 * rng.standard_normal(mask.shape), (0, 0.7, 0.7)).astype(np.float32), mask.astype(np.uint8)
+
+
+def test_displacement_finds_a_known_shift():
+    image, mask = heart()
+    assert boundary_displacement_mm(image, image, mask, 2.5) == (0.0, 0.0)
+    assert boundary_displacement_mm(image, 0.3 - 0.5 * image, mask, 2.5) == (0.0, 0.0)            # contrast is no displacement
+    median, p95 = boundary_displacement_mm(image, np.roll(image, (2, 1), (1, 2)), mask, 2.5)
+    assert abs(median - 2.5 * 5 ** 0.5) < 1e-6 and abs(p95 - median) < 1e-6
+    assert np.isnan(boundary_displacement_mm(image, image, 0 * mask, 2.5)).all()
+
+
+def test_mean_dice_is_over_the_structures_of_the_mask():
+    _, mask = heart()
+    assert mean_dice(mask, mask) == 1.0 and mean_dice(0 * mask, mask) == 0.0 and np.isnan(mean_dice(mask, 0 * mask))
+    assert abs(mean_dice(np.where(mask == 2, 0, mask), mask) - 0.5) < 1e-12

@@ -14,7 +14,7 @@ from cmr.segment import Segmenter
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, read_table, split_by_subject
 from cmr.training import pick_device, rng
 from cmr.translate import SourceModel
-from cmr.volumes import Grid, load, prepare, to_original, write_nifti
+from cmr.volumes import Grid, load, prepare, to_original, write_like
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def main(argv=None):
                 shares = np.mean([segmenters[arm.trained_on].probabilities(image) for image in inputs[arm.test_input]], 0)
                 found[arm.name] = shares.argmax(0).astype(np.uint8)
                 labels = to_original(shares, working.geometry)
-                write_nifti(out / "predictions" / arm.key / f"{record.case}.nii.gz", labels, nifti.affine, nifti.spacing_mm, f"{arm.name} {segmenters[arm.trained_on].hash}")
+                write_like(out / "predictions" / arm.key / f"{record.case}.nii.gz", labels, nifti)
                 for structure in structures:
                     value = STRUCTURES.index(structure) + 1
                     metrics = measure(labels.transpose(2, 1, 0) == value, truth.transpose(2, 1, 0) == value, spacing_zyx)

@@ -14,8 +14,9 @@ import numpy as np
 
 from cmr.checkpoint import writable_folder, write_json
 from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
+from cmr.metrics import dice
 from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
-from cmr.volumes import Grid, load, to_working
+from cmr.volumes import Grid, load, to_original, to_working
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def check(config):
         in_role(records, domain, "Testing", labelled_only=True)
     grid = Grid(config.spacing_mm, config.size)
     unusable, notes, spacings, shapes, values, cropped = [], Counter(), Counter(), Counter(), Counter(), []
-    contents, counts = defaultdict(set), Counter()
+    contents, counts, there_and_back = defaultdict(set), Counter(), defaultdict(list)
     for record in records:
         for flag in record.flags:
             notes[flag] += 1
@@ -55,7 +56,10 @@ def check(config):
         if label is None:
             continue
         values.update(STRUCTURES[v - 1] for v in np.unique(label) if v)
-        working_label = to_working(image, nifti, grid, label)[1]
+        _, working_label, geometry = to_working(image, nifti, grid, label)
+        back = to_original((working_label == np.arange(4)[:, None, None, None]).astype(np.float32), geometry)
+        for value in np.unique(label[label > 0]):
+            there_and_back[STRUCTURES[value - 1]].append(dice(back == value, label == value))
         share = working_label.astype(bool).sum() * grid.spacing_mm ** 2 / (label.astype(bool).sum() * np.prod(nifti.spacing_mm[:2]))
         if share < 0.97:
             cropped.append(f"{record.case} ({100 * (1 - share):.0f} %)")
@@ -65,7 +69,8 @@ def check(config):
         splits[record.subject].add(record.split)
     shared = sorted(s for s, where in splits.items() if len(where) > 1)
     findings = {"volumes": len(records), "subjects": len(splits), "counts": {" ".join(k): n for k, n in sorted(counts.items())},
-                "spacings_mm": dict(spacings.most_common()), "structures": dict(values), "notes": dict(notes),
+                "spacings_mm": dict(spacings.most_common()), "structures": dict(values),
+                "working_grid_dice": {s: [float(np.mean(there_and_back[s])), float(np.min(there_and_back[s]))] for s in STRUCTURES if s in there_and_back}, "notes": dict(notes),
                 "heart_outside_working_field": cropped, "same_image_twice": leaks, "subject_in_two_splits": shared, "unusable": unusable}
     _print(findings)
     if config.out:
@@ -86,6 +91,9 @@ def _print(findings):
         print(f"  {key:44s} {n:5d}")
     print("spacing mm: " + ", ".join(f"{k} ({n})" for k, n in list(findings["spacings_mm"].items())[:8]))
     print("structures: " + ", ".join(f"{k} in {n} volumes" for k, n in findings["structures"].items()))
+    if findings["working_grid_dice"]:
+        print("a mask sent through the working grid and back, Dice with itself (no network can do better there): "
+              + ", ".join(f"{s} {mean:.3f} (worst {worst:.3f})" for s, (mean, worst) in findings["working_grid_dice"].items()))
     missing = [s for s in STRUCTURES if s not in findings["structures"]]
     if missing and findings["structures"]:
         print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")

@@ -105,11 +105,12 @@ def run_script(main):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except PermissionError as error:
-        print(f"error: {error.filename}: permission denied; choose another folder", file=sys.stderr)
-        sys.exit(ResourceError.exit_code)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
+    except (OSError, MemoryError) as error:
+        what = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else str(error) or "out of memory"
+        print(f"error: {what}; free some space or memory, or choose another folder", file=sys.stderr)
+        sys.exit(ResourceError.exit_code)

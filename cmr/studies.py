@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
 from cmr.config import DataError, UsageError
 
@@ -68,21 +69,24 @@ class Domain:
         """One domain per value: targets are reported one by one."""
         return [Domain(self.column, (v,)) for v in self.values]
 
+    def value(self, record):
+        """What a record has in this domain's column, or None if there is no such column."""
+        named = {"vendor": record.vendor, "vendorname": record.vendor_name, "centre": record.centre, "pathology": record.pathology}
+        return {**record.metadata, **named}.get(self.column.lower())
+
     def __contains__(self, record):
-        have = {**record.metadata, "vendor": record.vendor, "vendorname": record.vendor_name, "centre": record.centre, "pathology": record.pathology}
-        return have.get(self.column.lower(), "").lower() in [v.lower() for v in self.values]
+        return (self.value(record) or "").lower() in [v.lower() for v in self.values]
 
     def select(self, records):
         """The records of this domain; raises UsageError naming what there is when nothing matches."""
         chosen = [r for r in records if r in self]
         if not chosen:
-            columns = {**{k: None for r in records for k in r.metadata}, "vendor": None, "vendorname": None, "centre": None, "pathology": None}
-            if self.column.lower() not in columns:
-                raise UsageError(f"domain {self}: no metadata column {self.column!r}; there are {', '.join(sorted(columns))}")
-            key = {"vendor": "vendor", "vendorname": "vendor_name", "centre": "centre", "pathology": "pathology"}.get(self.column.lower())
-            found = Counter(getattr(r, key) if key else r.metadata.get(self.column.lower(), "") for r in records)
+            found = Counter(self.value(r) for r in records)
+            if set(found) == {None}:
+                columns = sorted({k for r in records for k in r.metadata} | {"vendor", "centre", "pathology"})
+                raise UsageError(f"domain {self}: no metadata column {self.column!r}; there are {', '.join(columns)}")
             raise UsageError(f"domain {self} matches none of {len(records)} volumes; {self.column} has "
-                             + ", ".join(f"{v or '(empty)'} ({n})" for v, n in sorted(found.items())))
+                             + ", ".join(f"{v or '(empty)'} ({n})" for v, n in sorted(found.items(), key=str)))
         return chosen
 
 
@@ -318,5 +322,5 @@ def in_role(records, domain, split, labelled_only=False):
 
 def labelled(workings):
     """Structures that occur in the labels of these working volumes, in the order of STRUCTURES."""
-    present = {int(v) for w in workings if w.label is not None for v in set(w.label.ravel().tolist())}
+    present = {v for w in workings if w.label is not None for v in np.unique(w.label)}
     return tuple(s for i, s in enumerate(STRUCTURES, 1) if i in present)

@@ -4,7 +4,8 @@ A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], sli
 columns to the right in the clinical short-axis view, resampled in-plane to one spacing and centre-cropped or padded to
 one size; the slices stay as they were acquired.  `Geometry` keeps what is needed to go back to the original grid.
 
-Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `load`, `to_working`, `to_original`, `prepare`, `fingerprint`.
+Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `write_like`, `load`, `to_working`, `to_original`, `image_to_original`,
+`working_affine`, `prepare`, `fingerprint`.
 """
 import functools
 import gzip
@@ -45,6 +46,7 @@ class Nifti:
     affine: np.ndarray
     spacing_mm: tuple
     notes: tuple
+    header: object = None                        # the file's own, for writing results beside it
 
 
 @functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
@@ -92,7 +94,7 @@ def read_nifti(path):
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
         notes.append("direction cosines not orthonormal")
     array.setflags(write=False)
-    return Nifti(path, array, image.affine, spacing, tuple(notes))
+    return Nifti(path, array, image.affine, spacing, tuple(notes), image.header)
 
 
 def write_nifti(path, array, affine, spacing_mm, description=""):
@@ -103,6 +105,14 @@ def write_nifti(path, array, affine, spacing_mm, description=""):
     image.set_sform(affine, 2)
     image.set_qform(affine, 0)
     image.header["descrip"] = description[:79].encode()
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_like(path, array, nifti):
+    """Write a result (X, Y, Z) on the grid of `nifti` atomically, with that file's own header: codes, units, description."""
+    image = nib.Nifti1Image(array, nifti.affine, nifti.header)
+    image.set_data_dtype(array.dtype)
     with atomic(path) as temporary:
         nib.save(image, temporary)
 

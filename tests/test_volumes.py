@@ -8,7 +8,7 @@ import pytest
 from cmr.config import DataError
 from cmr.studies import Record
 from cmr.volumes import (CANONICAL, Geometry, Grid, Nifti, canonical, fingerprint, image_to_original, load, orientation, prepare, read_nifti, stored,
-                         to_original, to_working, working_affine, write_nifti)
+                         to_original, to_working, working_affine, write_like, write_nifti)
 
 GRID = Grid(1.5, 128)
 
@@ -91,6 +91,21 @@ def test_image_comes_back_in_shape_and_scale():
     back = image_to_original(working, geometry)
     inside = np.abs(back - turned)[40:-40, 40:-40]
     assert back.shape == turned.shape and inside.mean() < 2       # of a range of 300; the borders are outside the field of view
+
+
+def test_results_carry_the_header_of_the_image(tmp_path):
+    image = nib.Nifti1Image(np.stack([IMAGE] * 3, -1).astype(np.float64), np.diag([-1.25, -1.25, 8, 1]))
+    image.set_sform(image.affine, 2)
+    image.set_qform(None, 0)
+    image.header["descrip"] = b"scanner text"
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "4d.nii.gz")
+    nifti = read_nifti(tmp_path / "4d.nii.gz")
+    write_like(tmp_path / "out.nii.gz", LABEL, nifti)
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert written.shape == IMAGE.shape and (np.asarray(written.dataobj) == LABEL).all() and written.get_data_dtype() == np.uint8
+    assert (written.affine == image.affine).all() and written.header.get_zooms() == (1.25, 1.25, 8.0)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"]), written.header["descrip"].item()) == (2, 0, b"scanner text")
 
 
 def test_non_square_pixels_keep_their_shape():

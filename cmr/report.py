@@ -47,6 +47,16 @@ TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_
                 "bca_low", "bca_high", "hodges_lehmann", "hedges_g", "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p", "wilcoxon_p", "wilcoxon_p_holm")
 MINIMUM_PATIENTS = 10                            # below this no interval and no star
 
+READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on the original grid and "
+           "average the structures that were found; the last column counts those that were not. HD95 is the larger directed 95th percentile, "
+           "pooled HD95 is medpy's.")
+TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x {DA, DG} x targets, Holm-corrected. Welch's test is the "
+         "paper's; the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the "
+         f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
+         "nothing about training noise.")
+FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
+           "LV red, MYO green, RV blue. The case shown is the middle one by name.")
+
 
 def patient_values(rows, metric, penalty_mm=None):
     """{subject: mean over phases and structures} of a metric; absent_both is left out.
@@ -136,7 +146,7 @@ def _test_table(tests):
 
 
 def _figure(out, domain, cases):
-    """Reference / translated / difference / truth / baseline / DA for the patient whose DA gain is the median one."""
+    """Write one case's panels (see FIGURES); return the file's name and the case."""
     working, inputs, found = sorted(cases, key=lambda case: case[0].record.case)[len(cases) // 2]
     image, translated, truth = np.asarray(working.image), inputs["translated"][0], np.asarray(working.label)
     filled = np.flatnonzero(truth.any((1, 2)))
@@ -155,22 +165,15 @@ def write_report(out, rows, examples, source, run, settings):
     domains = list(dict.fromkeys(r["domain"] for r in rows))
     structures = list(dict.fromkeys(r["structure"] for r in rows))
     sizes = {d: len({r["subject"] for r in rows if r["domain"] == d}) for d in domains}
+    partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
-            f"Segmenter: {settings['network']}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}"
-            + (" (the dataset labels no others)." if len(structures) < 3 else "."),
-            "Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on the original grid and average the "
-            "structures that were found; the last column counts those that were not. HD95 is the larger directed 95th percentile, pooled HD95 is medpy's.", ""]
+            f"Segmenter: {settings['network']}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
-    text += ["## Tests against the baseline", "",
-             "Negative: better than the baseline. The primary family is {HD95, ASSD} x {DA, DG} x targets, Holm-corrected. Welch's test is the paper's; the same "
-             "patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the largest image diagonal here. "
-             f"A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says nothing about training noise.", "", *_test_table(tests), "",
-             "## What each row has seen of the target", "", "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
-             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in ARMS], "", "## Figures", "",
-             "Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. LV red, MYO green, RV blue. "
-             "The case shown is the middle one by name.", ""]
+    text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
+             "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
+             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in ARMS], "", "## Figures", "", FIGURES, ""]
     for domain in domains:
         name, case = _figure(out, domain, examples[domain])
         text += [f"{domain}, {case}:", "", f"![{domain}]({name})", ""]

@@ -101,7 +101,8 @@ class Run:
             self.ema[name].copy_(value)
         self.step = state["step"]
         rows = self.log.read_text().splitlines()
-        kept = [r for r in rows[1:] if int(r.split(",")[0]) <= self.step]      # rows after the last checkpoint come again
+        whole = [r for r in rows[1:] if r.count(",") == 3]                     # a killed process may leave half a row
+        kept = [r for r in whole if int(r.split(",")[0]) <= self.step]         # rows after the last checkpoint come again
         checkpoint.write_text(self.log, "\n".join([rows[0], *kept]) + "\n")
         print(f"{self.out}: going on from step {self.step}", flush=True)
 

@@ -39,6 +39,8 @@ def train(out, stop_after=None, steps=20, settings=SETTINGS, data_hash="d"):
 def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, killed_at):
     straight = train(tmp_path / "a")
     train(tmp_path / "b", stop_after=killed_at)
+    with open(tmp_path / "b" / "log.csv", "a") as file:
+        file.write("1")                                           # half of a row
     assert (tmp_path / "b" / "last.pt").exists() == (killed_at >= 4) and not (tmp_path / "b" / "final.pt").exists()
     resumed = train(tmp_path / "b")
     assert straight.keys() == resumed.keys() and all(torch.equal(straight[k], resumed[k]) for k in straight)

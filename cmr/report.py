@@ -138,7 +138,8 @@ def _test_table(tests):
     for t in tests:
         if not t["primary"]:
             continue
-        star = " *" if t["n"] >= MINIMUM_PATIENTS and t["wilcoxon_p_holm"] < 0.01 else ""
+        starred = t["n"] >= MINIMUM_PATIENTS and t["wilcoxon_p_holm"] < 0.01
+        star = (" * better" if t["hodges_lehmann"] < 0 else " * worse") if starred else ""
         interval = f"{t['bca_low']:+.1f} to {t['bca_high']:+.1f}" if not math.isnan(t["bca_low"]) else f"n < {MINIMUM_PATIENTS}"
         lines.append(f"| {t['domain']} | {t['arm']} | {t['metric'].upper()} | {t['n']} | {t['mean_difference']:+.2f} mm | {interval} | "
                      f"{p(t['welch_p'])} ({p(t['welch_p_holm'])}) | {p(t['wilcoxon_p'])} ({p(t['wilcoxon_p_holm'])}){star} |")

@@ -3,6 +3,8 @@
 Real figures: image statistics of 45 Sunnybrook subjects (GE 1.5 T; 8-bit, 1.25 mm assumed), volumes of the 160 M&Ms
 test studies (median of three teams' masks).  Public: `image_statistics`, `print_validation`.
 """
+import warnings
+
 import numpy as np
 from scipy import ndimage, optimize, special
 
@@ -63,10 +65,13 @@ def _edge_sigma_mm(image, centre, lv, pixel_mm):
         profile = ndimage.map_coordinates(image.astype(float), [centre[0] + r * np.sin(angle), centre[1] + r * np.cos(angle)], order=1)
         steepest = np.argmin(np.gradient(ndimage.gaussian_filter1d(profile, 2)))
         near = np.abs(r - r[steepest]) < 4
-        try:
-            (_, sigma, _, step), _ = optimize.curve_fit(model, r[near], profile[near], (r[steepest], 1.0, profile[near].min(), np.ptp(profile[near])), maxfev=400)
-        except (RuntimeError, TypeError):
-            continue
+        start = (r[steepest], 1.0, profile[near].min(), np.ptp(profile[near]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)             # a flat ray has no covariance; its fit is left out below
+            try:
+                (_, sigma, _, step), _ = optimize.curve_fit(model, r[near], profile[near], start, maxfev=400)
+            except (RuntimeError, TypeError):
+                continue
         if step > 0 and 0.2 < abs(sigma) < 4:
             found.append(abs(sigma) * pixel_mm)
     return float(np.median(found)) if found else np.nan

@@ -111,7 +111,7 @@ def small_copy(phantom, tmp_path):
 
 def rewrite(path, change):
     image = nib.load(path)
-    array = change(np.array(image.dataobj))
+    array = change(np.asarray(image.dataobj).copy())
     nib.save(nib.Nifti1Image(array, image.affine), path)
 
 
@@ -174,17 +174,17 @@ def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target"):
 
 
 def test_failures_are_counted_and_can_only_hurt():
-    rows = [row(f"p{i}", arm, 10.0 + i - (3 if arm == "DA" else 0)) for i in range(12) for arm in ("baseline", "DA")]
+    rows = [row(f"p{i}", arm, 10.0 + i - (2 + i % 3 if arm == "DA" else 0)) for i in range(12) for arm in ("baseline", "DA")]
     better = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
     assert better["mean_difference"] == pytest.approx(-3) and better["n"] == 12 and better["n_missed_arm"] == 0 and better["wilcoxon_p"] < 0.001
     rows[1] = row("p0", "DA", float("inf"), "missed")
     worse = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
-    assert worse["n"] == 12 and worse["n_missed_arm"] == 1 and worse["mean_difference"] == pytest.approx((-3 * 11 + 490) / 12) and worse["wilcoxon_p"] > better["wilcoxon_p"]
+    assert worse["n"] == 12 and worse["n_missed_arm"] == 1 and worse["mean_difference"] == pytest.approx((-3 * 12 + 2 + 490) / 12) and worse["wilcoxon_p"] > better["wilcoxon_p"]
     assert patient_values([rows[1]], "hd95") == {} and patient_values([rows[1]], "hd95", 500.0) == {"p0": 500.0} and patient_values([rows[1]], "dice") == {"p0": 0.0}
 
 
 def test_holm_runs_over_the_declared_family():
-    rows = [row(f"p{i}", a.name, 10.0 + i + (i % 3) * j, domain=d, role="target") for d in ("Vendor=B", "Vendor=C") for i in range(10) for j, a in enumerate(ARMS)]
+    rows = [row(f"p{i}", a.name, 10.0 + i + (i % 3) * j + 0.1 * i * i * j, domain=d, role="target") for d in ("Vendor=B", "Vendor=C") for i in range(10) for j, a in enumerate(ARMS)]
     tests = all_tests(rows)
     assert sum(t["primary"] for t in tests) == 2 * 2 * 2 and all(("welch_p_holm" in t) == bool(t["primary"]) for t in tests)
 

@@ -44,6 +44,20 @@ def test_a_perfect_network_returns_the_reference_exactly(t0, steps, eta):
     assert np.abs(out - flat).max() < 1e-5 and redrawn == 0 and net.times[0] == t0
 
 
+@pytest.mark.parametrize("t0", [2, 20, 100, 400])
+def test_the_reference_is_noised_to_the_level_it_is_denoised_from(t0):
+    """Public image-to-image code once noised at t + 1 and denoised from t; at small strength the rest of the noise is seen."""
+    first = []
+    class Spy(Oracle):
+        def forward(self, x_t, t):
+            first.append(x_t.clone())
+            return super().forward(x_t, t)
+    reference = np.clip(RNG.normal(0, 0.4, (1, 64, 64)), -1, 1).astype(np.float32)
+    translate(model(Spy(torch.from_numpy(reference)[None])), reference, 2.5, Strength(t0=t0, steps=2), 0)
+    noise = first[0][0, 0].numpy() - float(SCHEDULE.abar[t0]) ** 0.5 * reference[0]
+    assert noise.var() == pytest.approx(1 - float(SCHEDULE.abar[t0]), rel=0.06)
+
+
 @pytest.mark.parametrize("mode", ["x0", "state"])
 @pytest.mark.parametrize("longest", [0.0, 30.0])
 def test_the_kept_band_is_the_references_and_the_rest_is_the_models(mode, longest):

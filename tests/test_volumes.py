@@ -7,7 +7,7 @@ import pytest
 
 from cmr.config import DataError
 from cmr.studies import Record
-from cmr.volumes import (CANONICAL, Geometry, Grid, Nifti, canonical, fingerprint, image_to_original, load, orientation, prepare, read_nifti, stored,
+from cmr.volumes import (CANONICAL, Geometry, Grid, Nifti, _resampler, canonical, fingerprint, image_to_original, load, orientation, prepare, read_nifti, stored,
                          to_original, to_working, working_affine, write_like, write_nifti)
 
 GRID = Grid(1.5, 128)
@@ -65,6 +65,16 @@ def test_canonical_and_stored_are_inverse():
         for flips in ((False, False, False), (True, False, True), (True, True, True)):
             g = Geometry((5, 6, 7), (), (1, 1, 10), transposed, flips, True, 0, 1, (1.5, 8))
             assert (stored(canonical(a, g), g) == a).all()
+
+
+def test_resampling_changes_nothing_where_nothing_is_asked_and_averages_where_it_gets_coarser():
+    assert np.array_equal(_resampler(31, 1.25, 31, 1.25), np.eye(31, dtype=np.float32))
+    finer = _resampler(40, 2.0, 80, 1.0)
+    assert finer[20:60] @ np.arange(40.0) == pytest.approx((np.arange(80)[20:60] - 39.5) / 2 + 19.5, abs=1e-4)    # linear stays linear
+    coarser = _resampler(300, 0.8, 90, 2.5)[5:85]
+    assert coarser.sum(1) == pytest.approx(1, abs=1e-5)
+    # A triangle of half-width 2.5 mm over samples of 0.8 mm keeps 2/3 of 0.8 / 2.5 of white noise; picking samples would keep up to all of it.
+    assert (coarser ** 2).sum(1).mean() == pytest.approx(2 / 3 * 0.8 / 2.5, rel=0.03)
 
 
 def test_axis_aligned_affine_carries_no_orientation():

@@ -1,4 +1,5 @@
 """Train one segmenter on real volumes of the source, on a synthetic set, or on both."""
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ def main(argv=None):
         flips = [axis for axis, u in zip((-2, -1), torch.rand(2, generator=g)) if u < 0.5]
         x, y = images[chosen].flip(flips).to(device), labels[chosen].flip(flips).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = c.lr * 0.5 * (1 + np.cos(np.pi * step / c.steps))
+            group["lr"] = c.lr * 0.5 * (1 + math.cos(math.pi * step / c.steps))
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
             logits = net(x)
         run.update(dice_ce_loss(logits, y))

@@ -9,14 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import synthesize
+from cmr import checkpoint, synthesize
 from cmr.config import CheckpointError, UsageError
 from cmr.report import ARMS, all_tests, compare, patient_values
 from cmr.studies import find
+from cmr.training import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,6 +76,25 @@ def test_results_cover_every_arm_structure_and_failure(run, phantom):
     assert prediction.shape == original.shape[:3] and np.allclose(prediction.affine, original.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("script_module,stage", [(train_diffusion, "diffusion"), (train_unet, "segmenter-vanilla-real")])
+def test_interrupted_training_scripts_end_with_the_same_weights(run, phantom, tmp_path, monkeypatch, script_module, stage):
+    arguments = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--steps", "8", "--save-every", "4", "--log-every", "4",
+                 "--out", str(tmp_path), *(["--ema", "0.5"] if stage == "diffusion" else [])]
+    update = Run.update
+    def killed_at_six(self, loss):
+        if self.step == 6:
+            raise KeyboardInterrupt
+        update(self, loss)
+    monkeypatch.setattr(Run, "update", killed_at_six)
+    with pytest.raises(KeyboardInterrupt):
+        script_module.main(arguments)
+    monkeypatch.undo()
+    assert (tmp_path / "last.pt").exists() and not (tmp_path / "final.pt").exists()
+    script_module.main(arguments)
+    resumed, straight = (checkpoint.load(folder / "final.pt")["net"] for folder in (tmp_path, run / stage))
+    assert resumed.keys() == straight.keys() and all(torch.equal(resumed[k], straight[k]) for k in straight)
+
+
 def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phantom, tmp_path):
     copy = tmp_path / "dg"
     shutil.copytree(run / "dg", copy)
@@ -94,7 +115,6 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
 
 def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
     with pytest.raises(UsageError, match="is a test subject, but a network was trained on it"):
-        from cmr import checkpoint
         saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
         saved["subjects"] = saved["subjects"] + [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
         checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})

@@ -11,7 +11,7 @@ from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.metrics import measure
 from cmr.report import ARMS, METRIC_COLUMNS, write_report
 from cmr.segment import Segmenter
-from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, read_table, split_by_subject
+from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
 from cmr.training import pick_device, rng
 from cmr.translate import SourceModel
 from cmr.volumes import Grid, load, prepare, to_original, write_like
@@ -54,12 +54,10 @@ def main(argv=None):
     domains = [source, *Domain.parse(c.target).each()]
     styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
     translated_of = {}
-    samples = prepare(find(run / "da"), grid, c.work)
-    manifest = {row["case"]: row for row in read_table(run / "da" / "manifest.csv", ("case", "subject", "phase"))}
+    samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
     for sample in samples:
-        row = manifest[sample.record.case]
-        translated_of.setdefault(row["reference"], []).append(np.asarray(sample.image))
-    stale = {row["sd_dm"] for row in manifest.values()} - {model.hash}
+        translated_of.setdefault(sample.record.metadata["reference"], []).append(np.asarray(sample.image))
+    stale = {sample.record.metadata["sd_dm"] for sample in samples} - {model.hash}
     if stale:
         raise checkpoint.CheckpointError(f"{run / 'da'}: translated by another diffusion model ({stale.pop()}); delete it and run cmr.synthesize again")
 

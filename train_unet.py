@@ -10,7 +10,7 @@ from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
 from cmr.losses import dice_ce_loss
 from cmr.metrics import dice
 from cmr.segment import Segmenter, build_network, zscore
-from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
+from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, network_classes, split_by_subject
 from cmr.training import Run, generator, initialised, pick_device
 from cmr.volumes import Grid, fingerprint, prepare
 
@@ -57,8 +57,7 @@ def main(argv=None):
     structures = labelled(workings)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {source}")
-    classes = np.zeros(1 + len(STRUCTURES), np.int64)                                        # label value -> network class
-    classes[[STRUCTURES.index(s) + 1 for s in structures]] = np.arange(1, 1 + len(structures))
+    classes = network_classes(structures).astype(np.int64)                                   # label value -> network class
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in workings]))[:, None]  # (N, 1, H, W)
     labels = torch.from_numpy(np.concatenate([classes[w.label] for w in workings]))          # (N, H, W)
     print(f"{source}, {c.train_on}: {len(workings)} volumes, {len(images)} slices, {', '.join(structures)} on {device}", flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmr import anatomy, scanner
-from cmr.checkpoint import atomic, writable_folder, write_csv, write_json, write_text
+from cmr.checkpoint import writable_folder, write_csv, write_json, write_text
 from cmr.config import CheckpointError, UsageError, opt, parse, run_script
 from cmr.training import rng
 from cmr.volumes import CANONICAL, write_nifti

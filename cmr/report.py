@@ -7,7 +7,6 @@ only hurt.  Public: `Arm`, `ARMS`, `METRIC_COLUMNS`, `patient_values`, `compare`
 import math
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 

@@ -3,7 +3,7 @@
 Knows M&Ms-1 (4D cine with a CSV, and the pre-split form), M&Ms-2, ACDC and nnU-Net raw; decides by what lies in the
 folder, never by its depth.  Only names, tables and headers are read here; voxels are `cmr.volumes`' business.
 
-Public: `Record`, `Domain`, `find`, `split_by_subject`, `in_role`, `labelled`.
+Public: `Record`, `Domain`, `find`, `split_by_subject`, `in_role`, `labelled`, `network_classes`.
 """
 import csv
 import hashlib
@@ -318,6 +318,13 @@ def in_role(records, domain, split, labelled_only=False):
     if not chosen:
         raise UsageError(f"domain {domain} has no {'labelled ' if labelled_only else ''}{split} volumes; choose another domain or dataset")
     return chosen
+
+
+def network_classes(structures):
+    """Table from our label values to the classes of a network trained on `structures`: (4,) uint8, consecutive, 0 for the rest."""
+    classes = np.zeros(1 + len(STRUCTURES), np.uint8)
+    classes[[STRUCTURES.index(s) + 1 for s in structures]] = np.arange(1, 1 + len(structures))
+    return classes
 
 
 def labelled(workings):

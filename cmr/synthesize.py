@@ -16,7 +16,7 @@ from cmr import checkpoint
 from cmr.audit import boundary_displacement_mm, mean_dice
 from cmr.config import DataConfig, UsageError, opt, parse, run_script
 from cmr.segment import Segmenter
-from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
+from cmr.studies import Domain, find, in_role, network_classes, split_by_subject
 from cmr.training import pick_device
 from cmr.translate import SourceModel, Strength, translate
 from cmr.volumes import Grid, prepare, working_affine, write_nifti
@@ -63,9 +63,8 @@ def _one(c, model, segmenter, strength, working, sample, case):
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))                         # (D, H, W) -> (X, Y, Z)
     write_nifti(f"{c.out}/images{kind}/{case}_0000.nii.gz", stored(np.rint((image + 1) * 1000).astype(np.int16)), affine, spacing, "synthetic")
     if c.arm == "dg":
-        classes = np.zeros(1 + len(STRUCTURES), np.uint8)                                         # nnU-Net wants consecutive labels
-        classes[[STRUCTURES.index(s) + 1 for s in segmenter.structures]] = np.arange(1, 1 + len(segmenter.structures))
-        write_nifti(f"{c.out}/labels{kind}/{case}.nii.gz", stored(classes[np.asarray(mask)]), affine, spacing, "mask of the reference")
+        classes = network_classes(segmenter.structures)[np.asarray(mask)]                         # nnU-Net wants consecutive labels
+        write_nifti(f"{c.out}/labels{kind}/{case}.nii.gz", stored(classes), affine, spacing, "mask of the reference")
     return row
 
 
@@ -90,7 +89,7 @@ def synthesize(c):
         chosen = in_role(records, source, "Training", labelled_only=True)
     else:
         chosen = [r for d in (source, *Domain.parse(c.target).each()) for r in in_role(records, d, "Testing")]
-    trained_on = set(segmenter.subjects) | set(checkpoint.load(c.diffusion)["subjects"])
+    trained_on = set(segmenter.subjects) | set(model.subjects)
     tested = sorted({r.subject for r in chosen} & trained_on) if c.arm == "da" else []
     if tested:
         raise UsageError(f"{tested[0]} is a test subject, but a network was trained on it ({len(tested)} such); train again with this data")

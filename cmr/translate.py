@@ -76,6 +76,7 @@ class SourceModel:
     mean: float
     std: float
     settings: dict
+    subjects: tuple                              # whose images it was trained on
     hash: str
 
     @classmethod
@@ -88,7 +89,7 @@ class SourceModel:
         net = build_denoiser(settings)
         net.load_state_dict(saved["net"])
         return cls(net.to(device, memory_format=torch.channels_last).eval(), Schedule.make(settings["schedule"], settings["T"]), settings["parameterisation"],
-                   saved["source_quantiles"].numpy(), saved["source_mean"], saved["source_std"], settings, checkpoint.sha256(path)[:16])
+                   saved["source_quantiles"].numpy(), saved["source_mean"], saved["source_std"], settings, tuple(saved["subjects"]), checkpoint.sha256(path)[:16])
 
 
 def build_denoiser(settings):
@@ -141,7 +142,7 @@ def _project(model, matched, spacing_mm, strength, seed):
                 z = torch.randn(1, 1, height, width, generator=g_refine).to(device)
                 return x_s + phi(noised(model.schedule, y_0, s, z) - x_s) if copies(s) else x_s
         x = noised(model.schedule, y_0, times[0], draws[0])
-        x_0 = denoise(model.schedule, model.net, model.parameterisation, x, times, lambda i: draws[i + 1] if i + 1 < len(draws) else None,
+        x_0 = denoise(model.schedule, model.net, model.parameterisation, x, times, lambda i: draws[i + 1],
                       strength.eta, edit, refine)
         outputs.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(outputs)

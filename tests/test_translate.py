@@ -32,7 +32,7 @@ class Oracle(torch.nn.Module):
 
 
 def model(net):
-    return SourceModel(net, SCHEDULE, "v", np.linspace(-1, 1, 257), 0.0, 0.5, {}, "hash")
+    return SourceModel(net, SCHEDULE, "v", np.linspace(-1, 1, 257), 0.0, 0.5, {}, (), "hash")
 
 
 @pytest.mark.parametrize("t0,steps,eta", [(1, 1, 1.0), (200, 20, 1.0), (900, 20, 0.0), (1000, 40, 1.0)])

@@ -1,0 +1,130 @@
+"""The network, the losses and three optimiser steps against nnU-Net's own numbers."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cmr.losses import deep_supervision_loss, deep_supervision_weights, dice_ce_loss
+from cmr.nnunet import NnUNet
+from cmr.plan import make_plan
+from cmr.training import initialised
+
+TOY = {"2d": dict(features=(4, 8, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3),
+       "3d": dict(features=(4, 8, 12), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)))}
+
+
+def filled(net):
+    """Parameter t, element i becomes 0.3 sin(0.37 i + 0.11 (t + 1)), in the order in which nnU-Net's parts are built."""
+    with torch.no_grad():
+        for t, p in enumerate(net.parameters()):
+            p.copy_((0.3 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + 0.11 * (t + 1))).view(p.shape))
+    return net
+
+
+def sine(*shape, rate=0.05, factor=1.0):
+    return (factor * torch.sin(rate * torch.arange(math.prod(shape), dtype=torch.float64))).float().reshape(shape)
+
+
+def labels(*shape):
+    i = torch.arange(math.prod(shape))
+    return (((i * i + 3 * i) // 5) % 4).reshape(shape)
+
+
+@pytest.mark.parametrize("name,shape,count,first,second,channels", [
+    ("2d", (2, 1, 16, 12), 7608, (-0.117689, 0.115465, -0.251423, 0.032825), (-0.268989, 0.073176, -0.214780, -0.283463), (-0.267830, -0.163130, -0.060565, 0.020769)),
+    ("3d", (1, 1, 4, 16, 8), 16048, (-0.117668, 0.114925, -0.250207, 0.032925), (-0.268967, 0.072683, -0.214646, -0.283020), (-0.268858, -0.163615, -0.059625, 0.021425))])
+def test_forward_pass(name, shape, count, first, second, channels):
+    net = filled(NnUNet(4, **TOY[name]))
+    assert sum(p.numel() for p in net.parameters()) == count
+    outputs = net(sine(*shape))
+    assert len(outputs) == 2
+    for logits, (mean, sd, a, z) in zip(outputs, (first, second)):
+        assert [logits.mean().item(), logits.std().item(), logits.flatten()[0].item(), logits.flatten()[-1].item()] == pytest.approx([mean, sd, a, z], abs=2e-6)
+    assert outputs[0].transpose(0, 1).flatten(1).mean(1).tolist() == pytest.approx(channels, abs=2e-6)
+    alone = net.eval()(sine(*shape))
+    assert torch.equal(alone, outputs[0])                                                # no dropout, no batch statistic
+
+
+def test_initial_weights():
+    plan = make_plan(3, [(10, 1.5625, 1.5625)] * 10, [(10, 256, 216)] * 10, 200, classes=4)
+    net = initialised(lambda: NnUNet(4, plan.features, plan.kernels, plan.strides), 0)
+    sd = lambda layer: layer.weight.std().item()
+    assert sd(net.encoder[0][0][0]) == pytest.approx(0.47138, rel=0.15)                  # 288 weights
+    assert sd(net.encoder[3][0][0]) == pytest.approx(0.02406, rel=0.01)
+    assert sd(net.decoder[0].enlarge) == pytest.approx(0.03953, rel=0.01) and sd(net.decoder[2].enlarge) == pytest.approx(0.04419, rel=0.01)
+    assert sd(net.decoder[-1].head) == pytest.approx(0.25, rel=0.2)                      # 128 weights
+    assert len(list(net.parameters())) == 108
+    assert sum(p.numel() for p in net.encoder.parameters()) == 13_895_520 and sum(p.numel() for p in net.decoder.parameters()) == 16_117_364
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.InstanceNorm3d)]
+    assert all((m.weight == 1).all() and (m.bias == 0).all() and not m.track_running_stats for m in norms)
+    assert all((m.bias == 0).all() for m in net.modules() if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d)))
+
+
+CASES = {"E1": (2, 4, 4, 6), "E2": (2, 4, 2, 4, 4)}
+
+
+def case(*shape):
+    return sine(*shape, rate=0.7, factor=2.0), labels(shape[0], *shape[2:])
+
+
+@pytest.mark.parametrize("name,dice,ce,batch,alone", [("E1", -0.2378252, 2.1520004, 1.9141752, 1.9167843), ("E2", -0.2162395, 2.1955376, 1.9792981, 1.9824370)])
+def test_loss(name, dice, ce, batch, alone):
+    logits, target = case(*CASES[name])
+    assert torch.nn.functional.cross_entropy(logits, target).item() == pytest.approx(ce, abs=2e-6)
+    assert dice_ce_loss(logits, target).item() == pytest.approx(batch, abs=2e-6) == dice + ce
+    assert dice_ce_loss(logits, target, batch_dice=False).item() == pytest.approx(alone, abs=2e-6)
+
+
+def test_loss_of_absent_and_rare_classes():
+    logits, target = case(*CASES["E1"])
+    target[1] = 0
+    assert dice_ce_loss(logits, target).item() == pytest.approx(2.0051539, abs=2e-6) and dice_ce_loss(logits, target, False).item() == pytest.approx(2.0354249, abs=2e-6)
+    target = torch.zeros(1, 4, 4, dtype=torch.int64)
+    target[0, 0], target[0, 1] = 1, 2
+    sure = 200.0 * torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
+    assert dice_ce_loss(sure, target).item() == dice_ce_loss(sure, target, False).item() == -1                 # class 3 absent from both
+    target[0, 0, 0] = 3
+    assert dice_ce_loss(sure, target).item() == pytest.approx(11.8809490, rel=1e-6)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 8, 8, generator=g), torch.randint(0, 4, (2, 1, 8, 8), generator=g)[:, 0]
+    assert x[0, 0, 0, 0].item() == pytest.approx(-1.12584, abs=1e-5)
+    assert dice_ce_loss(x, y).item() == pytest.approx(1.4901386, abs=2e-6) and dice_ce_loss(x, y, False).item() == pytest.approx(1.4916387, abs=2e-6)
+
+
+def test_loss_gradient():
+    for batch_dice, norm in ((True, 0.1648386), (False, 0.1649061)):
+        logits, target = case(*CASES["E1"])
+        logits.requires_grad_()
+        dice_ce_loss(logits, target, batch_dice).backward()
+        assert logits.grad.norm().item() == pytest.approx(norm, abs=2e-7)
+
+
+def test_deep_supervision():
+    assert deep_supervision_weights(5) == pytest.approx([0.53333, 0.26667, 0.13333, 0.06667, 0], abs=1e-5)
+    assert deep_supervision_weights(6) == pytest.approx([0.51613, 0.25806, 0.12903, 0.06452, 0.03226, 0], abs=1e-5)
+    assert deep_supervision_weights(4) == pytest.approx([0.571429, 0.285714, 0.142857, 0], abs=1e-6) and deep_supervision_weights(1) == [1]
+    outputs = [case(2, 4, n, n)[0] for n in (16, 8, 4, 2)]
+    target = case(2, 4, 16, 16)[1]
+    assert deep_supervision_loss(outputs, target, True).item() == pytest.approx(1.8638384, abs=2e-6)
+    assert deep_supervision_loss(outputs, target, False).item() == pytest.approx(1.8638407, abs=2e-6)
+
+
+@pytest.mark.parametrize("batch_dice,steps,after", [
+    (True, ((1.1822988, 0.1800542), (1.1816559, 0.1785879), (1.1807108, 0.1767743)), 1.1794780), (False, ((1.1822999, 0.1800536),), 1.1794791)])
+def test_three_optimiser_steps(batch_dice, steps, after):
+    net = filled(NnUNet(4, (4, 8, 16, 16), ((3, 3),) * 4, ((1, 1),) + ((2, 2),) * 3))
+    x, y = sine(2, 1, 32, 24), labels(2, 32, 24)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    for i in range(3):
+        loss = deep_supervision_loss(net(x), y, batch_dice)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 12)
+        optimizer.step()
+        if i < len(steps):
+            assert (loss.item(), norm.item()) == pytest.approx(steps[i], abs=2e-6)
+    assert deep_supervision_loss(net(x), y, batch_dice).item() == pytest.approx(after, abs=3e-6)
+    assert [i for i, p in enumerate(net.parameters()) if p.grad is None] == [42, 43]     # the coarsest head is never trained
+    if batch_dice:
+        assert sum((p.double() ** 2).sum().item() for p in net.parameters()) == pytest.approx(919.92145, rel=1e-6)

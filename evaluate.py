@@ -1,96 +1,135 @@
-"""Segment every domain's test studies with every (training data, test input), measure, test, write the report."""
+"""Segment every domain's test studies with every (network, training data, test input), measure, test, write the report."""
+import itertools
+import multiprocessing
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cmr import baselines, checkpoint
 from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.metrics import measure
-from cmr.report import ARMS, METRIC_COLUMNS, write_report
-from cmr.segment import Segmenter
+from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
+from cmr.segment import Segmenter, labels_on_original, softmax
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
 from cmr.training import pick_device, rng
 from cmr.translate import SourceModel
-from cmr.volumes import Grid, load, prepare, to_original, write_like
+from cmr.volumes import Grid, load, prepare, write_like
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    target: str  = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
-    run: str     = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/")
-    network: str = opt("vanilla", "which segmenter")
-    out: str     = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
+    target: str    = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
+    run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/")
+    networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
+    trained: str   = opt("real,synthetic,both", "training sets whose segmenters are compared")
+    out: str       = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
+    processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
 PRESETS = {"tiny": {}, "demo": {}, "paper": dict(size=128, spacing_mm=1.5)}
 
 
-def test_inputs(working, model, styles, translated):
-    """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
+class Evaluation:
+    """Everything that is compared, and one test volume at a time through all of it."""
 
-    styles : working volumes of source training subjects, one of which lends its low frequencies to FDA and the swap.
-    """
-    image = np.asarray(working.image)
-    style = np.asarray(styles[rng("style", working.record.case).integers(len(styles))].image)
-    at_same_height = style[np.round(np.linspace(0, len(style) - 1, len(image))).astype(int)]
-    slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, at_same_height)])
-    return {"raw": [image], "matched": [baselines.match_quantiles(image, model.quantiles)], "fda": [slicewise(baselines.fda)],
-            "swap": [slicewise(lambda x, y: baselines.low_pass_swap(x, y, working.geometry.grid[0]))], "translated": translated}
+    def __init__(self, c):
+        self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
+        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.networks, trainings = c.networks.split(","), c.trained.split(",")
+        self.arms = [arm for arm in ARMS if arm.trained_on in trainings]
+        self.segmenters = {(network, training): Segmenter.load(run / f"segmenter-{network}-{training}" / "final.pt", self.device)
+                           for network in self.networks for training in trainings}
+        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        self.domains = [source, *Domain.parse(c.target).each()]
+        self.styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
+        samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
+        stale = {sample.record.metadata["sd_dm"] for sample in samples} - {self.model.hash}
+        if stale:
+            raise checkpoint.CheckpointError(f"{run / 'da'}: translated by another diffusion model ({stale.pop()}); delete it and run cmr.synthesize again")
+        self.translated_of = {}
+        for sample in samples:
+            self.translated_of.setdefault(sample.record.metadata["reference"], []).append(np.asarray(sample.image))
+        self.jobs, self.structures = [], {}                                      # (domain, working volume); structures to measure in a domain
+        trained = self.segmenters[self.networks[0], "real"].structures
+        for domain in self.domains:
+            workings = [w for w in prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work) if w.label is not None]
+            self.structures[domain] = [s for s in labelled(workings) if s in trained]
+            if not self.structures[domain]:
+                raise DataError(f"{c.data}: {domain} labels none of {', '.join(trained)}; nothing can be measured there")
+            absent = [w.record.case for w in workings if w.record.case not in self.translated_of]
+            if absent:
+                raise DataError(f"{run / 'da'}: no translation of {absent[0]}; run cmr.synthesize --arm da again")
+            self.jobs += [(domain, w) for w in workings]
+
+    def test_inputs(self, working):
+        """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
+
+        FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
+        """
+        image = np.asarray(working.image)
+        style = np.asarray(self.styles[rng("style", working.record.case).integers(len(self.styles))].image)
+        at_same_height = style[np.round(np.linspace(0, len(style) - 1, len(image))).astype(int)]
+        slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, at_same_height)])
+        return {"raw": [image], "matched": [baselines.match_quantiles(image, self.model.quantiles)], "fda": [slicewise(baselines.fda)],
+                "swap": [slicewise(lambda x, y: baselines.low_pass_swap(x, y, working.geometry.grid[0]))],
+                "translated": self.translated_of[working.record.case]}
+
+    def volume(self, index):
+        """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
+        domain, working = self.jobs[index]
+        record, inputs = working.record, self.test_inputs(working)
+        _, truth, nifti, _ = load(record)
+        diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))
+        rows, found = [], {}
+        for network, arm in itertools.product(self.networks, self.arms):
+            logits = [self.segmenters[network, arm.trained_on].logits(image, working.spacing_mm) for image in inputs[arm.test_input]]
+            found[network, arm.name] = np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8)
+            labels = labels_on_original(logits, working.geometry)
+            write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
+            for structure in self.structures[domain]:
+                value = STRUCTURES.index(structure) + 1
+                metrics = measure(labels.transpose(2, 1, 0) == value, truth.transpose(2, 1, 0) == value, nifti.spacing_mm[::-1])
+                rows.append({"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,
+                             "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": network, "arm": arm.name,
+                             "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **metrics})
+        return rows, Example(record.case, np.asarray(working.image), inputs["translated"][0], np.asarray(working.label), found)
+
+
+_evaluation = None                                                               # of a worker process
+
+
+def _start(c, threads):
+    global _evaluation
+    torch.set_num_threads(threads)
+    _evaluation = Evaluation(c)
+
+
+def _volume(index):
+    return _evaluation.volume(index)
 
 
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__)
-    device, run = pick_device(c.device), Path(c.run)
     out = checkpoint.writable_folder(c.out)
-
-    # What is to be compared.
-    model = SourceModel.load(run / "diffusion" / "final.pt", device)
-    segmenters = {arm.trained_on: Segmenter.load(run / f"segmenter-{c.network}-{arm.trained_on}" / "final.pt", device) for arm in ARMS}
-    source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-    domains = [source, *Domain.parse(c.target).each()]
-    styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
-    translated_of = {}
-    samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
-    for sample in samples:
-        translated_of.setdefault(sample.record.metadata["reference"], []).append(np.asarray(sample.image))
-    stale = {sample.record.metadata["sd_dm"] for sample in samples} - {model.hash}
-    if stale:
-        raise checkpoint.CheckpointError(f"{run / 'da'}: translated by another diffusion model ({stale.pop()}); delete it and run cmr.synthesize again")
-
-    # Every arm on every test volume, measured on the original grid.
-    rows, examples = [], {}
-    for domain in domains:
-        workings = [w for w in prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work) if w.label is not None]
-        structures = [s for s in labelled(workings) if s in segmenters["real"].structures]
-        if not structures:
-            raise DataError(f"{c.data}: {domain} labels none of {', '.join(segmenters['real'].structures)}; nothing can be measured there")
-        for working in tqdm(workings, disable=not sys.stderr.isatty(), desc=str(domain)):
-            record = working.record
-            if record.case not in translated_of:
-                raise DataError(f"{run / 'da'}: no translation of {record.case}; run cmr.synthesize --arm da again")
-            inputs = test_inputs(working, model, styles, translated_of[record.case])
-            _, truth, nifti, _ = load(record)
-            spacing_zyx = nifti.spacing_mm[::-1]
-            found = {}
-            for arm in ARMS:
-                shares = np.mean([segmenters[arm.trained_on].probabilities(image) for image in inputs[arm.test_input]], 0)
-                found[arm.name] = shares.argmax(0).astype(np.uint8)
-                labels = to_original(shares, working.geometry)
-                write_like(out / "predictions" / arm.key / f"{record.case}.nii.gz", labels, nifti)
-                for structure in structures:
-                    value = STRUCTURES.index(structure) + 1
-                    metrics = measure(labels.transpose(2, 1, 0) == value, truth.transpose(2, 1, 0) == value, spacing_zyx)
-                    rows.append({"domain": str(domain), "role": "source" if domain is source else "target", "subject": record.subject, "phase": record.phase,
-                                 "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": c.network, "arm": arm.name,
-                                 "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm))), **metrics})
-            examples.setdefault(str(domain), []).append((working, inputs, found))
-        print(f"{domain}: {len(workings)} volumes, {len({w.record.subject for w in workings})} patients", flush=True)
+    evaluation = Evaluation(c)                                                   # what is missing is found before the long work
+    indices, cores = range(len(evaluation.jobs)), os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    processes = c.processes or (1 if evaluation.device.type == "cuda" else cores)
+    bar = lambda results: list(tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"))
+    if processes == 1:
+        results = bar(map(evaluation.volume, indices))
+    else:
+        with multiprocessing.get_context("spawn").Pool(processes, _start, (c, max(1, cores // processes))) as pool:
+            results = bar(pool.imap(_volume, indices))
+    rows = [row for found, _ in results for row in found]
+    examples = {str(domain): [example for (d, _), (_, example) in zip(evaluation.jobs, results) if d is domain] for domain in evaluation.domains}
     checkpoint.write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
-    write_report(out, rows, examples, str(source), run, asdict(c))
+    write_report(out, rows, examples, str(evaluation.domains[0]), Path(c.run), asdict(c))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """Train one segmenter on real volumes of the source, on a synthetic set, or on both."""
-import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -7,41 +6,45 @@ import torch
 
 from cmr import checkpoint
 from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
-from cmr.losses import dice_ce_loss
 from cmr.metrics import dice
-from cmr.segment import Segmenter, build_network, zscore
+from cmr.recipes import RECIPES
+from cmr.segment import Segmenter
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, network_classes, split_by_subject
-from cmr.training import Run, generator, initialised, pick_device
+from cmr.training import Run, pick_device
 from cmr.volumes import Grid, fingerprint, prepare
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    out: str        = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt")
-    network: str    = opt("vanilla", "which segmenter: vanilla")
-    train_on: str   = opt("real", "training volumes: real, synthetic or both")
-    synthetic: str  = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
-    base: int       = opt(16, "channels of the first level")
-    levels: int     = opt(4, "resolution levels")
-    steps: int      = opt(700, "optimiser steps, the same for every training set")
-    batch: int      = opt(16, "slices per step")
-    lr: float       = opt(2e-3, "Adam learning rate, decayed to 0 by a cosine")
-    bfloat16: bool  = opt(False, "run the network in bfloat16 (GPU)")
-    log_every: int  = opt(50, "steps between log rows")
-    save_every: int = opt(100, "steps between checkpoints")
+    out: str                = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt; plan.json and validation.csv of an nnU-Net")
+    network: str            = opt("vanilla", "which segmenter: vanilla, nnunet2d or nnunet3d")
+    train_on: str           = opt("real", "training volumes: real, synthetic or both")
+    synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
+    features: int           = opt(32, "channels of the first level; doubled at each")
+    levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)")
+    memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to")
+    plan: str               = opt("", "nnU-Net: plan.json to use; empty: planned from the training volumes")
+    steps: int              = opt(250_000, "optimiser steps, the same for every training set")
+    epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; the learning rate falls and validation comes by epochs")
+    validation_batches: int = opt(50, "nnU-Net: validation batches per epoch")
+    batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)")
+    lr: float               = opt(1e-2, "initial learning rate: Adam with a cosine to 0 (vanilla), SGD with a polynomial to 0 (nnU-Net)")
+    bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
+    log_every: int          = opt(50, "steps between log rows")
+    save_every: int         = opt(100, "steps between checkpoints")
 
 
+LONG = dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_every=2500)
 PRESETS = {
-    "tiny": dict(base=8, levels=3, steps=60, batch=8, log_every=20, save_every=20),
-    "demo": {},
-    "paper": dict(size=128, spacing_mm=1.5, base=32, levels=5, steps=40_000, batch=32, lr=1e-3, bfloat16=True, log_every=200, save_every=2000),
-}
+    "tiny": {"vanilla": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_every=20),
+             **{n: dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10, save_every=10) for n in ("nnunet2d", "nnunet3d")}},
+    "demo": {"vanilla": dict(features=8, steps=1000, lr=2e-3),
+             **{n: dict(features=8, memory_gb=0.08, steps=steps, epoch_steps=120, validation_batches=4, log_every=100) for n, steps in (("nnunet2d", 2880), ("nnunet3d", 3600))}},
+    "paper": {"vanilla": dict(LONG, levels=5, steps=40_000, batch=32, lr=1e-3), "nnunet2d": LONG, "nnunet3d": LONG}}
 
 
 def main(argv=None):
-    c = parse(Config, PRESETS, argv, __doc__)
-    if c.network != "vanilla":
-        raise UsageError(f"--network {c.network}: use vanilla")
+    c = parse(Config, PRESETS, argv, __doc__, by="network")
     if c.train_on not in ("real", "synthetic", "both") or (c.train_on != "real") != bool(c.synthetic):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
     device = pick_device(c.device)
@@ -49,41 +52,51 @@ def main(argv=None):
 
     # Data: labelled ED and ES volumes of the source's training subjects and / or the synthetic pairs.
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+    ready = lambda records: [w for w in prepare(records, grid, c.work) if w.label is not None]
     real = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
     records = in_role(real, source, "Training", labelled_only=True) if c.train_on != "synthetic" else []
     if c.train_on != "real":
         records = records + [r for r in find(c.synthetic) if r.label_path]
-    workings = [w for w in prepare(records, grid, c.work) if w.label is not None]
-    structures = labelled(workings)
+    training, validation = ready(records), ready(in_role(real, source, "Validation", labelled_only=True))
+    structures = labelled(training)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {source}")
-    classes = network_classes(structures).astype(np.int64)                                   # label value -> network class
-    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in workings]))[:, None]  # (N, 1, H, W)
-    labels = torch.from_numpy(np.concatenate([classes[w.label] for w in workings]))          # (N, H, W)
-    print(f"{source}, {c.train_on}: {len(workings)} volumes, {len(images)} slices, {', '.join(structures)} on {device}", flush=True)
+    print(f"{source}, {c.train_on}: {len(training)} volumes, {sum(len(w.image) for w in training)} slices, {', '.join(structures)} on {device}", flush=True)
 
-    net = initialised(lambda: build_network(asdict(c), 1 + len(structures)), c.seed).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), lr=c.lr, fused=True)
-    run = Run(out, asdict(c), fingerprint(workings), net, optimizer)
+    recipe = RECIPES[c.network](c, training, validation, network_classes(structures).astype(np.int64), device)
+    plan = recipe.plan and asdict(recipe.plan)
+    if plan:
+        checkpoint.write_json(out / "plan.json", plan)
+        print("plan: " + "  ".join(f"{k}={v}" for k, v in plan.items()), flush=True)
+    run = Run(out, asdict(c), fingerprint(training), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
 
-    # Slices and flips are drawn from (seed, step).
     for step in run.steps(c.steps):
-        g = generator(c.seed, "step", step)
-        chosen = torch.randint(len(images), (c.batch,), generator=g)
-        flips = [axis for axis, u in zip((-2, -1), torch.rand(2, generator=g)) if u < 0.5]
-        x, y = images[chosen].flip(flips).to(device), labels[chosen].flip(flips).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = c.lr * 0.5 * (1 + math.cos(math.pi * step / c.steps))
+        for group in recipe.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step)
+        with run.waiting():
+            x, y = recipe.batch(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            logits = net(x)
-        run.update(dice_ce_loss(logits, y))
-    run.finish(structures=list(structures), subjects=sorted({w.record.subject for w in workings}))
+            outputs = recipe.net(x.to(device))
+        run.update(recipe.loss(outputs, y.to(device)))
+        if recipe.validate and (step + 1) % c.epoch_steps == 0:
+            end_of_epoch(run, structures, recipe.validate(recipe.net, step // c.epoch_steps))
+    run.finish(structures=list(structures), subjects=sorted({w.record.subject for w in training}), plan=plan, **run.state)
 
     # One number for the eye, on the source's validation subjects; nothing is chosen by it.
     segmenter = Segmenter.load(run.final, device)
-    held_out = [w for w in prepare(in_role(real, source, "Validation", labelled_only=True), grid, c.work) if w.label is not None]
-    scores = [dice(segmenter.labels(w.image) == i, w.label == i) for w in held_out for i in (STRUCTURES.index(s) + 1 for s in structures)]
-    print(f"source validation: mean Dice {np.nanmean(scores):.3f} over {len(held_out)} volumes (working grid)")
+    found = [segmenter.labels(w.image, w.spacing_mm) for w in validation]
+    scores = [dice(labels == i, w.label == i) for w, labels in zip(validation, found) for i in (STRUCTURES.index(s) + 1 for s in structures)]
+    print(f"source validation: mean Dice {np.nanmean(scores):.3f} over {len(validation)} volumes (working grid)")
+
+
+def end_of_epoch(run, structures, pseudo_dice):
+    """Append one epoch's pseudo-Dice and its moving average, 0.9 of the last and 0.1 of this, to validation.csv."""
+    history = run.state.setdefault("epochs", [])
+    mean = float(np.nanmean(pseudo_dice))
+    average = 0.9 * history[-1]["ema"] + 0.1 * mean if history else mean
+    history.append({"epoch": len(history), "mean": mean, "ema": average, **dict(zip(structures, pseudo_dice))})
+    checkpoint.write_csv(run.out / "validation.csv", history, ("epoch", "mean", "ema", *structures))
+    print(f"epoch {len(history) - 1}: pseudo-Dice {mean:.3f}, moving average {average:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Speed of the parts on this machine: `make bench`.  Ratios within one run are what to compare; seconds are the machine's.
 
-Public: `metric_masks`, `main`.
+Public: `metric_masks`, `segmenter_speed`, `main`.
 """
+import multiprocessing
+import resource
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -10,10 +13,10 @@ import torch
 from cmr.config import run_script
 from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
-from cmr.losses import dice_ce_loss
 from cmr.metrics import dice, measure, surface_metrics
-from cmr.training import generator, initialised
-from cmr.unet import UNet
+from cmr.recipes import RECIPES
+from cmr.segment import Segmenter
+from cmr.training import generator, initialised, rng
 
 
 def seconds(call, repeats=5):
@@ -60,34 +63,67 @@ def bench_metrics():
     print(f"  medpy (Dice, HD95, ASSD only): {1000 * theirs:.1f} ms, {theirs / ours:.1f} times ours")
 
 
-def bench_networks():
+def bench_denoiser():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     schedule, g = Schedule.make("cosine"), generator(0, "bench")
     x = torch.randn(16, 1, 64, 64, generator=g).to(device)
-    y = torch.randint(0, 4, (16, 64, 64), generator=g).to(device)
-    def wait():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    for layout in (torch.contiguous_format, torch.channels_last):
-        denoiser = initialised(lambda: Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 0.0, 64, 2), 0).to(device, memory_format=layout)
-        unet = initialised(lambda: UNet(4, 16, 4), 0).to(device, memory_format=layout)
-        for name, net, loss in (("denoiser", denoiser, lambda net: diffusion_loss(schedule, net, x, g)), ("vanilla U-Net", unet, lambda net: dice_ce_loss(net(x), y))):
-            optimizer = torch.optim.AdamW(net.parameters(), fused=True)
-            def step():
-                optimizer.zero_grad(set_to_none=True)
-                loss(net).backward()
-                optimizer.step()
-                wait()
-            print(f"{name}, batch 16 of 64x64, {str(layout)[6:]}, {device}: {seconds(step):.3f} s per training step")
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    denoiser = initialised(lambda: Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 0.0, 64, 2), 0).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        diffusion_loss(schedule, denoiser, x, g).backward()
+        optimizer.step()
+        wait()
+    print(f"denoiser, batch 16 of 64x64, {device}: {seconds(step):.3f} s per training step")
     with torch.no_grad():
         call = seconds(lambda: (denoiser(x, torch.full((16,), 500, device=device)), wait()))
     print(f"sampler: {call:.4f} s per network call on 16 slices; 12 calls translate a study's phase in {12 * call:.2f} s")
 
 
+def segmenter_speed(network, threads):
+    """(seconds per training step, share of it spent on data, peak memory of training in MB, seconds per volume) at demo size, on the CPU.
+
+    Run in a process of its own, so that the peak is this network's.
+    """
+    torch.set_num_threads(threads)
+    label = np.zeros((12, 64, 64), np.uint8)
+    label[2:10, 20:44, 20:44], label[2:10, 26:38, 26:38], label[2:10, 24:40, 10:20] = 2, 1, 3
+    volumes = [SimpleNamespace(image=np.tanh(rng("bench", i).standard_normal(label.shape)).astype(np.float32), label=label, spacing_mm=(9.0, 2.5, 2.5)) for i in range(60)]
+    c = SimpleNamespace(network=network, features=8, levels=4, memory_gb=0.08, plan="", steps=1200, epoch_steps=120,
+                        validation_batches=1, batch=16, lr=1e-3, seed=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    recipe = RECIPES[network](c, volumes, volumes[:2], np.arange(4), torch.device("cpu"))
+    times, data = [], 0.0
+    for step in range(43):
+        begin = time.perf_counter()
+        x, y = recipe.batch(step)
+        ready = time.perf_counter()
+        loss = recipe.loss(recipe.net(x), y)
+        recipe.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        recipe.optimizer.step()
+        if step >= 3:                                             # the first steps warm up
+            times.append(time.perf_counter() - begin)
+            data += ready - begin
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    segmenter = Segmenter(recipe.net.eval(), ("LV", "MYO", "RV"), {}, recipe.plan, (), "")
+    return float(np.median(times)), data / sum(times), peak, seconds(lambda: segmenter.logits(volumes[0].image, volumes[0].spacing_mm), 2)
+
+
+def bench_segmenters():
+    for network in RECIPES:
+        for threads in sorted({1, torch.get_num_threads()}):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                step, share, peak, volume = pool.apply(segmenter_speed, (network, threads))
+            print(f"{network}, demo size, cpu, {threads} threads: {1 / step:.1f} steps per second ({share:.1%} of it data), peak {peak:.0f} MB, {volume:.2f} s to segment a volume of 12 slices")
+
+
 def main():
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     bench_metrics()
-    bench_networks()
+    bench_denoiser()
+    bench_segmenters()
 
 
 if __name__ == "__main__":

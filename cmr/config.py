@@ -80,9 +80,10 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parse(config_class, presets, argv, description):
+def parse(config_class, presets, argv, description, by=None):
     """The settings of one run: the defaults, then the named preset, then the flags.
 
+    by : name of a setting by whose value a preset is subdivided; None: it is not.
     Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
     """
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -93,7 +94,13 @@ def parse(config_class, presets, argv, description):
         parser.add_argument("--" + f.name.replace("_", "-"), **kind, **shown)
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset")
-    config = config_class(**{**presets[preset], **given})
+    chosen = presets[preset]
+    if by:
+        kind = given.get(by, getattr(config_class, by))
+        if kind not in chosen:
+            raise UsageError(f"--{by} {kind}: use {' or '.join(chosen)}")
+        chosen = chosen[kind]
+    config = config_class(**{**chosen, **given})
     print(f"preset {preset}: " + "  ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items()), flush=True)
     return config
 

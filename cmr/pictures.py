@@ -1,6 +1,6 @@
 """Image panels as PNG: sheets of slices and contours, nothing beyond scikit-image.
 
-Public: `sheet`, `with_contours`, `difference`, `save_png`.
+Public: `sheet`, `with_contours`, `difference`, `long_axis`, `save_png`.
 """
 import numpy as np
 from skimage.io import imsave
@@ -32,6 +32,11 @@ def difference(a, b, zoom=3):
     """b - a of two slices in [-1, 1]: blue where b is darker, red where it is brighter, black where equal."""
     d = resize(np.asarray(b - a, np.float64), (a.shape[0] * zoom, a.shape[1] * zoom), order=1)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
+
+
+def long_axis(cut, stretch, zoom=3):
+    """A cut across the slices, (D, W) in [-1, 1], as RGB; every slice is drawn `stretch` pixels thick, as thick as it is."""
+    return _grey(np.repeat(cut, round(stretch), 0), zoom)
 
 
 def sheet(rows, gap=2):

@@ -2,8 +2,9 @@
 
 The unit is the patient: phases and structures are averaged inside first.  A missed or spurious structure has an infinite
 distance: it is counted in every table, and in tests it takes the largest diagonal of the test images, so that it can
-only hurt.  Public: `Arm`, `ARMS`, `METRIC_COLUMNS`, `patient_values`, `compare`, `write_report`.
+only hurt.  Public: `Arm`, `ARMS`, `Example`, `METRIC_COLUMNS`, `patient_values`, `compare`, `write_report`.
 """
+import itertools
 import math
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from cmr.checkpoint import write_csv, write_text
 from cmr.pictures import difference, save_png, sheet, with_contours
 from cmr.statistics import bca_interval, effect_size, hodges_lehmann, holm, paired_t, welch, wilcoxon
+from cmr.studies import read_table
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Arm:
     def key(self):
         """Folder name."""
         return f"{self.trained_on}-{self.test_input}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test volume on the working grid, to be drawn: images (D, H, W) in [-1, 1], labels (D, H, W)."""
+    case: str
+    image: np.ndarray
+    translated: np.ndarray
+    truth: np.ndarray
+    found: dict                                  # (network, arm name) -> labels
 
 
 ARMS = (Arm("baseline", "real", "raw", "nothing"),
@@ -49,12 +61,12 @@ MINIMUM_PATIENTS = 10                            # below this no interval and no
 READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on the original grid and "
            "average the structures that were found; the last column counts those that were not. HD95 is the larger directed 95th percentile, "
            "pooled HD95 is medpy's.")
-TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x {DA, DG} x targets, Holm-corrected. Welch's test is the "
+TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x networks x {DA, DG} x targets, Holm-corrected. Welch's test is the "
          "paper's; the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the "
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
 FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
-           "LV red, MYO green, RV blue. The case shown is the middle one by name.")
+           "LV red, MYO green, RV blue. The case shown is the middle one by name, segmented by the first network.")
 
 
 def patient_values(rows, metric, penalty_mm=None):
@@ -76,9 +88,9 @@ def patient_values(rows, metric, penalty_mm=None):
     return {s: float(np.mean(v)) for s, v in sorted(values.items())}
 
 
-def compare(rows, domain, arm, metric, penalty_mm):
-    """One row of tests.csv: `arm` against the baseline on the same patients of `domain`, arm minus baseline."""
-    here = [r for r in rows if r["domain"] == domain]
+def compare(rows, domain, network, arm, metric, penalty_mm):
+    """One row of tests.csv: `arm` against the same network's baseline on the same patients of `domain`, arm minus baseline."""
+    here = [r for r in rows if r["domain"] == domain and r["network"] == network]
     pick = lambda name: [r for r in here if r["arm"] == name]
     a, b = patient_values(pick(arm), metric, penalty_mm), patient_values(pick(BASELINE), metric, penalty_mm)
     subjects = sorted(a.keys() & b.keys())
@@ -87,22 +99,33 @@ def compare(rows, domain, arm, metric, penalty_mm):
     low, high = bca_interval(x - y) if enough else (math.nan, math.nan)
     welch_t, welch_df, welch_p = welch(x, y)
     missed = lambda name: sum(r["status"] in ("missed", "spurious") for r in pick(name))
-    return {"domain": domain, "network": here[0]["network"], "arm": arm, "metric": metric, "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS),
+    return {"domain": domain, "network": network, "arm": arm, "metric": metric, "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS),
             "n": len(subjects), "n_missed_baseline": missed(BASELINE), "n_missed_arm": missed(arm), "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()),
             "mean_difference": float((x - y).mean()), "bca_low": low, "bca_high": high, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
             "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p, "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
 
 
 def all_tests(rows):
-    """Every arm against the baseline on every target; Holm over the primary family {HD95, ASSD} x {DA, DG} x targets."""
+    """Every arm against the baseline on every target; Holm over the primary family {HD95, ASSD} x networks x {DA, DG} x targets."""
     penalty = max(r["diagonal_mm"] for r in rows)
     targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    tests = [compare(rows, d, arm.name, metric, penalty) for d in targets for arm in ARMS if arm.name != BASELINE for metric in ("dice", "hd95", "assd")]
+    tests = [compare(rows, d, network, arm.name, metric, penalty) for d in targets for network in _networks(rows)
+             for arm in _arms(rows) if arm.name != BASELINE for metric in ("dice", "hd95", "assd")]
     family = [t for t in tests if t["primary"]]
     for name in ("welch_p", "wilcoxon_p"):
         for test, p in zip(family, holm([t[name] for t in family])):
             test[name + "_holm"] = float(p)
     return tests
+
+
+def _networks(rows):
+    return list(dict.fromkeys(r["network"] for r in rows))
+
+
+def _arms(rows):
+    """The arms that were run, in the order of ARMS."""
+    names = {r["arm"] for r in rows}
+    return [arm for arm in ARMS if arm.name in names]
 
 
 def _cell(rows, metric):
@@ -115,24 +138,25 @@ def _cell(rows, metric):
 
 def _table(rows, domain):
     here = [r for r in rows if r["domain"] == domain]
-    lines = ["| row | trained on | test input | " + " | ".join(TABLE_METRICS.values()) + " | missed or spurious |", "|" + "---|" * (len(TABLE_METRICS) + 4)]
-    for arm in ARMS:
-        own = [r for r in here if r["arm"] == arm.name]
+    lines = ["| network | row | trained on | test input | " + " | ".join(TABLE_METRICS.values()) + " | missed or spurious |", "|" + "---|" * (len(TABLE_METRICS) + 5)]
+    for network, arm in itertools.product(_networks(rows), _arms(rows)):
+        own = [r for r in here if r["arm"] == arm.name and r["network"] == network]
         failed = sum(r["status"] in ("missed", "spurious") for r in own)
-        lines.append(f"| {arm.name} | {arm.trained_on} | {arm.test_input} | " + " | ".join(_cell(own, m) for m in TABLE_METRICS) + f" | {failed} of {len(own)} |")
+        lines.append(f"| {network} | {arm.name} | {arm.trained_on} | {arm.test_input} | " + " | ".join(_cell(own, m) for m in TABLE_METRICS) + f" | {failed} of {len(own)} |")
     return lines
 
 
 def _structure_table(rows, domain, structures):
-    lines = ["| row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (1 + 3 * len(structures))]
-    for name in (BASELINE, "DA", "DG", "real + DG"):
-        cells = [_cell([r for r in rows if r["domain"] == domain and r["arm"] == name and r["structure"] == s], m) for s in structures for m in ("dice", "hd95", "assd")]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = ["| network | row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (2 + 3 * len(structures))]
+    for network, name in itertools.product(_networks(rows), [a.name for a in _arms(rows) if a.name in (BASELINE, "DA", "DG", "real + DG")]):
+        own = [r for r in rows if r["domain"] == domain and r["network"] == network and r["arm"] == name]
+        cells = [_cell([r for r in own if r["structure"] == s], m) for s in structures for m in ("dice", "hd95", "assd")]
+        lines.append(f"| {network} | {name} | " + " | ".join(cells) + " |")
     return lines
 
 
 def _test_table(tests):
-    lines = ["| target | row | metric | n | difference | 95 % BCa | Welch p (Holm) | Wilcoxon p (Holm) |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| target | network | row | metric | n | difference | 95 % BCa | Welch p (Holm) | Wilcoxon p (Holm) |", "|---|---|---|---|---|---|---|---|---|"]
     p = lambda v: "-" if v is None or math.isnan(v) else f"{v:.2g}"
     for t in tests:
         if not t["primary"]:
@@ -140,43 +164,52 @@ def _test_table(tests):
         starred = t["n"] >= MINIMUM_PATIENTS and t["wilcoxon_p_holm"] < 0.01
         star = (" * better" if t["hodges_lehmann"] < 0 else " * worse") if starred else ""
         interval = f"{t['bca_low']:+.1f} to {t['bca_high']:+.1f}" if not math.isnan(t["bca_low"]) else f"n < {MINIMUM_PATIENTS}"
-        lines.append(f"| {t['domain']} | {t['arm']} | {t['metric'].upper()} | {t['n']} | {t['mean_difference']:+.2f} mm | {interval} | "
+        lines.append(f"| {t['domain']} | {t['network']} | {t['arm']} | {t['metric'].upper()} | {t['n']} | {t['mean_difference']:+.2f} mm | {interval} | "
                      f"{p(t['welch_p'])} ({p(t['welch_p_holm'])}) | {p(t['wilcoxon_p'])} ({p(t['wilcoxon_p_holm'])}){star} |")
     return lines
 
 
-def _figure(out, domain, cases):
-    """Write one case's panels (see FIGURES); return the file's name and the case."""
-    working, inputs, found = sorted(cases, key=lambda case: case[0].record.case)[len(cases) // 2]
-    image, translated, truth = np.asarray(working.image), inputs["translated"][0], np.asarray(working.label)
-    filled = np.flatnonzero(truth.any((1, 2)))
-    rows = [[with_contours(image[k]), with_contours(translated[k]), difference(image[k], translated[k]), with_contours(image[k], truth[k]),
-             with_contours(image[k], found[BASELINE][k]), with_contours(image[k], found["DA"][k]), with_contours(image[k], found["DG"][k])]
+def _figure(out, domain, network, examples):
+    """Write one case's panels (see FIGURES) for one network; return the file's name and the case."""
+    e = sorted(examples, key=lambda example: example.case)[len(examples) // 2]
+    filled = np.flatnonzero(e.truth.any((1, 2)))
+    rows = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
+             *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA", "DG"))]
             for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
     name = "case_" + domain.replace("=", "-").replace(",", "+") + ".png"
     save_png(out / name, sheet(rows))
-    return name, working.record.case
+    return name, e.case
 
 
 def write_report(out, rows, examples, source, run, settings):
-    """Write tests.csv, report.md and the figures into `out`; print the main table."""
+    """Write tests.csv, report.md and the figures into `out`; print the main table.
+
+    examples : {domain: list of Example}.
+    """
     tests = all_tests(rows)
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     domains = list(dict.fromkeys(r["domain"] for r in rows))
-    structures = list(dict.fromkeys(r["structure"] for r in rows))
+    structures, networks = list(dict.fromkeys(r["structure"] for r in rows)), _networks(rows)
     sizes = {d: len({r["subject"] for r in rows if r["domain"] == d}) for d in domains}
     partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
-            f"Segmenter: {settings['network']}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
+            f"Segmenters: {', '.join(networks)}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
-             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in ARMS], "", "## Figures", "", FIGURES, ""]
+             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in _arms(rows)], "", "## Figures", "", FIGURES, ""]
     for domain in domains:
-        name, case = _figure(out, domain, examples[domain])
+        name, case = _figure(out, domain, networks[0], examples[domain])
         text += [f"{domain}, {case}:", "", f"![{domain}]({name})", ""]
+    if (run / "dg" / "through_plane.png").exists():
+        shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
+        pairs = read_table(run / "dg" / "manifest.csv", ("through_plane_reference", "through_plane_synthetic"))
+        correlation = {kind: np.array([float(row[f"through_plane_{kind}"]) for row in pairs]) for kind in ("reference", "synthetic")}
+        text += ["Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. Correlation of neighbouring slices: "
+                 + ", ".join(f"{kind} {np.nanmean(r):.3f} ± {np.nanstd(r):.3f}" for kind, r in correlation.items()) + f" ({len(pairs)} pairs).", "",
+                 "![through-plane continuity](through_plane.png)", ""]
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
     if sheets:
         shutil.copyfile(sheets[-1], out / "samples.png")

@@ -3,7 +3,7 @@
 Knows M&Ms-1 (4D cine with a CSV, and the pre-split form), M&Ms-2, ACDC and nnU-Net raw; decides by what lies in the
 folder, never by its depth.  Only names, tables and headers are read here; voxels are `cmr.volumes`' business.
 
-Public: `Record`, `Domain`, `find`, `split_by_subject`, `in_role`, `labelled`, `network_classes`.
+Public: `Record`, `Domain`, `find`, `read_table`, `split_by_subject`, `in_role`, `labelled`, `network_classes`.
 """
 import csv
 import hashlib

@@ -13,16 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from cmr import checkpoint
-from cmr.audit import boundary_displacement_mm, mean_dice
+from cmr.audit import boundary_displacement_mm, mean_dice, through_plane_correlation
 from cmr.config import DataConfig, UsageError, opt, parse, run_script
+from cmr.pictures import long_axis, save_png, sheet
 from cmr.segment import Segmenter
 from cmr.studies import Domain, find, in_role, network_classes, split_by_subject
 from cmr.training import pick_device
 from cmr.translate import SourceModel, Strength, translate
-from cmr.volumes import Grid, prepare, working_affine, write_nifti
+from cmr.volumes import Grid, prepare, read_nifti, working_affine, write_nifti
 
 COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "strength", "seed",
-           "sd_dm", "segmenter", "redrawn", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm")
+           "sd_dm", "segmenter", "redrawn", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm",
+           "through_plane_reference", "through_plane_synthetic")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Config(DataConfig):
     diffusion: str = opt("", "final.pt of train_diffusion.py")
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
     strength: str  = opt("", "what is kept of the reference; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
-    samples: int   = opt(2, "synthetic images per reference")
+    samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
 # DG: one image near the reference, one whose texture and contrast are redrawn.  DA: intensities first, then a weak projection.
 DEFAULT_STRENGTH = {"dg": "t0=300,steps=12;t0=700,shortest_mm=12,steps=12", "da": "t0=100,match=mean_std,steps=8"}
+DEFAULT_SAMPLES = {"dg": 2, "da": 1}
 PRESETS = {"tiny": dict(samples=1, strength="t0=300,steps=4"), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
 
 
@@ -47,7 +50,7 @@ def _one(c, model, segmenter, strength, working, sample, case):
     record = working.record
     reference, mask = np.asarray(working.image), working.label
     image, redrawn = translate(model, reference, c.spacing_mm, strength, c.seed, record.subject, sample)
-    found_on_reference, found_on_image = segmenter.labels(reference), segmenter.labels(image)
+    found_on_reference, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (reference, image))
     row = {"case": case, "subject": record.subject, "phase": record.phase, "sample": sample, "vendor": record.vendor, "centre": record.centre,
            "pathology": record.pathology, "split": record.split, "reference": record.case, "reference_content": working.content[:16],
            "strength": str(strength), "seed": c.seed, "sd_dm": model.hash, "segmenter": segmenter.hash, "redrawn": redrawn}
@@ -57,6 +60,7 @@ def _one(c, model, segmenter, strength, working, sample, case):
     # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
     boundary = mask if c.arm == "dg" else found_on_reference
     row["displacement_median_mm"], row["displacement_p95_mm"] = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
+    row["through_plane_reference"], row["through_plane_synthetic"] = through_plane_correlation(reference), through_plane_correlation(image)
 
     affine, spacing = working_affine(working.geometry)
     kind = "Tr" if c.arm == "dg" else "Ts"
@@ -75,6 +79,7 @@ def synthesize(c):
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     device = pick_device(c.device)
+    samples = c.samples or DEFAULT_SAMPLES[c.arm]
     strengths = [Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
     model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
     grid = {"spacing_mm": c.spacing_mm, "size": c.size}
@@ -101,7 +106,7 @@ def synthesize(c):
     checkpoint.write_json(out / "config.json", settings)
     labels = {"background": 0, **{s: i for i, s in enumerate(segmenter.structures, 1)}}
     workings = [w for w in prepare(chosen, Grid(c.spacing_mm, c.size), c.work) if c.arm == "da" or w.label is not None]
-    jobs = [(w, j, f"{w.record.case}_s{j}") for w in workings for j in range(c.samples)]
+    jobs = [(w, j, f"{w.record.case}_s{j}") for w in workings for j in range(samples)]
     checkpoint.write_json(out / "dataset.json", {
         "channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(jobs) if c.arm == "dg" else 0, "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "NibabelIO"})
@@ -115,10 +120,24 @@ def synthesize(c):
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
             print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
     checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
-    for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm"):
+    _draw_long_axes(out, workings, jobs)
+    for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference", "through_plane_synthetic"):
         values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
         if len(values):
-            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.min() if name == 'dice_change' else values.max():.3f} (n {len(values)})")
+            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.max() if name.startswith('displacement') else values.min():.3f} (n {len(values)})")
+
+
+def _draw_long_axes(out, workings, jobs):
+    """`through_plane.png`: three references cut along the heart across their slices, each beside its synthetic volumes."""
+    kind = "Tr" if (out / "imagesTr").is_dir() else "Ts"
+    rows = []
+    for working in workings[::max(1, len(workings) // 3)][:3]:
+        cases = [case for w, _, case in jobs if w is working]
+        synthetic = [read_nifti(out / f"images{kind}" / f"{case}_0000.nii.gz").array.transpose(2, 1, 0) / 1000 - 1 for case in cases]
+        middle = working.image.shape[1] // 2
+        rows.append([long_axis(volume[:, middle], working.spacing_mm[0] / working.spacing_mm[1]) for volume in [np.asarray(working.image), *synthetic]])
+    height = max(row[0].shape[0] for row in rows)
+    save_png(out / "through_plane.png", sheet([[np.pad(panel, ((0, height - len(panel)), (0, 0), (0, 0))) for panel in row] for row in rows]))
 
 
 def main(argv=None):

@@ -2,6 +2,7 @@
 
 Public: `rng`, `generator`, `initialised`, `pick_device`, `update_ema`, `Run`.
 """
+import contextlib
 import hashlib
 import math
 import os
@@ -71,9 +72,13 @@ class Run:
 
         run = Run(out, config, data_hash, net, optimizer)
         for step in run.steps(config.steps):
-            loss = ...                              # a function of (seed, step) and the weights
+            with run.waiting():
+                batch = ...                         # a function of (seed, step)
+            loss = ...
             run.update(loss)                        # backward, clip, optimiser step, averaged weights, log
         run.finish(**extra)
+
+    `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
 
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
@@ -82,14 +87,15 @@ class Run:
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
         self.out, self.config, self.data_hash = Path(out), config, data_hash
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
-        self.step, self.stop_signal, self.seconds, self.losses = 0, None, 0.0, []
+        self.step, self.stop_signal, self.losses, self.state = 0, None, [], {}
+        self.seconds = self.waited = 0.0
         self.last, self.final, self.log = self.out / "last.pt", self.out / "final.pt", self.out / "log.csv"
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
         if self.last.exists():
             self._resume()
         else:
             checkpoint.write_json(self.out / "config.json", config)
-            checkpoint.write_text(self.log, "step,loss,lr,seconds_per_step\n")
+            checkpoint.write_text(self.log, "step,loss,lr,seconds_per_step,waiting_share\n")
 
     def _resume(self):
         state = checkpoint.load(self.last)
@@ -99,9 +105,9 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["ema"].items():
             self.ema[name].copy_(value)
-        self.step = state["step"]
+        self.step, self.state = state["step"], state["state"]
         rows = self.log.read_text().splitlines()
-        whole = [r for r in rows[1:] if r.count(",") == 3]                     # a killed process may leave half a row
+        whole = [r for r in rows[1:] if r.count(",") == 4]                     # a killed process may leave half a row
         kept = [r for r in whole if int(r.split(",")[0]) <= self.step]         # rows after the last checkpoint come again
         checkpoint.write_text(self.log, "\n".join([rows[0], *kept]) + "\n")
         print(f"{self.out}: going on from step {self.step}", flush=True)
@@ -133,6 +139,13 @@ class Run:
             os._exit(130)                                                      # asked twice: leave at once
         self.stop_signal = number
 
+    @contextlib.contextmanager
+    def waiting(self):
+        """Counts the time inside as waiting for data; the log shows its share of a step."""
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
     def update(self, loss):
         """One optimiser step on `loss`, a scalar tensor.  Raises NumericalError if it is not finite."""
         value = loss.item()
@@ -149,15 +162,15 @@ class Run:
 
     def _log_row(self, steps, bar):
         n = len(self.losses)
-        row = dict(loss=sum(self.losses) / n, lr=self.optimizer.param_groups[0]["lr"], seconds=self.seconds / n)
+        row = dict(loss=sum(self.losses) / n, lr=self.optimizer.param_groups[0]["lr"], seconds=self.seconds / n, waiting=self.waited / self.seconds)
         with open(self.log, "a") as file:
-            file.write(f"{self.step},{row['loss']:.6g},{row['lr']:.6g},{row['seconds']:.4f}\n")
-        line = f"step {self.step:6d}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['seconds']:.3f} s/step"
+            file.write(f"{self.step},{row['loss']:.6g},{row['lr']:.6g},{row['seconds']:.4f},{row['waiting']:.4f}\n")
+        line = f"step {self.step:6d}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['seconds']:.3f} s/step, {row['waiting']:.1%} waiting for data"
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)
-        self.losses, self.seconds = [], 0.0
+        self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
-        checkpoint.save(self.last, step=self.step, net=self.net.state_dict(), ema=self.ema,
+        checkpoint.save(self.last, step=self.step, state=self.state, net=self.net.state_dict(), ema=self.ema,
                         optimizer=self.optimizer.state_dict(), config=self.config, data_hash=self.data_hash)
 
     def averaged(self):

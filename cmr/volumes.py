@@ -4,7 +4,7 @@ A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], sli
 columns to the right in the clinical short-axis view, resampled in-plane to one spacing and centre-cropped or padded to
 one size; the slices stay as they were acquired.  `Geometry` keeps what is needed to go back to the original grid.
 
-Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `write_like`, `load`, `to_working`, `to_original`, `image_to_original`,
+Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `write_like`, `load`, `to_working`, `resample_to_original`, `to_original`, `image_to_original`,
 `working_affine`, `prepare`, `fingerprint`.
 """
 import functools
@@ -275,14 +275,17 @@ def to_working(image, nifti, grid, label=None):
     return scaled, shares.argmax(0).astype(np.uint8), geometry
 
 
-def to_original(shares, geometry):
-    """Class shares or probabilities (C, D, H, W) on the working grid to labels (X, Y, Z) uint8 on the original one.
+def resample_to_original(scores, geometry):
+    """Class scores (logits, probabilities) (C, D, H, W) on the working grid to (C, X, Y, Z) on the original one, linearly; 0 outside the field of view."""
+    return stored(_resample(scores, ((geometry.grid[1], geometry.grid[0]),) * 2, _plane_axes(geometry)), geometry)
 
-    Interpolated as shares, then argmax; outside the working field of view is background (class 0).
+
+def to_original(scores, geometry):
+    """Class scores (C, D, H, W) to labels (X, Y, Z) uint8 on the original grid: interpolated as scores, then the largest.
+
+    Outside the working field of view all scores are 0 and the first class, background, wins.
     """
-    resampled = _resample(shares, ((geometry.grid[1], geometry.grid[0]),) * 2, _plane_axes(geometry))
-    resampled[0] += 1 - resampled.sum(0)
-    return stored(resampled.argmax(0).astype(np.uint8), geometry)
+    return resample_to_original(scores, geometry).argmax(0).astype(np.uint8)
 
 
 def image_to_original(image, geometry):

@@ -2,7 +2,7 @@
 import numpy as np
 from scipy import ndimage
 
-from cmr.audit import boundary_displacement_mm, mean_dice
+from cmr.audit import boundary_displacement_mm, mean_dice, through_plane_correlation
 
 
 def heart():
@@ -25,3 +25,11 @@ def test_mean_dice_is_over_the_structures_of_the_mask():
     _, mask = heart()
     assert mean_dice(mask, mask) == 1.0 and mean_dice(0 * mask, mask) == 0.0 and np.isnan(mean_dice(mask, 0 * mask))
     assert abs(mean_dice(np.where(mask == 2, 0, mask), mask) - 0.5) < 1e-12
+
+
+def test_through_plane_correlation_sees_unrelated_slices():
+    rng = np.random.default_rng(0)
+    common, own = rng.standard_normal((1, 32, 32)), rng.standard_normal((8, 32, 32))
+    assert abs(through_plane_correlation(np.repeat(common, 8, 0)) - 1) < 1e-9 and abs(through_plane_correlation(own)) < 0.05
+    assert abs(through_plane_correlation(common + own) - 0.5) < 0.05 and np.isnan(through_plane_correlation(common))
+    assert abs(through_plane_correlation(np.stack([0 * common[0], common[0], -common[0]])) + 1) < 1e-9            # a constant slice has no correlation

@@ -16,6 +16,7 @@ import train_diffusion
 import train_unet
 from cmr import checkpoint, synthesize
 from cmr.config import CheckpointError, UsageError
+from cmr.plan import Plan
 from cmr.report import ARMS, all_tests, compare, patient_values
 from cmr.studies import find
 from cmr.training import Run
@@ -33,19 +34,30 @@ def one_line(errors):
     return errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors
 
 
+NETWORKS = ("vanilla", "nnunet2d", "nnunet3d")
+
+
+def training(phantom, root, network):
+    """Arguments of a training run of a handful of steps."""
+    return ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--steps", "8", "--save-every", "4", "--log-every", "4",
+            *(["--ema", "0.5"] if network == "diffusion" else ["--network", network, *(["--epoch-steps", "2"] if network != "vanilla" else [])])]
+
+
 @pytest.fixture(scope="module")
 def run(phantom, tmp_path_factory):
     """The whole path at a handful of steps, in-process: {stage: folder}."""
     root = tmp_path_factory.mktemp("run")
-    common = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--steps", "8", "--save-every", "4", "--log-every", "4"]
-    train_diffusion.main([*common, "--out", str(root / "diffusion"), "--ema", "0.5"])
-    train_unet.main([*common, "--out", str(root / "segmenter-vanilla-real")])
+    train_diffusion.main([*training(phantom, root, "diffusion"), "--out", str(root / "diffusion")])
+    for network in NETWORKS:
+        train_unet.main([*training(phantom, root, network), "--out", str(root / f"segmenter-{network}-real")])
     shared = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--diffusion", str(root / "diffusion" / "final.pt"),
               "--segmenter", str(root / "segmenter-vanilla-real" / "final.pt"), "--strength", "t0=30,steps=2"]
     synthesize.main([*shared, "--arm", "dg", "--out", str(root / "dg")])
     synthesize.main([*shared, "--arm", "da", "--target", "Vendor=B,D", "--out", str(root / "da")])
-    for kind in ("synthetic", "both"):
-        train_unet.main([*common, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-vanilla-{kind}")])
+    for network in NETWORKS:
+        planned = ["--plan", str(root / f"segmenter-{network}-real" / "plan.json")] if network != "vanilla" else []
+        for kind in ("synthetic", "both"):
+            train_unet.main([*training(phantom, root, network), *planned, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-{network}-{kind}")])
     evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--target", "Vendor=B,D", "--run", str(root), "--out", str(root / "results")])
     return root
 
@@ -59,27 +71,43 @@ def test_stages_write_what_they_promise(run):
     rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
     assert len(rows) == 8 and all(row["sd_dm"] and row["strength"].startswith("t0=30") and float(row["dice_synthetic"]) >= 0 for row in rows)
     assert {r.metadata["split"] for r in find(run / "da")} == {"Testing"}
+    assert all(-1 <= float(row["through_plane_synthetic"]) <= 1 for row in rows) and (run / "dg" / "through_plane.png").stat().st_size > 1000
+    assert {p.name for p in (run / "segmenter-nnunet3d-real").iterdir()} == {"config.json", "log.csv", "final.pt", "plan.json", "validation.csv"}
+
+
+def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
+    for network, dims in (("nnunet2d", 2), ("nnunet3d", 3)):
+        plans = [Plan.read(run / f"segmenter-{network}-{kind}" / "plan.json") for kind in ("real", "synthetic", "both")]
+        assert plans[0] == plans[1] == plans[2] and plans[0].dims == dims                         # equal batches whatever it is trained on
+        epochs = list(csv.DictReader(open(run / f"segmenter-{network}-real" / "validation.csv")))
+        assert [int(e["epoch"]) for e in epochs] == [0, 1, 2, 3]
+        average = float(epochs[0]["mean"])
+        for e in epochs[1:]:
+            average = 0.9 * average + 0.1 * float(e["mean"])
+            assert float(e["ema"]) == pytest.approx(average, abs=2e-6)
+        rates = [float(r["lr"]) for r in csv.DictReader(open(run / f"segmenter-{network}-real" / "log.csv"))]
+        assert rates == pytest.approx([0.01 * (1 - e / 4) ** 0.9 for e in (1, 3)], rel=1e-5)       # steps 4 and 8 of 2-step epochs
 
 
 def test_results_cover_every_arm_structure_and_failure(run, phantom):
     rows = list(csv.DictReader(open(run / "results" / "metrics.csv")))
     cases = {(r["subject"], r["phase"]) for r in rows}
-    assert len(rows) == len(cases) * len(ARMS) * 3 and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
+    assert len(rows) == len(cases) * len(ARMS) * 3 * len(NETWORKS) and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
     assert all(r["hd95"] == "inf" and r["dice"] == "0" for r in rows if r["status"] in ("missed", "spurious"))
     report = (run / "results" / "report.md").read_text()
-    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
+    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
         assert text in report
-    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 7 * 3
+    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 7 * 3 * 3
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
-    prediction = nib.load(run / "results" / "predictions" / "real-raw" / f"{record.case}.nii.gz")
+    prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)
     assert prediction.shape == original.shape[:3] and np.allclose(prediction.affine, original.affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("script_module,stage", [(train_diffusion, "diffusion"), (train_unet, "segmenter-vanilla-real")])
-def test_interrupted_training_scripts_end_with_the_same_weights(run, phantom, tmp_path, monkeypatch, script_module, stage):
-    arguments = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--steps", "8", "--save-every", "4", "--log-every", "4",
-                 "--out", str(tmp_path), *(["--ema", "0.5"] if stage == "diffusion" else [])]
+@pytest.mark.parametrize("script_module,stage,network", [
+    (train_diffusion, "diffusion", "diffusion"), *((train_unet, f"segmenter-{n}-real", n) for n in NETWORKS)])
+def test_interrupted_training_scripts_end_with_the_same_weights(run, phantom, tmp_path, monkeypatch, script_module, stage, network):
+    arguments = [*training(phantom, run, network), "--out", str(tmp_path)]
     update = Run.update
     def killed_at_six(self, loss):
         if self.step == 6:
@@ -93,6 +121,8 @@ def test_interrupted_training_scripts_end_with_the_same_weights(run, phantom, tm
     script_module.main(arguments)
     resumed, straight = (checkpoint.load(folder / "final.pt")["net"] for folder in (tmp_path, run / stage))
     assert resumed.keys() == straight.keys() and all(torch.equal(resumed[k], straight[k]) for k in straight)
+    if network.startswith("nnunet"):
+        assert (tmp_path / "validation.csv").read_bytes() == (run / stage / "validation.csv").read_bytes()
 
 
 def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phantom, tmp_path):
@@ -171,7 +201,10 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (["-m", "cmr.check", tmp_path / "absent"], 3, "no such folder"),
             (["-m", "cmr.check", phantom, "--source", "Vendor=Q"], 2, "Vendor has A"),
             (["train_diffusion.py", "--preset", "tiny", "--data", phantom, "--source", "Vendor=Q", "--out", tmp_path / "r", "--work", tmp_path / "w"], 2, "matches none"),
-            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--network", "resnet"], 2, "use vanilla"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--network", "resnet"], 2, "use vanilla or nnunet2d or nnunet3d"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--work", tmp_path / "w", "--out", tmp_path / "r", "--network", "nnunet2d", "--steps", "7"], 2, "whole epochs"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--work", tmp_path / "w", "--out", tmp_path / "r", "--network", "nnunet2d",
+              "--plan", run / "segmenter-nnunet3d-real" / "plan.json"], 2, "a 3D plan"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--out", phantom / "README.txt" / "run"], 5, "choose another --out"),
             (["train_unet.py", "--preset", "tiny", "--stesp", "3"], 2, "did you mean --steps"),
             (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", tmp_path, "--out", tmp_path / "o"], 4, "no such checkpoint")):
@@ -195,10 +228,10 @@ def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target"):
 
 def test_failures_are_counted_and_can_only_hurt():
     rows = [row(f"p{i}", arm, 10.0 + i - (2 + i % 3 if arm == "DA" else 0)) for i in range(12) for arm in ("baseline", "DA")]
-    better = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
+    better = compare(rows, "Vendor=B", "vanilla", "DA", "hd95", 500.0)
     assert better["mean_difference"] == pytest.approx(-3) and better["n"] == 12 and better["n_missed_arm"] == 0 and better["wilcoxon_p"] < 0.001
     rows[1] = row("p0", "DA", float("inf"), "missed")
-    worse = compare(rows, "Vendor=B", "DA", "hd95", 500.0)
+    worse = compare(rows, "Vendor=B", "vanilla", "DA", "hd95", 500.0)
     assert worse["n"] == 12 and worse["n_missed_arm"] == 1 and worse["mean_difference"] == pytest.approx((-3 * 12 + 2 + 490) / 12) and worse["wilcoxon_p"] > better["wilcoxon_p"]
     assert patient_values([rows[1]], "hd95") == {} and patient_values([rows[1]], "hd95", 500.0) == {"p0": 500.0} and patient_values([rows[1]], "dice") == {"p0": 0.0}
 

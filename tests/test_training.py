@@ -14,7 +14,7 @@ import torch
 from cmr import checkpoint
 from cmr.config import CheckpointError, NumericalError, ResourceError, UsageError, parse
 from cmr.losses import dice_ce_loss
-from cmr.segment import zscore
+from cmr.preprocess import zscore
 from cmr.training import Run, generator, initialised, rng, update_ema
 from cmr.unet import UNet
 
@@ -144,7 +144,7 @@ def test_dice_ce_by_hand():
     """Two pixels, two classes, probabilities .75 / .25: Dice 2 * .75 / (1 + 1), cross-entropy -ln .75."""
     logits = torch.log(torch.tensor([[.25, .75], [.75, .25]])).T.reshape(1, 2, 1, 2)
     loss = dice_ce_loss(logits, torch.tensor([[[1, 0]]]), smooth=0.0)
-    assert loss.item() == pytest.approx(-np.log(.75) + 1 - 2 * .75 / 2, abs=1e-6)
+    assert loss.item() == pytest.approx(-np.log(.75) - 2 * .75 / 2, abs=1e-6)
     absent = dice_ce_loss(torch.tensor([[[[9.0]], [[-9.0]], [[-9.0]]]]), torch.zeros(1, 1, 1, dtype=torch.long))
     assert torch.isfinite(absent)
 

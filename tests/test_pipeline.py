@@ -222,7 +222,7 @@ def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
 
 
 def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target"):
-    return {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status, "dice": 0.8 if status == "ok" else 0.0,
+    return {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status, "dice": 0.9 - hd95 / 100 if status == "ok" else 0.0,
             "hd95": hd95, "assd": hd95 / 4, "diagonal_mm": 500.0}
 
 

@@ -40,7 +40,7 @@ def test_only_the_seven_packages_are_imported():
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for module in modules:
                 top = module.split(".")[0]
-                local = top in ("cmr", "tests") or (ROOT / f"{top}.py").exists()
+                local = top in ("cmr", "tests") or any((ROOT / folder / f"{top}.py").exists() for folder in (".", "tests"))
                 assert local or top in ALLOWED | OPTIONAL or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 

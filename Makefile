@@ -101,5 +101,8 @@ $(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R
 
 list = $(subst $() ,$(comma),$(strip $(1)))
 
-$(R)/results/report.md: $(R)/da/manifest.csv $(foreach training,$(TRAINED),$(SEG:=-$(training)/final.pt))
+# In the order in which two at a time are busy until the end: the longest trainings first, the translations last.
+reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
+
+$(R)/results/report.md: $(R)/dg/manifest.csv $(foreach training,$(TRAINED),$(addsuffix -$(training)/final.pt,$(call reverse,$(SEG)))) $(R)/da/manifest.csv
 	$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --networks "$(call list,$(NETWORKS))" --trained "$(call list,$(TRAINED))" --run "$(R)" --out "$(@D)"

@@ -1,18 +1,13 @@
 """Segment every domain's test studies with every (network, training data, test input), measure, test, write the report."""
-import itertools
-import multiprocessing
-import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from cmr import baselines, checkpoint
 from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.metrics import measure
+from cmr.parallel import over_volumes
 from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
 from cmr.segment import Segmenter, labels_on_original, softmax
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
@@ -27,11 +22,15 @@ class Config(DataConfig):
     run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/")
     networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
     trained: str   = opt("real,synthetic,both", "training sets whose segmenters are compared")
+    cheap_of: str  = opt("vanilla,nnunet2d,nnunet3d", "segmenters for which the cheap baselines (matched, FDA, low-pass swap) are measured too")
     out: str       = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
-PRESETS = {"tiny": {}, "demo": {}, "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": {}, "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
+
+
+CHEAP = ("matched", "fda", "swap")                # test inputs that need no diffusion model
 
 
 class Evaluation:
@@ -41,7 +40,8 @@ class Evaluation:
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.networks, trainings = c.networks.split(","), c.trained.split(",")
-        self.arms = [arm for arm in ARMS if arm.trained_on in trainings]
+        self.compared = [(network, arm) for network in self.networks for arm in ARMS
+                         if arm.trained_on in trainings and (arm.test_input not in CHEAP or network in c.cheap_of.split(","))]
         self.segmenters = {(network, training): Segmenter.load(run / f"segmenter-{network}-{training}" / "final.pt", self.device)
                            for network in self.networks for training in trainings}
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
@@ -87,7 +87,7 @@ class Evaluation:
         _, truth, nifti, _ = load(record)
         diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))
         rows, found = [], {}
-        for network, arm in itertools.product(self.networks, self.arms):
+        for network, arm in self.compared:
             logits = [self.segmenters[network, arm.trained_on].logits(image, working.spacing_mm) for image in inputs[arm.test_input]]
             found[network, arm.name] = np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8)
             labels = labels_on_original(logits, working.geometry)
@@ -101,31 +101,11 @@ class Evaluation:
         return rows, Example(record.case, np.asarray(working.image), inputs["translated"][0], np.asarray(working.label), found)
 
 
-_evaluation = None                                                               # of a worker process
-
-
-def _start(c, threads):
-    global _evaluation
-    torch.set_num_threads(threads)
-    _evaluation = Evaluation(c)
-
-
-def _volume(index):
-    return _evaluation.volume(index)
-
-
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__)
     out = checkpoint.writable_folder(c.out)
     evaluation = Evaluation(c)                                                   # what is missing is found before the long work
-    indices, cores = range(len(evaluation.jobs)), os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-    processes = c.processes or (1 if evaluation.device.type == "cuda" else cores)
-    bar = lambda results: list(tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"))
-    if processes == 1:
-        results = bar(map(evaluation.volume, indices))
-    else:
-        with multiprocessing.get_context("spawn").Pool(processes, _start, (c, max(1, cores // processes))) as pool:
-            results = bar(pool.imap(_volume, indices))
+    results = over_volumes(evaluation, Evaluation, c, c.processes)
     rows = [row for found, _ in results for row in found]
     examples = {str(domain): [example for (d, _), (_, example) in zip(evaluation.jobs, results) if d is domain] for domain in evaluation.domains}
     checkpoint.write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)

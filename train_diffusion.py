@@ -30,7 +30,7 @@ class Config(DataConfig):
     groups: int           = opt(8, "groups of the group normalisation")
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets")
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1")
-    steps: int            = opt(1500, "optimiser steps")
+    steps: int            = opt(1300, "optimiser steps")
     batch: int            = opt(16, "slices per step")
     lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up")
     warmup: int           = opt(100, "steps of the warm-up")
@@ -83,7 +83,8 @@ def main(argv=None):
     # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
     for step in run.steps(c.steps):
         g = generator(c.seed, "step", step)
-        x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)             # (N, 1, H, W)
+        with run.waiting():
+            x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)         # (N, 1, H, W)
         for group in optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):

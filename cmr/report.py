@@ -4,7 +4,6 @@ The unit is the patient: phases and structures are averaged inside first.  A mis
 distance: it is counted in every table, and in tests it takes the largest diagonal of the test images, so that it can
 only hurt.  Public: `Arm`, `ARMS`, `Example`, `METRIC_COLUMNS`, `patient_values`, `compare`, `write_report`.
 """
-import itertools
 import math
 import shutil
 from dataclasses import dataclass
@@ -109,8 +108,8 @@ def all_tests(rows):
     """Every arm against the baseline on every target; Holm over the primary family {HD95, ASSD} x networks x {DA, DG} x targets."""
     penalty = max(r["diagonal_mm"] for r in rows)
     targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    tests = [compare(rows, d, network, arm.name, metric, penalty) for d in targets for network in _networks(rows)
-             for arm in _arms(rows) if arm.name != BASELINE for metric in ("dice", "hd95", "assd")]
+    tests = [compare(rows, d, network, arm.name, metric, penalty) for d in targets for network, arm in _compared(rows) if arm.name != BASELINE
+             for metric in ("dice", "hd95", "assd")]
     family = [t for t in tests if t["primary"]]
     for name in ("welch_p", "wilcoxon_p"):
         for test, p in zip(family, holm([t[name] for t in family])):
@@ -122,10 +121,10 @@ def _networks(rows):
     return list(dict.fromkeys(r["network"] for r in rows))
 
 
-def _arms(rows):
-    """The arms that were run, in the order of ARMS."""
-    names = {r["arm"] for r in rows}
-    return [arm for arm in ARMS if arm.name in names]
+def _compared(rows):
+    """[(network, arm)] that were run, in the order of ARMS."""
+    ran = {(r["network"], r["arm"]) for r in rows}
+    return [(network, arm) for network in _networks(rows) for arm in ARMS if (network, arm.name) in ran]
 
 
 def _cell(rows, metric):
@@ -139,7 +138,7 @@ def _cell(rows, metric):
 def _table(rows, domain):
     here = [r for r in rows if r["domain"] == domain]
     lines = ["| network | row | trained on | test input | " + " | ".join(TABLE_METRICS.values()) + " | missed or spurious |", "|" + "---|" * (len(TABLE_METRICS) + 5)]
-    for network, arm in itertools.product(_networks(rows), _arms(rows)):
+    for network, arm in _compared(rows):
         own = [r for r in here if r["arm"] == arm.name and r["network"] == network]
         failed = sum(r["status"] in ("missed", "spurious") for r in own)
         lines.append(f"| {network} | {arm.name} | {arm.trained_on} | {arm.test_input} | " + " | ".join(_cell(own, m) for m in TABLE_METRICS) + f" | {failed} of {len(own)} |")
@@ -148,7 +147,7 @@ def _table(rows, domain):
 
 def _structure_table(rows, domain, structures):
     lines = ["| network | row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (2 + 3 * len(structures))]
-    for network, name in itertools.product(_networks(rows), [a.name for a in _arms(rows) if a.name in (BASELINE, "DA", "DG", "real + DG")]):
+    for network, name in ((n, a.name) for n, a in _compared(rows) if a.name in (BASELINE, "DA", "DG", "real + DG")):
         own = [r for r in rows if r["domain"] == domain and r["network"] == network and r["arm"] == name]
         cells = [_cell([r for r in own if r["structure"] == s], m) for s in structures for m in ("dice", "hd95", "assd")]
         lines.append(f"| {network} | {name} | " + " | ".join(cells) + " |")
@@ -199,7 +198,7 @@ def write_report(out, rows, examples, source, run, settings):
                  *_structure_table(rows, domain, structures), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
-             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in _arms(rows)], "", "## Figures", "", FIGURES, ""]
+             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", "", FIGURES, ""]
     for domain in domains:
         name, case = _figure(out, domain, networks[0], examples[domain])
         text += [f"{domain}, {case}:", "", f"![{domain}]({name})", ""]

@@ -87,8 +87,13 @@ $(SEG:=-real/final.pt): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
-$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+list = $(subst $() ,$(comma),$(strip $(1)))
+
+$(R)/choice/choice.json: $(R)/diffusion/final.pt $(SEG:=-real/final.pt)
+	$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call list,$(NETWORKS))" --out "$(@D)"
+
+$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
+	$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
 # The same plan, and so the same batches, whatever the network is trained on.
 plan = $(if $(filter nnunet%,$(1)),--plan "$(R)/segmenter-$(1)-real/plan.json")
@@ -98,8 +103,6 @@ $(SEG:=-synthetic/final.pt): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manife
 
 $(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
 	$(PY) train_unet.py $(ARGS) --network $* $(call plan,$*) --train-on both --synthetic "$(R)/dg" --out "$(@D)"
-
-list = $(subst $() ,$(comma),$(strip $(1)))
 
 # In the order in which two at a time are busy until the end: the longest trainings first, the translations last.
 reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))

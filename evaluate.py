@@ -1,4 +1,5 @@
 """Segment every domain's test studies with every (network, training data, test input), measure, test, write the report."""
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,23 +12,25 @@ from cmr.parallel import over_volumes
 from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
 from cmr.segment import Segmenter, labels_on_original, softmax
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
+from cmr.synthesize import DEFAULT_STRENGTH
 from cmr.training import pick_device, rng
-from cmr.translate import SourceModel
+from cmr.translate import NONE, SourceModel, Strength
 from cmr.volumes import Grid, load, prepare, write_like
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
     target: str    = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
-    run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/")
+    run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/")
     networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
     trained: str   = opt("real,synthetic,both", "training sets whose segmenters are compared")
+    fixed: str     = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that da/ was made with")
     cheap_of: str  = opt("vanilla,nnunet2d,nnunet3d", "segmenters for which the cheap baselines (matched, FDA, low-pass swap) are measured too")
     out: str       = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
-PRESETS = {"tiny": {}, "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": dict(fixed="t0=300,steps=4"), "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
 
 
 CHEAP = ("matched", "fda", "swap")                # test inputs that need no diffusion model
@@ -39,6 +42,7 @@ class Evaluation:
     def __init__(self, c):
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.fixed = str(Strength.parse(c.fixed))
         self.networks, trainings = c.networks.split(","), c.trained.split(",")
         self.compared = [(network, arm) for network in self.networks for arm in ARMS
                          if arm.trained_on in trainings and (arm.test_input not in CHEAP or network in c.cheap_of.split(","))]
@@ -48,13 +52,15 @@ class Evaluation:
         records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
         self.domains = [source, *Domain.parse(c.target).each()]
         self.styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
+        self.choice = read_choice(run / "choice" / "choice.json", self.domains, self.networks)
         samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
         stale = {sample.record.metadata["sd_dm"] for sample in samples} - {self.model.hash}
         if stale:
             raise checkpoint.CheckpointError(f"{run / 'da'}: translated by another diffusion model ({stale.pop()}); delete it and run cmr.synthesize again")
-        self.translated_of = {}
+        self.translated_of = {}                                                  # (case, strength) -> images
         for sample in samples:
-            self.translated_of.setdefault(sample.record.metadata["reference"], []).append(np.asarray(sample.image))
+            key = sample.record.metadata["reference"], str(Strength.parse(sample.record.metadata["strength"]))
+            self.translated_of.setdefault(key, []).append(np.asarray(sample.image))
         self.jobs, self.structures = [], {}                                      # (domain, working volume); structures to measure in a domain
         trained = self.segmenters[self.networks[0], "real"].structures
         for domain in self.domains:
@@ -62,7 +68,8 @@ class Evaluation:
             self.structures[domain] = [s for s in labelled(workings) if s in trained]
             if not self.structures[domain]:
                 raise DataError(f"{c.data}: {domain} labels none of {', '.join(trained)}; nothing can be measured there")
-            absent = [w.record.case for w in workings if w.record.case not in self.translated_of]
+            wanted = {self.fixed, *(self.translation(domain, network) for network in self.networks)} - {"raw"}
+            absent = [w.record.case for w in workings for strength in wanted if (w.record.case, strength) not in self.translated_of]
             if absent:
                 raise DataError(f"{run / 'da'}: no translation of {absent[0]}; run cmr.synthesize --arm da again")
             self.jobs += [(domain, w) for w in workings]
@@ -78,7 +85,12 @@ class Evaluation:
         slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, at_same_height)])
         return {"raw": [image], "matched": [baselines.match_quantiles(image, self.model.quantiles)], "fda": [slicewise(baselines.fda)],
                 "swap": [slicewise(lambda x, y: baselines.low_pass_swap(x, y, working.geometry.grid[0]))],
-                "translated": self.translated_of[working.record.case]}
+                **{strength: images for (case, strength), images in self.translated_of.items() if case == working.record.case}}
+
+    def translation(self, domain, network):
+        """The test input that was chosen for a domain and a network; `raw` where nothing is worth a translation."""
+        text = self.choice[str(domain)][network]
+        return "raw" if text == NONE else str(Strength.parse(text))
 
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
@@ -86,11 +98,14 @@ class Evaluation:
         record, inputs = working.record, self.test_inputs(working)
         _, truth, nifti, _ = load(record)
         diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))
-        rows, found = [], {}
+        rows, found, logits = [], {}, {}
         for network, arm in self.compared:
-            logits = [self.segmenters[network, arm.trained_on].logits(image, working.spacing_mm) for image in inputs[arm.test_input]]
-            found[network, arm.name] = np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8)
-            labels = labels_on_original(logits, working.geometry)
+            name = {"translated": self.translation(domain, network), "fixed": self.fixed}.get(arm.test_input, arm.test_input)
+            key = network, arm.trained_on, name                                  # two rows that see the same are computed once
+            if key not in logits:
+                logits[key] = [self.segmenters[network, arm.trained_on].logits(image, working.spacing_mm) for image in inputs[name]]
+            found[network, arm.name] = np.mean([softmax(sample) for sample in logits[key]], 0).argmax(0).astype(np.uint8)
+            labels = labels_on_original(logits[key], working.geometry)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             for structure in self.structures[domain]:
                 value = STRUCTURES.index(structure) + 1
@@ -98,7 +113,16 @@ class Evaluation:
                 rows.append({"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,
                              "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": network, "arm": arm.name,
                              "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **metrics})
-        return rows, Example(record.case, np.asarray(working.image), inputs["translated"][0], np.asarray(working.label), found)
+        return rows, Example(record.case, np.asarray(working.image), inputs[self.fixed][0], np.asarray(working.label), found)
+
+
+def read_choice(path, domains, networks):
+    """choice.json of cmr.choose, {domain: {network: strength}}; raises CheckpointError if it does not cover what is evaluated."""
+    try:
+        choice = json.loads(path.read_text())
+        return {str(d): {n: choice[str(d)][n] for n in networks} for d in domains}
+    except (OSError, ValueError, KeyError) as error:
+        raise checkpoint.CheckpointError(f"{path}: no choice for these domains and networks ({error}); run cmr.choose again") from error
 
 
 def main(argv=None):

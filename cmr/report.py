@@ -41,13 +41,14 @@ class Example:
 
 
 ARMS = (Arm("baseline", "real", "raw", "nothing"),
-        Arm("DA", "real", "translated", "the test image itself, through the SD-DM"),
+        Arm("DA", "real", "translated", "the test image itself, through the SD-DM; the validation images, for the choice"),
+        Arm("DA fixed", "real", "fixed", "the test image itself, through the SD-DM"),
         Arm("matched", "real", "matched", "the test image itself, its histogram"),
         Arm("FDA", "real", "fda", "the test image itself, its low frequencies"),
         Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies"),
         Arm("DG", "synthetic", "raw", "nothing"),
         Arm("real + DG", "both", "raw", "nothing"),
-        Arm("DG + DA", "synthetic", "translated", "the test image itself, through the SD-DM"))
+        Arm("DG + DA", "synthetic", "fixed", "the test image itself, through the SD-DM"))
 BASELINE, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", ("DA", "DG"), ("hd95", "assd")
 TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
@@ -64,7 +65,9 @@ TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD}
          "paper's; the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the "
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
-FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
+CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
+          "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
+FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA fixed and DG. "
            "LV red, MYO green, RV blue. The case shown is the middle one by name, segmented by the first network.")
 
 
@@ -147,7 +150,7 @@ def _table(rows, domain):
 
 def _structure_table(rows, domain, structures):
     lines = ["| network | row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (2 + 3 * len(structures))]
-    for network, name in ((n, a.name) for n, a in _compared(rows) if a.name in (BASELINE, "DA", "DG", "real + DG")):
+    for network, name in ((n, a.name) for n, a in _compared(rows) if a.name in (BASELINE, "DA", "DA fixed", "DG", "real + DG")):
         own = [r for r in rows if r["domain"] == domain and r["network"] == network and r["arm"] == name]
         cells = [_cell([r for r in own if r["structure"] == s], m) for s in structures for m in ("dice", "hd95", "assd")]
         lines.append(f"| {network} | {name} | " + " | ".join(cells) + " |")
@@ -168,12 +171,27 @@ def _test_table(tests):
     return lines
 
 
+def _choice_table(rows):
+    """What cmr.choose predicted and, with the validation labels it did not use, how its choice ranks in hindsight."""
+    lines = ["| domain | network | chosen | predicted gain, Dice | error of the prediction | gain in hindsight | best in hindsight | rank | regret, Dice |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for domain, network in dict.fromkeys((r["domain"], r["network"]) for r in rows):
+        own = [r for r in rows if (r["domain"], r["network"]) == (domain, network)]
+        chosen = next(r for r in own if r["chosen"] == "1")
+        known = all(r["hindsight"] for r in own)
+        order = sorted(own, key=lambda r: -float(r["hindsight"])) if known else []
+        past = (f"{float(chosen['hindsight']):+.3f} | {order[0]['candidate']} ({float(order[0]['hindsight']):+.3f}) | {order.index(chosen) + 1} of {len(order)} | "
+                f"{float(order[0]['hindsight']) - float(chosen['hindsight']):.3f}") if known else "- | - | - | -"
+        lines.append(f"| {domain} | {network} | {chosen['candidate']} | {float(chosen['predicted']):+.3f} | {float(chosen['error']):.3f} | {past} |")
+    return lines
+
+
 def _figure(out, domain, network, examples):
     """Write one case's panels (see FIGURES) for one network; return the file's name and the case."""
     e = sorted(examples, key=lambda example: example.case)[len(examples) // 2]
     filled = np.flatnonzero(e.truth.any((1, 2)))
     rows = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
-             *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA", "DG"))]
+             *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA fixed", "DG"))]
             for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
     name = "case_" + domain.replace("=", "-").replace(",", "+") + ".png"
     save_png(out / name, sheet(rows))
@@ -196,6 +214,7 @@ def write_report(out, rows, examples, source, run, settings):
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
+    text += ["## How strongly each domain was translated", "", CHOICE, "", *_choice_table(read_table(run / "choice" / "predicted.csv", ("candidate", "chosen"))), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
              *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", "", FIGURES, ""]

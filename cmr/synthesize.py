@@ -8,6 +8,7 @@ Public: `Config`, `PRESETS`.
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from cmr.pictures import long_axis, save_png, sheet
 from cmr.segment import Segmenter
 from cmr.studies import Domain, find, in_role, network_classes, split_by_subject
 from cmr.training import pick_device
-from cmr.translate import SourceModel, Strength, translate
+from cmr.translate import NONE, SourceModel, Strength, translate
 from cmr.volumes import Grid, prepare, read_nifti, working_affine, write_nifti
 
 COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "strength", "seed",
@@ -35,6 +36,7 @@ class Config(DataConfig):
     diffusion: str = opt("", "final.pt of train_diffusion.py")
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
     strength: str  = opt("", "what is kept of the reference; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
+    choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside --strength")
     samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
@@ -80,51 +82,65 @@ def synthesize(c):
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     device = pick_device(c.device)
     samples = c.samples or DEFAULT_SAMPLES[c.arm]
-    strengths = [Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
+    fixed = [Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
     model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
     grid = {"spacing_mm": c.spacing_mm, "size": c.size}
     checkpoint.require_settings(c.diffusion, {k: model.settings[k] for k in grid}, grid)
-    for s in strengths:
-        if s.t0 > model.schedule.T:
-            raise UsageError(f"strength {s}: t0 exceeds the model's T = {model.schedule.T}")
-
     source = Domain.parse(c.source)
     records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-    if c.arm == "dg":
+    if c.arm == "dg":                                                                               # the samples of a reference take the strengths in turn
         chosen = in_role(records, source, "Training", labelled_only=True)
-    else:
-        chosen = [r for d in (source, *Domain.parse(c.target).each()) for r in in_role(records, d, "Testing")]
+        strengths = {r.case: [fixed[n % len(fixed)] for n in range(samples)] for r in chosen}
+    else:                                                                                           # every strength of the domain, with all samples
+        domains = (source, *Domain.parse(c.target).each())
+        chosen_too = chosen_strengths(c.choice, domains) if c.choice else dict.fromkeys(domains, [])
+        of_domain = {d: list(dict.fromkeys([*fixed, *chosen_too[d]])) for d in domains}
+        chosen = [r for d in domains for r in in_role(records, d, "Testing")]
+        strengths = {r.case: [s for s in of_domain[d] for _ in range(samples)] for d in domains for r in chosen if r in d}
+    for s in {s for some in strengths.values() for s in some}:
+        if s.t0 > model.schedule.T:
+            raise UsageError(f"strength {s}: t0 exceeds the model's T = {model.schedule.T}")
     trained_on = set(segmenter.subjects) | set(model.subjects)
     tested = sorted({r.subject for r in chosen} & trained_on) if c.arm == "da" else []
     if tested:
         raise UsageError(f"{tested[0]} is a test subject, but a network was trained on it ({len(tested)} such); train again with this data")
 
     out = checkpoint.writable_folder(c.out)
-    settings = {**{k: v for k, v in asdict(c).items() if k not in ("diffusion", "segmenter")}, "sd_dm": model.hash}
+    settings = {**{k: v for k, v in asdict(c).items() if k not in ("diffusion", "segmenter")}, "sd_dm": model.hash,
+                "strengths": sorted({str(s) for some in strengths.values() for s in some})}
     if (out / "config.json").exists():
         checkpoint.require_settings(out / "config.json", json.loads((out / "config.json").read_text()), settings)
     checkpoint.write_json(out / "config.json", settings)
     labels = {"background": 0, **{s: i for i, s in enumerate(segmenter.structures, 1)}}
     workings = [w for w in prepare(chosen, Grid(c.spacing_mm, c.size), c.work) if c.arm == "da" or w.label is not None]
-    jobs = [(w, j, f"{w.record.case}_s{j}") for w in workings for j in range(samples)]
+    jobs = [(w, strength, n % samples, f"{w.record.case}_s{n}") for w in workings for n, strength in enumerate(strengths[w.record.case])]
     checkpoint.write_json(out / "dataset.json", {
         "channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(jobs) if c.arm == "dg" else 0, "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "NibabelIO"})
 
     rows = []
-    for working, sample, case in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
+    for working, strength, sample, case in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
         done = out / "items" / f"{case}.json"
         if not done.exists():
-            checkpoint.write_json(done, _one(c, model, segmenter, strengths[sample % len(strengths)], working, sample, case))
+            checkpoint.write_json(done, _one(c, model, segmenter, strength, working, sample, case))
         rows.append(json.loads(done.read_text()))
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
             print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
-    checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
     _draw_long_axes(out, workings, jobs)
+    checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
     for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference", "through_plane_synthetic"):
         values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
         if len(values):
             print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.max() if name.startswith('displacement') else values.min():.3f} (n {len(values)})")
+
+
+def chosen_strengths(path, domains):
+    """{domain: the distinct strengths that cmr.choose picked for any network}, from its choice.json."""
+    try:
+        choice = json.loads(Path(path).read_text())
+        return {d: [Strength.parse(text) for text in sorted({*choice[str(d)].values()} - {NONE})] for d in domains}
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--choice {path}: cannot be used ({error}); run cmr.choose for these domains") from error
 
 
 def _draw_long_axes(out, workings, jobs):
@@ -132,7 +148,7 @@ def _draw_long_axes(out, workings, jobs):
     kind = "Tr" if (out / "imagesTr").is_dir() else "Ts"
     rows = []
     for working in workings[::max(1, len(workings) // 3)][:3]:
-        cases = [case for w, _, case in jobs if w is working]
+        cases = [case for w, *_, case in jobs if w is working]
         synthetic = [read_nifti(out / f"images{kind}" / f"{case}_0000.nii.gz").array.transpose(2, 1, 0) / 1000 - 1 for case in cases]
         middle = working.image.shape[1] // 2
         rows.append([long_axis(volume[:, middle], working.spacing_mm[0] / working.spacing_mm[1]) for volume in [np.asarray(working.image), *synthetic]])

@@ -4,7 +4,7 @@ The output looks like the source and keeps the reference's anatomy, so the refer
 kept is the `Strength`: the start time t0 (more noise, more of the source), and the band of wavelengths that is copied
 from the reference at every step.
 
-Public: `Strength`, `SourceModel`, `build_denoiser`, `translate`.
+Public: `NONE`, `Strength`, `SourceModel`, `build_denoiser`, `translate`.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from cmr.diffusion import Schedule, denoise, levels, noised
 from cmr.training import generator
 
 BATCH = 32                                       # slices a network call sees at most
+NONE = "none"                                    # the strength that translates nothing
 
 
 @dataclass(frozen=True)

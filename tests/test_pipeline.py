@@ -1,5 +1,6 @@
 """Scripts as a user meets them: faults end in one line and the right exit code, and the stages fit together."""
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import torch
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import checkpoint, synthesize
+from cmr import checkpoint, choose, synthesize
 from cmr.config import CheckpointError, UsageError
 from cmr.plan import Plan
 from cmr.report import ARMS, all_tests, compare, patient_values
@@ -53,12 +54,18 @@ def run(phantom, tmp_path_factory):
     shared = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--diffusion", str(root / "diffusion" / "final.pt"),
               "--segmenter", str(root / "segmenter-vanilla-real" / "final.pt"), "--strength", "t0=30,steps=2"]
     synthesize.main([*shared, "--arm", "dg", "--out", str(root / "dg")])
-    synthesize.main([*shared, "--arm", "da", "--target", "Vendor=B,D", "--out", str(root / "da")])
+    targets = ["--target", "Vendor=B,D"]
+    choose.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--out", str(root / "choice")])
+    shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")                 # networks of 8 steps: force one translation
+    choice = {d: dict.fromkeys(NETWORKS, "none") for d in ("Vendor=A", "Vendor=B", "Vendor=D")}
+    choice["Vendor=B"]["vanilla"] = "t0=30,steps=2"
+    checkpoint.write_json(root / "choice" / "choice.json", choice)
+    synthesize.main([*shared[:-2], "--arm", "da", "--strength", "t0=300,steps=4", *targets, "--choice", str(root / "choice" / "choice.json"), "--out", str(root / "da")])
     for network in NETWORKS:
         planned = ["--plan", str(root / f"segmenter-{network}-real" / "plan.json")] if network != "vanilla" else []
         for kind in ("synthetic", "both"):
             train_unet.main([*training(phantom, root, network), *planned, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-{network}-{kind}")])
-    evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--target", "Vendor=B,D", "--run", str(root), "--out", str(root / "results")])
+    evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--out", str(root / "results")])
     return root
 
 
@@ -70,9 +77,21 @@ def test_stages_write_what_they_promise(run):
     assert header.get_zooms()[:2] == (2.5, 2.5)
     rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
     assert len(rows) == 8 and all(row["sd_dm"] and row["strength"].startswith("t0=30") and float(row["dice_synthetic"]) >= 0 for row in rows)
-    assert {r.metadata["split"] for r in find(run / "da")} == {"Testing"}
+    da = find(run / "da")
+    assert {r.metadata["split"] for r in da} == {"Testing"}
+    assert {(r.metadata["vendor"], r.metadata["strength"].split(",")[0]) for r in da} == {("A", "t0=300"), ("B", "t0=300"), ("D", "t0=300"), ("B", "t0=30")}
     assert all(-1 <= float(row["through_plane_synthetic"]) <= 1 for row in rows) and (run / "dg" / "through_plane.png").stat().st_size > 1000
     assert {p.name for p in (run / "segmenter-nnunet3d-real").iterdir()} == {"config.json", "log.csv", "final.pt", "plan.json", "validation.csv"}
+
+
+def test_the_choice_of_strength_covers_every_domain_network_and_candidate(run):
+    chosen = json.loads((run / "chosen_by_itself.json").read_text())
+    assert {(d, n) for d, of in chosen.items() for n in of} == {(d, n) for d in ("Vendor=A", "Vendor=B", "Vendor=D") for n in NETWORKS}
+    rows = list(csv.DictReader(open(run / "choice" / "predicted.csv")))
+    assert len(rows) == 3 * 3 * (1 + len(choose.CANDIDATES)) and all(np.isfinite(float(r["predicted"])) for r in rows)
+    assert [r["candidate"] for r in rows if r["chosen"] == "1"] == [of[n] for n in NETWORKS for of in chosen.values()]
+    signs = list(csv.DictReader(open(run / "choice" / "signs.csv")))
+    assert {r["domain"] for r in signs if r["use"] == "calibration"} == {"Vendor=A", "shift 1"} and all(np.isfinite(float(r[s])) for r in signs for s in choose.SIGNS)
 
 
 def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
@@ -97,7 +116,7 @@ def test_results_cover_every_arm_structure_and_failure(run, phantom):
     report = (run / "results" / "report.md").read_text()
     for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
         assert text in report
-    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 7 * 3 * 3
+    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 8 * 3 * 3
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
     prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)

@@ -1,0 +1,242 @@
+"""Choose how strongly to translate each target domain, without its labels: `python -m cmr.choose`.
+
+A translation that helps where the gap is large harms where it is small, and the segmenter's own confidence is fooled: it
+likes translated images better while they are worse.  So what a candidate gains is measured where labels are allowed, on
+the source's validation patients, as they are and under random changes of appearance (each one a stand-in for an unseen
+domain), and a ridge regression learns which label-free *signs* go with a gain.  On a target's validation volumes the
+signs alone predict it; `none` is chosen unless the predicted gain exceeds what the regression errs by on a stand-in it
+has not seen.
+
+Public: `CANDIDATES`, `SIGNS`, `signs`, `Calibration`, `pick`.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from cmr import checkpoint
+from cmr.config import DataConfig, opt, parse, run_script
+from cmr.diffusion import estimates, noised
+from cmr.metrics import dice
+from cmr.parallel import over_volumes
+from cmr.segment import Segmenter, softmax
+from cmr.shifts import random_shift
+from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
+from cmr.training import generator, pick_device, rng
+from cmr.translate import NONE, SourceModel, Strength, translate
+from cmr.volumes import Grid, prepare
+
+CANDIDATES = ("t0=50,match=mean_std,steps=6", "t0=100,match=mean_std,steps=8", "t0=200,match=mean_std,steps=8",
+              "t0=700,match=mean_std,shortest_mm=12,steps=12", "t0=700,match=quantile,shortest_mm=12,steps=12")
+SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
+MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
+LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
+RIDGE = 1.0
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    target: str    = opt("Vendor=B,C,D", "target domains")
+    run: str       = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/")
+    networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
+    shifts: int    = opt(4, "changes of appearance to calibrate on, beside the unchanged source")
+    out: str       = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
+
+
+PRESETS = {"tiny": dict(shifts=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How far an image is from the source: mean absolute z-score of its quantiles and of its spectrum."""
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, images):
+        features = np.stack([_appearance(x) for x in images])
+        return cls(features.mean(0), features.std(0) + 1e-3)
+
+    def distance(self, image):
+        return float(np.abs((_appearance(image) - self.mean) / self.std).mean())
+
+
+def _appearance(image):
+    """Quantiles and log power in octaves of a volume (D, H, W)."""
+    power = np.abs(np.fft.fft2(image - np.mean(image, (1, 2), keepdims=True))).mean(0) ** 2
+    k = np.hypot(*np.meshgrid(np.fft.fftfreq(image.shape[1]), np.fft.fftfreq(image.shape[2]), indexing="ij"))
+    bands = [power[(k >= low) & (k < 2 * low)].mean() for low in (1 / 32, 1 / 16, 1 / 8, 1 / 4)]          # cycles per pixel
+    return np.concatenate([np.quantile(image, (0.1, 0.25, 0.5, 0.75, 0.9)), np.log(np.array(bands) + 1e-9) / 4])
+
+
+def denoising_error(model, image, t=100):
+    """Root mean squared error of the SD-DM's clean image from one fixed noise at t: large for what it has never seen."""
+    device = next(model.net.parameters()).device
+    x_0 = torch.tensor(np.asarray(image), device=device)[:, None]
+    z = torch.randn(1, 1, *x_0.shape[2:], generator=generator("denoising error")).to(device)
+    with torch.no_grad():
+        x_t = noised(model.schedule, x_0, t, z)
+        found, _ = estimates(model.schedule, model.parameterisation, model.net(x_t, torch.full((len(x_0),), t, device=device)).float(), x_t, t)
+    return float(((found - x_0) ** 2).mean().sqrt())
+
+
+def signs(reference, image, logits_reference, logits_image, likeness, model):
+    """The label-free signs of one candidate on one volume, in the order of SIGNS.
+
+    reference, image : (D, H, W) in [-1, 1], untranslated and translated.  logits_* : (4, D, H, W) of the segmenter on each.
+    """
+    before, after = softmax(logits_reference), softmax(logits_image)
+    labels_before, labels_after = before.argmax(0), after.argmax(0)
+    overlaps = [dice(labels_before == v, labels_after == v) for v in range(1, 1 + len(STRUCTURES))]
+    edges = lambda x: ndimage.gaussian_gradient_magnitude(np.asarray(x, np.float32), (0, 1, 1)).ravel()
+    far = likeness.distance(reference)
+    return np.array([np.log(_entropy(after) / _entropy(before)), np.nanmean(overlaps) if np.isfinite(overlaps).any() else 0.0,
+                     abs(np.log(((labels_after > 0).sum() + 1) / ((labels_before > 0).sum() + 1))), _fragments(labels_after) - _fragments(labels_before),
+                     np.corrcoef(edges(reference), edges(image))[0, 1], far - likeness.distance(image), far,
+                     np.log(denoising_error(model, image) / denoising_error(model, reference))])
+
+
+def _entropy(probabilities):
+    """Predictive entropy summed over the volume, per voxel of predicted foreground; large for an empty one."""
+    total = -(probabilities * np.log(probabilities + 1e-9)).sum()
+    return (total + 1) / ((probabilities.argmax(0) > 0).sum() + 1)
+
+
+def _fragments(labels):
+    """Share of the foreground outside its largest component; 1 if there is none: a collapse is no success."""
+    components, n = ndimage.label(labels > 0)
+    return 1 - np.bincount(components.ravel())[1:].max() / (labels > 0).sum() if n else 1.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ridge regression from signs to gain, and how much it errs on the mean of a domain it has not seen.
+
+    Gains beyond LARGE count as that, so that one collapse mended does not outweigh many small losses; signs beyond what the
+    calibration saw count as its extremes, so that nothing is extrapolated.
+    """
+    low: np.ndarray
+    high: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    intercept: float
+    error: float                                 # root mean squared, of a domain's mean gain, leaving one stand-in out
+
+    @classmethod
+    def fit(cls, features, gains, domains, candidates):
+        """features : (n, signs).  gains : (n,).  domains, candidates : (n,) names; a stand-in domain is left out at a time."""
+        features, gains, domains, candidates = np.asarray(features), np.clip(gains, -LARGE, LARGE), np.asarray(domains), np.asarray(candidates)
+        errors = []
+        for domain in np.unique(domains):
+            seen = domains != domain
+            if seen.any() and not seen.all():
+                left_out = cls._ridge(features[seen], gains[seen], np.inf)
+                for candidate in np.unique(candidates[~seen]):
+                    own = ~seen & (candidates == candidate)
+                    errors.append(left_out.predict(features[own]).mean() - gains[own].mean())
+        return cls._ridge(features, gains, float(np.sqrt(np.mean(np.square(errors)))) if errors else np.inf)
+
+    @classmethod
+    def _ridge(cls, features, gains, error):
+        centre, scale = features.mean(0), features.std(0) + 1e-6
+        z, y = (features - centre) / scale, gains - gains.mean()
+        weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ y)
+        return cls(features.min(0), features.max(0), centre, scale, weights, float(gains.mean()), error)
+
+    def predict(self, features):
+        """Expected gain, (n,), within [-LARGE, LARGE]."""
+        seen = np.clip(features, self.low, self.high)
+        return np.clip((seen - self.centre) / self.scale @ self.weights + self.intercept, -LARGE, LARGE)
+
+
+def pick(predicted, error):
+    """The candidate of largest predicted gain, {candidate: mean over a target's volumes}; `none` unless that is clearly positive."""
+    best = max(predicted, key=predicted.get)
+    return best if predicted[best] - error > MARGIN else NONE
+
+
+PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight")
+COLUMNS = ("domain", "use", "case", "network", "candidate", "gain", *SIGNS)
+
+
+class Choice:
+    """The models and the volumes; one volume at a time through all candidates and networks."""
+
+    def __init__(self, c):
+        self.c, self.device, run = c, pick_device(c.device), Path(c.run)
+        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.segmenters = {n: Segmenter.load(run / f"segmenter-{n}-real" / "final.pt", self.device) for n in c.networks.split(",")}
+        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        volumes = lambda domain, split, labelled: prepare(in_role(records, domain, split, labelled_only=labelled), grid, c.work)
+        one_each = lambda workings: list({w.record.subject: w for w in reversed(workings)}.values())[::-1]      # the first phase, ED
+        self.likeness = Likeness.of([np.asarray(w.image) for w in volumes(source, "Training", True)])
+        self.targets = Domain.parse(c.target).each()
+        self.jobs = [("calibration", f"shift {k}" if k else str(source), k, w) for k in range(1 + c.shifts) for w in one_each(volumes(source, "Validation", True))]
+        self.jobs += [("target", str(d), 0, w) for d in self.targets for w in one_each(volumes(d, "Validation", False))]
+
+    def volume(self, index):
+        """Rows of one volume: every network's signs for every candidate, and its gain in Dice where there are labels.
+
+        A target's gain is written down for hindsight; nothing is chosen by it.
+        """
+        use, domain, shift, working = self.jobs[index]
+        reference, spacing_mm = np.asarray(working.image), self.c.spacing_mm
+        if shift:                                                               # one key for all patients: the same change, a domain
+            reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
+        before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
+        rows = []
+        for candidate in CANDIDATES:
+            image, _ = translate(self.model, reference, spacing_mm, Strength.parse(candidate), self.c.seed, working.record.subject, 0)
+            for network, segmenter in self.segmenters.items():
+                after = segmenter.logits(image, working.spacing_mm, mirror=False)
+                found = signs(reference, image, before[network], after, self.likeness, self.model)
+                gain = None if working.label is None else _mean_dice(after, working.label) - _mean_dice(before[network], working.label)
+                rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate, "gain": gain,
+                             **dict(zip(SIGNS, found.tolist()))})
+        return rows
+
+
+def _mean_dice(logits, label):
+    labels = logits.argmax(0)
+    return float(np.nanmean([dice(labels == v, np.asarray(label) == v) for v in np.unique(label) if v]))
+
+
+def choose(rows, networks, domains):
+    """({domain: {network: candidate}}, rows of predicted.csv) from the rows of all volumes."""
+    choice, predicted_rows = {d: {} for d in domains}, []
+    for network in networks:
+        own = [r for r in rows if r["network"] == network]
+        calibration = [r for r in own if r["use"] == "calibration"]
+        features = lambda some: np.array([[r[s] for s in SIGNS] for r in some])
+        fitted = Calibration.fit(features(calibration), [r["gain"] for r in calibration], [r["domain"] for r in calibration], [r["candidate"] for r in calibration])
+        for domain in domains:
+            predicted, hindsight = {NONE: 0.0}, {NONE: 0.0}
+            for candidate in CANDIDATES:
+                here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
+                gains = [r["gain"] for r in here if r["gain"] is not None]
+                predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), float(np.mean(gains)) if gains else None
+            choice[domain][network] = pick(predicted, fitted.error)
+            predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
+                                "predicted": predicted[candidate], "error": fitted.error, "hindsight": hindsight[candidate]} for candidate in predicted]
+    return choice, predicted_rows
+
+
+def main(argv=None):
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    out = checkpoint.writable_folder(c.out)
+    everything = Choice(c)
+    rows = [row for some in over_volumes(everything, Choice, c) for row in some]
+    checkpoint.write_csv(out / "signs.csv", rows, COLUMNS)
+    choice, predicted = choose(rows, c.networks.split(","), [c.source, *map(str, everything.targets)])
+    checkpoint.write_csv(out / "predicted.csv", predicted, PREDICTED_COLUMNS)
+    checkpoint.write_json(out / "choice.json", choice)
+    for domain, of in choice.items():
+        print(f"{domain}: " + "; ".join(f"{network} {candidate}" for network, candidate in of.items()))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,80 @@
+"""The label-free choice of strength: what it learns, and when it keeps its hands off."""
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cmr import choose
+from cmr.choose import NONE, SIGNS, Calibration, Likeness, pick
+from cmr.shifts import random_shift
+from cmr.training import rng
+
+
+def volume(seed=0):
+    g = rng("volume", seed)
+    return np.clip(ndimage.gaussian_filter(g.standard_normal((6, 32, 32)), (0, 2, 2)) * 4, -1, 1).astype(np.float32)
+
+
+def test_a_shift_is_a_change_of_look_and_the_same_key_is_the_same_change():
+    x = volume()
+    shifted = random_shift(x, 2.5, rng("shift", 1))
+    assert shifted.shape == x.shape and shifted.dtype == np.float32 and shifted.min() == -1 and shifted.max() == 1 and np.abs(shifted - x).mean() > 0.05
+    assert np.array_equal(shifted, random_shift(x, 2.5, rng("shift", 1))) and not np.array_equal(shifted, random_shift(x, 2.5, rng("shift", 2)))
+    assert np.abs(random_shift(x, 2.5, rng("shift", 1), strength=0.0) - x).mean() < 0.02                      # scaling to the percentiles is all that is left
+    inside = (slice(None), slice(4, -4), slice(4, -4))
+    for k in range(8):                                                                                      # the structure stays where it is
+        assert np.corrcoef(x[inside].ravel(), random_shift(x, 2.5, rng("place", k))[inside].ravel())[0, 1] > 0.6
+
+
+def test_likeness_grows_with_the_change():
+    source = [volume(i) for i in range(12)]
+    likeness = Likeness.of(source)
+    own, noisy = volume(99), np.clip(volume(99) + 0.5 * rng("noise").standard_normal((6, 32, 32)), -1, 1)
+    assert likeness.distance(own) < 2 < likeness.distance(noisy) and likeness.distance(own ** 3) > likeness.distance(own)
+
+
+def test_calibration_finds_the_sign_that_matters_and_knows_its_error():
+    g = rng("calibration")
+    features = g.standard_normal((300, len(SIGNS)))
+    domains, candidates = np.repeat([f"shift {i}" for i in range(6)], 50), np.tile(["a", "b"], 150)
+    gains = 0.02 + 0.03 * features[:, 1] - 0.015 * features[:, 5] + 0.003 * g.standard_normal(300)
+    fitted = Calibration.fit(features, gains, domains, candidates)
+    assert np.argsort(np.abs(fitted.weights))[-2:].tolist() == [5, 1] and fitted.predict(features) == pytest.approx(gains, abs=0.02) and fitted.error < 0.003
+    useless = Calibration.fit(features, g.standard_normal(300) * 0.05 + 0.1 * (domains == "shift 3"), domains, candidates)
+    assert useless.error > 0.03                                                                              # a domain unlike the others is not foreseen
+    assert fitted.predict(features * 100) == pytest.approx(np.clip(fitted.predict(features * 100), -choose.LARGE, choose.LARGE))   # nothing is extrapolated
+    assert np.abs(fitted.predict(features * 100) - fitted.predict(features * 1000)).max() < 1e-9
+    assert Calibration.fit(features, gains, np.repeat("one", 300), candidates).error == np.inf               # nothing to leave out: nothing is known
+
+
+def test_nothing_is_translated_unless_the_gain_is_clear():
+    assert pick({"a": 0.05, "b": 0.03}, 0.02) == "a" and pick({"a": 0.05, "b": 0.03}, 0.05) == NONE
+    assert pick({"a": -0.01}, 0.0) == NONE and pick({"a": 0.3}, np.inf) == NONE
+
+
+def test_a_collapse_is_no_confidence():
+    empty, whole = np.zeros((4, 4, 16, 16), np.float32), np.zeros((4, 4, 16, 16), np.float32)
+    empty[0] = 20.0                                                                                          # surely background everywhere
+    whole[0] = 5.0
+    whole[1, :, 4:10, 4:10] = 10.0
+    entropy = lambda logits: choose._entropy(choose.softmax(logits))
+    assert entropy(empty) > entropy(whole) and choose._fragments(empty.argmax(0)) == 1 and choose._fragments(whole.argmax(0)) == 0
+    shattered = whole.argmax(0).copy()
+    shattered[:, 13, 13] = 1
+    assert 0 < choose._fragments(shattered) < 0.1
+
+
+def test_the_choice_is_made_without_a_targets_labels():
+    g, rows = rng("rows"), []
+    for network in ("vanilla", "nnunet2d"):
+        for domain, use in [(f"shift {k}", "calibration") for k in range(6)] + [("Vendor=A", "calibration"), ("Vendor=B", "target"), ("Vendor=C", "target")]:
+            far = {"Vendor=B": 3.0, "Vendor=C": 0.1, "Vendor=A": 0.0, **{f"shift {k}": k / 2 for k in range(6)}}[domain]
+            for case in range(4):
+                for candidate in choose.CANDIDATES:
+                    found = dict(zip(SIGNS, 0.01 * g.standard_normal(len(SIGNS))))
+                    found["likeness before"] = far
+                    rows.append({"domain": domain, "use": use, "case": str(case), "network": network, "candidate": candidate, "gain": 0.1 * far - 0.1, **found})
+    picked, predicted = choose.choose(rows, ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"])
+    assert picked["Vendor=B"]["vanilla"] in choose.CANDIDATES and picked["Vendor=A"] == picked["Vendor=C"] == {"vanilla": NONE, "nnunet2d": NONE}
+    blind = [{**r, "gain": None if r["use"] == "target" else r["gain"]} for r in rows]
+    assert choose.choose(blind, ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"])[0] == picked
+    assert len(predicted) == 3 * 2 * (1 + len(choose.CANDIDATES)) and sum(r["chosen"] for r in predicted) == 6 and [r["hindsight"] for r in predicted if r["domain"] == "Vendor=B" and r["candidate"] != NONE] == pytest.approx([0.2] * 2 * len(choose.CANDIDATES))

@@ -30,7 +30,7 @@ class Config(DataConfig):
     processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
-PRESETS = {"tiny": dict(fixed="t0=300,steps=4"), "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": dict(fixed="t0=300,steps=4", cheap_of="vanilla"), "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
 
 
 CHEAP = ("matched", "fda", "swap")                # test inputs that need no diffusion model

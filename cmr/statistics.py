@@ -18,9 +18,11 @@ def welch(a, b):
 
 
 def paired_t(a, b):
-    """(t, degrees of freedom, two-sided p) of the paired t-test."""
+    """(t, degrees of freedom, two-sided p) of the paired t-test; p = 1 if nothing differs."""
     if len(a) < 2:
         return np.nan, np.nan, np.nan
+    if np.array_equal(a, b):
+        return 0.0, float(len(a) - 1), 1.0
     result = stats.ttest_rel(a, b)
     return float(result.statistic), float(result.df), float(result.pvalue)
 

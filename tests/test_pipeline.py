@@ -111,12 +111,12 @@ def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
 def test_results_cover_every_arm_structure_and_failure(run, phantom):
     rows = list(csv.DictReader(open(run / "results" / "metrics.csv")))
     cases = {(r["subject"], r["phase"]) for r in rows}
-    assert len(rows) == len(cases) * len(ARMS) * 3 * len(NETWORKS) and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
+    assert len(rows) == len(cases) * 3 * (len(ARMS) * len(NETWORKS) - 3 * 2) and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
     assert all(r["hd95"] == "inf" and r["dice"] == "0" for r in rows if r["status"] in ("missed", "spurious"))
     report = (run / "results" / "report.md").read_text()
     for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
         assert text in report
-    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 8 * 3 * 3
+    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 3 * ((len(ARMS) - 1) * len(NETWORKS) - 3 * 2)
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
     prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)

@@ -7,7 +7,7 @@ domain), and a ridge regression learns which label-free *signs* go with a gain. 
 signs alone predict it; `none` is chosen unless the predicted gain exceeds what the regression errs by on a stand-in it
 has not seen.
 
-Public: `CANDIDATES`, `SIGNS`, `signs`, `Calibration`, `pick`.
+Public: `CANDIDATES`, `SIGNS`, `Look`, `signs`, `Calibration`, `pick`.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from scipy import ndimage
 
 from cmr import checkpoint
+from cmr.audit import mean_dice
 from cmr.config import DataConfig, opt, parse, run_script
 from cmr.diffusion import estimates, noised
 from cmr.metrics import dice
@@ -82,20 +83,30 @@ def denoising_error(model, image, t=100):
     return float(((found - x_0) ** 2).mean().sqrt())
 
 
-def signs(reference, image, logits_reference, logits_image, likeness, model):
+@dataclass(frozen=True)
+class Look:
+    """What the signs need of an image, whatever segments it."""
+    distance: float                              # from the source, by Likeness
+    denoising: float                             # denoising_error of the SD-DM
+    edges: np.ndarray                            # gradient magnitude, flat
+
+    @classmethod
+    def of(cls, image, likeness, model):
+        return cls(likeness.distance(image), denoising_error(model, image), ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), (0, 1, 1)).ravel())
+
+
+def signs(look_before, look_after, logits_before, logits_after):
     """The label-free signs of one candidate on one volume, in the order of SIGNS.
 
-    reference, image : (D, H, W) in [-1, 1], untranslated and translated.  logits_* : (4, D, H, W) of the segmenter on each.
+    look_* : of the volume before and after its translation.  logits_* : (4, D, H, W) of the segmenter on each.
     """
-    before, after = softmax(logits_reference), softmax(logits_image)
+    before, after = softmax(logits_before), softmax(logits_after)
     labels_before, labels_after = before.argmax(0), after.argmax(0)
     overlaps = [dice(labels_before == v, labels_after == v) for v in range(1, 1 + len(STRUCTURES))]
-    edges = lambda x: ndimage.gaussian_gradient_magnitude(np.asarray(x, np.float32), (0, 1, 1)).ravel()
-    far = likeness.distance(reference)
     return np.array([np.log(_entropy(after) / _entropy(before)), np.nanmean(overlaps) if np.isfinite(overlaps).any() else 0.0,
                      abs(np.log(((labels_after > 0).sum() + 1) / ((labels_before > 0).sum() + 1))), _fragments(labels_after) - _fragments(labels_before),
-                     np.corrcoef(edges(reference), edges(image))[0, 1], far - likeness.distance(image), far,
-                     np.log(denoising_error(model, image) / denoising_error(model, reference))])
+                     np.corrcoef(look_before.edges, look_after.edges)[0, 1], look_before.distance - look_after.distance, look_before.distance,
+                     np.log(look_after.denoising / look_before.denoising)])
 
 
 def _entropy(probabilities):
@@ -188,21 +199,17 @@ class Choice:
         if shift:                                                               # one key for all patients: the same change, a domain
             reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
         before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
-        rows = []
+        look_before, rows = Look.of(reference, self.likeness, self.model), []
         for candidate in CANDIDATES:
             image, _ = translate(self.model, reference, spacing_mm, Strength.parse(candidate), self.c.seed, working.record.subject, 0)
+            look_after = Look.of(image, self.likeness, self.model)
             for network, segmenter in self.segmenters.items():
                 after = segmenter.logits(image, working.spacing_mm, mirror=False)
-                found = signs(reference, image, before[network], after, self.likeness, self.model)
-                gain = None if working.label is None else _mean_dice(after, working.label) - _mean_dice(before[network], working.label)
+                found = signs(look_before, look_after, before[network], after)
+                gain = None if working.label is None else mean_dice(after.argmax(0), working.label) - mean_dice(before[network].argmax(0), working.label)
                 rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate, "gain": gain,
                              **dict(zip(SIGNS, found.tolist()))})
         return rows
-
-
-def _mean_dice(logits, label):
-    labels = logits.argmax(0)
-    return float(np.nanmean([dice(labels == v, np.asarray(label) == v) for v in np.unique(label) if v]))
 
 
 def choose(rows, networks, domains):

@@ -67,10 +67,6 @@ class Segmenter:
         result[[0] + [STRUCTURES.index(s) + 1 for s in self.structures]] = found
         return result
 
-    def probabilities(self, image, spacing_mm):
-        """Softmax of `logits`."""
-        return softmax(self.logits(image, spacing_mm))
-
     def labels(self, image, spacing_mm):
         """Most probable label of each voxel of a working volume, (D, H, W) uint8."""
         return self.logits(image, spacing_mm).argmax(0).astype(np.uint8)

@@ -1,16 +1,18 @@
 """The reference-conditioned sampler: noise the reference, denoise it with the source-domain diffusion model (SD-DM).
 
 The output looks like the source and keeps the reference's anatomy, so the reference's mask still fits.  How much is
-kept is the `Strength`: the start time t0 (more noise, more of the source), and the band of wavelengths that is copied
-from the reference at every step.
+kept is the `Strength`: the start time t0 (more noise, more of the source), the band of wavelengths that is copied from
+the reference at every step, and the guided filter: the SD-DM's image says how bright each region is, the reference where
+its edges are, so that a projection from far away keeps the anatomy to the pixel.
 
-Public: `NONE`, `Strength`, `SourceModel`, `build_denoiser`, `translate`.
+Public: `NONE`, `Strength`, `SourceModel`, `build_denoiser`, `translate`, `guided`.
 """
 import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from cmr import checkpoint
 from cmr.baselines import match_mean_std, match_quantiles
@@ -22,6 +24,7 @@ from cmr.training import generator
 
 BATCH = 32                                       # slices a network call sees at most
 NONE = "none"                                    # the strength that translates nothing
+FLAT = 1e-3                                      # variance below which the guided filter takes a window for flat
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Strength:
     t_stop: int = 100                            # below this time nothing is copied: texture and edges settle freely
     steps: int = 20                              # network calls
     eta: float = 1.0                             # 1 forgets the reference's texture, 0 keeps more of it
+    guide_mm: float = 0.0                        # SD of the windows in which the result is linear in the reference; 0: the SD-DM's image as it is
 
     def __post_init__(self):
         if self.match not in ("none", "mean_std", "quantile"):
@@ -45,6 +49,8 @@ class Strength:
             raise UsageError(f"strength: steps={self.steps} from t0={self.t0}; use 1 to t0")
         if self.longest_mm and self.longest_mm <= self.shortest_mm:
             raise UsageError(f"strength: longest_mm={self.longest_mm} must exceed shortest_mm={self.shortest_mm}")
+        if self.guide_mm < 0:
+            raise UsageError(f"strength: guide_mm={self.guide_mm}; use 0 or more")
 
     @classmethod
     def parse(cls, text):
@@ -114,8 +120,22 @@ def translate(model, reference, spacing_mm, strength, *seed):
     for attempt in range(3):
         output = _project(model, matched, spacing_mm, strength, (*seed, attempt))
         if np.isfinite(output).all() and output.std() > 0.25 * matched.std():
-            return output, attempt
+            return (guided(matched, output, strength.guide_mm / spacing_mm) if strength.guide_mm else output), attempt
     raise NumericalError(f"translation {seed}: three draws in a row were flat or not finite; is the diffusion model trained?")
+
+
+def guided(guide, image, sigma):
+    """Guided filter (He, Sun & Tang 2013, eqs. 5, 6 and 8) with Gaussian windows: `image` with the edges of `guide`.
+
+    guide, image : (D, H, W) in [-1, 1].  sigma : SD of the windows in-plane, pixels.  In every window the result is the linear
+    function of the guide that is closest to the image; so it has an edge only where the guide has one, whatever the image
+    shows there, and what is finer than the windows is the guide's.
+    """
+    y, x = np.asarray(guide, np.float64), np.asarray(image, np.float64)
+    mean = lambda a: ndimage.gaussian_filter(a, (0, sigma, sigma), mode="nearest")
+    mean_y, mean_x = mean(y), mean(x)
+    slope = (mean(x * y) - mean_x * mean_y) / (mean(y * y) - mean_y ** 2 + FLAT)
+    return np.clip(mean(slope) * y + mean(mean_x - slope * mean_y), -1, 1).astype(np.float32)
 
 
 def _project(model, matched, spacing_mm, strength, seed):

@@ -2,12 +2,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from cmr.baselines import fda, intensity_statistics, low_pass_swap, match_mean_std, match_quantiles
 from cmr.bands import Band, band_mask
 from cmr.config import NumericalError, UsageError
 from cmr.diffusion import Schedule, at, levels
-from cmr.translate import SourceModel, Strength, translate
+from cmr.translate import FLAT, SourceModel, Strength, guided, translate
 
 SCHEDULE = Schedule.make("cosine")
 RNG = np.random.default_rng(0)
@@ -119,11 +120,36 @@ def test_flat_output_is_refused_after_three_draws():
     assert len(flat.times) == 12
 
 
+def test_guided_filter_is_a_weighted_least_squares_fit_in_every_window():
+    """Brute force: each window's line by solving its normal equations, then the mean of the lines over a pixel's own window."""
+    guide, image = REFERENCE[0, :8, :8].astype(float), REFERENCE[1, :8, :8].astype(float)
+    impulses = np.eye(64).reshape(64, 8, 8)
+    weights = np.stack([ndimage.gaussian_filter(impulse, 1.5, mode="nearest").ravel() for impulse in impulses], 1)       # (pixel, what it sees)
+    lines = []
+    for w in weights:
+        a = np.array([[np.sum(w * guide.ravel() ** 2) + FLAT, np.sum(w * guide.ravel())], [np.sum(w * guide.ravel()), 1]])
+        lines.append(np.linalg.solve(a, [np.sum(w * guide.ravel() * image.ravel()), np.sum(w * image.ravel())]))
+    slope, offset = (weights @ np.array(lines)).T
+    assert np.abs(guided(guide[None], image[None], 1.5).ravel() - (slope * guide.ravel() + offset).clip(-1, 1)).max() < 1e-5
+
+
+def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_reference():
+    y, x = np.meshgrid(np.linspace(-1, 1, 48), np.linspace(-1, 1, 48), indexing="ij")
+    disc = lambda cx: np.where(np.hypot(x - cx, y) < 0.4, 0.5, -0.5).astype(np.float32)[None]
+    reference, shading = disc(0.0), (0.25 * x).astype(np.float32)[None]
+    shaded = translate(model(Oracle(torch.from_numpy(0.6 * reference + shading))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
+    assert np.abs(shaded - (0.6 * reference + shading)).mean() < 0.02                        # contrast and shading are the model's
+    elsewhere = translate(model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
+    edge = lambda a: np.abs(np.diff(a[0], axis=1))[24].argsort()[-2:].tolist()
+    assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))    # a heart redrawn elsewhere stays where it is
+    assert np.array_equal(guided(reference, reference, 4.0) > 0, reference > 0)
+
+
 def test_strength_text():
     s = Strength.parse("t0=700,match=mean_std,shortest_mm=20,steps=12")
     assert s == Strength(t0=700, match="mean_std", shortest_mm=20.0, steps=12) and Strength.parse(str(s)) == s
     for text, words in (("t=3", "unknown 't'"), ("t0=x", "must be int"), ("match=linear", "none, mean_std or quantile"), ("t0=5,steps=9", "1 to t0"),
-                        ("shortest_mm=20,longest_mm=10", "must exceed")):
+                        ("shortest_mm=20,longest_mm=10", "must exceed"), ("guide_mm=-1", "guide_mm=-1.0; use 0 or more")):
         with pytest.raises(UsageError, match=words):
             Strength.parse(text)
 

@@ -14,6 +14,9 @@ TARGET  ?= Vendor=B,C,D
 NETWORKS ?= vanilla nnunet2d nnunet3d
 # What each network is trained on; `demo` leaves real + synthetic together out, to stay within half an hour on two cores.
 TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
+# Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
+# changed but that no diffusion model has seen.
+CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter demo,$(PRESET)),, nnunet2d-shifted nnunet3d-shifted)
 SEED    ?= 0
 RUNS    ?= runs
 # Stages at a time.  Two small networks train 1.4 times as fast beside each other, one thread each, than one after the
@@ -42,6 +45,7 @@ comma := ,
 R     := $(RUNS)/$(PRESET)/$(notdir $(patsubst %/,%,$(DATASET)))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
 ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
 SEG   := $(foreach network,$(NETWORKS),$(R)/segmenter-$(network))
+COMPARED := $(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TRAINED)) $(filter $(network)-%,$(CONTROLS)))
 AUDITOR := $(R)/segmenter-$(firstword $(NETWORKS))-real/final.pt
 
 help: ## show this list
@@ -84,8 +88,12 @@ $(R)/diffusion/final.pt: $(R)/check/check.json
 $(SEG:=-real/final.pt): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 	$(PY) train_unet.py $(ARGS) --network $* --out "$(@D)"
 
+# DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+
+$(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
+	$(PY) -m cmr.synthesize $(ARGS) --arm dg --strength none --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
 list = $(subst $() ,$(comma),$(strip $(1)))
 
@@ -98,14 +106,22 @@ $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
 # The same plan, and so the same batches, whatever the network is trained on.
 plan = $(if $(filter nnunet%,$(1)),--plan "$(R)/segmenter-$(1)-real/plan.json")
 
+paired = $(PY) train_unet.py $(ARGS) --network $* $(call plan,$*) --train-on $(1) --synthetic "$(<D)" --out "$(@D)"
+
 $(SEG:=-synthetic/final.pt): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(PY) train_unet.py $(ARGS) --network $* $(call plan,$*) --train-on synthetic --synthetic "$(R)/dg" --out "$(@D)"
+	$(call paired,synthetic)
 
 $(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(PY) train_unet.py $(ARGS) --network $* $(call plan,$*) --train-on both --synthetic "$(R)/dg" --out "$(@D)"
+	$(call paired,both)
+
+$(SEG:=-shifted/final.pt): $(R)/segmenter-%-shifted/final.pt: $(R)/shifted/manifest.csv $(R)/segmenter-%-real/final.pt
+	$(call paired,synthetic)
+
+$(R)/segmenter-vanilla-augmented/final.pt: $(R)/check/check.json
+	$(PY) train_unet.py $(ARGS) --network vanilla --augment --out "$(@D)"
 
 # In the order in which two at a time are busy until the end: the longest trainings first, the translations last.
 reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
 
-$(R)/results/report.md: $(R)/dg/manifest.csv $(foreach training,$(TRAINED),$(addsuffix -$(training)/final.pt,$(call reverse,$(SEG)))) $(R)/da/manifest.csv
-	$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --networks "$(call list,$(NETWORKS))" --trained "$(call list,$(TRAINED))" --run "$(R)" --out "$(@D)"
+$(R)/results/report.md: $(R)/dg/manifest.csv $(call reverse,$(COMPARED:%=$(R)/segmenter-%/final.pt)) $(R)/da/manifest.csv
+	$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call list,$(COMPARED))" --run "$(R)" --out "$(@D)"

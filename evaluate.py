@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cmr import baselines, checkpoint
-from cmr.config import DataConfig, DataError, opt, parse, run_script
+from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
 from cmr.metrics import measure
 from cmr.parallel import over_volumes
 from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
@@ -22,18 +22,14 @@ from cmr.volumes import Grid, load, prepare, write_like
 class Config(DataConfig):
     target: str    = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
     run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/")
-    networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
-    trained: str   = opt("real,synthetic,both", "training sets whose segmenters are compared")
+    segmenters: str = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real one of each network is its baseline")
     fixed: str     = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that da/ was made with")
-    cheap_of: str  = opt("vanilla,nnunet2d,nnunet3d", "segmenters for which the cheap baselines (matched, FDA, low-pass swap) are measured too")
+    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, DG + DA and the cheap baselines")
     out: str       = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
-PRESETS = {"tiny": dict(fixed="t0=300,steps=4", cheap_of="vanilla"), "demo": dict(cheap_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
-
-
-CHEAP = ("matched", "fda", "swap")                # test inputs that need no diffusion model
+PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
 
 
 class Evaluation:
@@ -43,11 +39,13 @@ class Evaluation:
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.fixed = str(Strength.parse(c.fixed))
-        self.networks, trainings = c.networks.split(","), c.trained.split(",")
-        self.compared = [(network, arm) for network in self.networks for arm in ARMS
-                         if arm.trained_on in trainings and (arm.test_input not in CHEAP or network in c.cheap_of.split(","))]
-        self.segmenters = {(network, training): Segmenter.load(run / f"segmenter-{network}-{training}" / "final.pt", self.device)
-                           for network in self.networks for training in trainings}
+        self.segmenters = {tuple(name.split("-")): Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device) for name in c.segmenters.split(",")}
+        self.networks = list(dict.fromkeys(network for network, _ in self.segmenters))
+        without = [network for network in self.networks if (network, "real") not in self.segmenters]
+        if without:
+            raise UsageError(f"--segmenters: {without[0]}-real is missing, which the others are compared with")
+        self.compared = [(network, arm) for network in self.networks for arm in ARMS if (network, arm.trained_on) in self.segmenters
+                         and (not arm.secondary or network in c.all_inputs_of.split(","))]
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
         self.domains = [source, *Domain.parse(c.target).each()]
@@ -98,22 +96,28 @@ class Evaluation:
         record, inputs = working.record, self.test_inputs(working)
         _, truth, nifti, _ = load(record)
         diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))
-        rows, found, logits = [], {}, {}
+        rows, found, seen = [], {}, {}
         for network, arm in self.compared:
             name = {"translated": self.translation(domain, network), "fixed": self.fixed}.get(arm.test_input, arm.test_input)
             key = network, arm.trained_on, name                                  # two rows that see the same are computed once
-            if key not in logits:
-                logits[key] = [self.segmenters[network, arm.trained_on].logits(image, working.spacing_mm) for image in inputs[name]]
-            found[network, arm.name] = np.mean([softmax(sample) for sample in logits[key]], 0).argmax(0).astype(np.uint8)
-            labels = labels_on_original(logits[key], working.geometry)
+            if key not in seen:
+                seen[key] = self.segmented(self.segmenters[network, arm.trained_on], inputs[name], working, truth, nifti, self.structures[domain])
+            found[network, arm.name], labels, metrics = seen[key]
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
-            for structure in self.structures[domain]:
-                value = STRUCTURES.index(structure) + 1
-                metrics = measure(labels.transpose(2, 1, 0) == value, truth.transpose(2, 1, 0) == value, nifti.spacing_mm[::-1])
-                rows.append({"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,
-                             "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": network, "arm": arm.name,
-                             "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **metrics})
+            rows += [{"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,
+                      "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": network, "arm": arm.name,
+                      "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **measured} for structure, measured in metrics.items()]
         return rows, Example(record.case, np.asarray(working.image), inputs[self.fixed][0], np.asarray(working.label), found)
+
+
+    @staticmethod
+    def segmented(segmenter, images, working, truth, nifti, structures):
+        """(labels on the working grid, labels on the original grid, {structure: metrics}) of one segmenter; its softmax is averaged over `images`."""
+        logits = [segmenter.logits(image, working.spacing_mm) for image in images]
+        labels = labels_on_original(logits, working.geometry)
+        value = lambda structure: STRUCTURES.index(structure) + 1
+        metrics = {s: measure(labels.transpose(2, 1, 0) == value(s), truth.transpose(2, 1, 0) == value(s), nifti.spacing_mm[::-1]) for s in structures}
+        return np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8), labels, metrics
 
 
 def read_choice(path, domains, networks):

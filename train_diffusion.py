@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from cmr import checkpoint
+from cmr.audit import memorisation
 from cmr.baselines import intensity_statistics
 from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
@@ -56,7 +57,8 @@ def main(argv=None):
 
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source = Domain.parse(c.source)
-    records = in_role(split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source), source, "Training")
+    everyone = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
+    records = in_role(everyone, source, "Training")
     workings = prepare(records, Grid(c.spacing_mm, c.size), c.work)
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]              # (N, 1, H, W)
     if len(slices) < c.batch:
@@ -79,6 +81,7 @@ def main(argv=None):
         noise = lambda _=None: torch.randn(n, 1, c.size, c.size, generator=g).to(device)
         x = denoise(schedule, averaged, c.parameterisation, noise(), levels(c.T, 40), noise)[:, 0].cpu().numpy()
         save_png(out / f"samples_{step:06d}.png", sheet([[with_contours(i, zoom=2) for i in x[r:r + 8]] for r in range(0, n, 8)]))
+        return x
 
     # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
     for step in run.steps(c.steps):
@@ -92,7 +95,10 @@ def main(argv=None):
         run.update(loss)
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps:
             sample(step + 1)
-    sample(c.steps)
+    held_out = [w.image for w in prepare(in_role(everyone, source, "Validation"), Grid(c.spacing_mm, c.size), c.work)]
+    ratios = memorisation(sample(c.steps), slices[:, 0].numpy(), np.concatenate(held_out) if held_out else [])
+    checkpoint.write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
+    print(f"memorisation: distance to the nearest training slice over the nearest held-out one: mean {ratios.mean():.2f}, least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} samples are copies")
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std), subjects=sorted({r.subject for r in records}))
 

@@ -20,6 +20,7 @@ class Config(DataConfig):
     network: str            = opt("vanilla", "which segmenter: vanilla, nnunet2d or nnunet3d")
     train_on: str           = opt("real", "training volumes: real, synthetic or both")
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
+    augment: bool           = opt(False, "vanilla: nnU-Net's intensity augmentation too (an nnU-Net always has it)")
     features: int           = opt(32, "channels of the first level; doubled at each")
     levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)")
     memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to")

@@ -3,14 +3,17 @@
 The segmenter shares the biases of whatever it was trained on, so the second figure needs no network: small patches
 around the boundary of the mask are looked for in the synthetic image by normalised cross-correlation.
 
-Public: `mean_dice`, `boundary_displacement_mm`, `through_plane_correlation`.
+Public: `mean_dice`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`, `memorisation`.
 """
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from skimage.feature import match_template
+from skimage.transform import resize
 
 from cmr.metrics import border, dice
 
+LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image before the pair is excluded
 PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
 
 
@@ -47,6 +50,38 @@ def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_
             peak = np.unravel_index(match_template(window, patch).argmax(), (2 * REACH + 1,) * 2)
             distances.append(np.hypot(peak[0] - REACH, peak[1] - REACH) * spacing_mm)
     return tuple(float(q) for q in np.percentile(distances, (50, 95))) if distances else (float("nan"),) * 2
+
+
+def still_fits(displacement_median_mm, dice_change, spacing_mm):
+    """Whether a synthetic pair may be trained on: half of the boundary within a pixel of its place, and the segmenter not lost.
+
+    Of two figures that may both be wrong, either excludes.  nan, nothing to measure, excludes nothing.
+    """
+    return not displacement_median_mm > spacing_mm and not dice_change < -LOST_DICE
+
+
+def memorisation(samples, training, held_out, size=32, reach=2):
+    """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, per sample.
+
+    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk to size x size, z-scored and compared
+    by root mean squared difference over shifts of up to `reach` pixels; the larger pool is thinned to the smaller, because more
+    slices are nearer.  About 1: new images; below 0.5: copies, which diffusion models of few slices make.  nan without a pool.
+    """
+    if not len(training) or not len(held_out):
+        return np.full(len(samples), np.nan)
+    def features(images):
+        small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (size, size), anti_aliasing=True)
+        inner = small[reach:-reach, reach:-reach] if reach else small
+        return np.moveaxis((small - inner.mean((0, 1))) / (inner.std((0, 1)) + 1e-6), -1, 0)
+    pool_size = min(len(training), len(held_out))
+    pools = [features(pool[np.linspace(0, len(pool) - 1, pool_size).astype(int)])[:, reach:size - reach, reach:size - reach].reshape(pool_size, -1)
+             for pool in (training, held_out)]
+    ratios = []
+    for sample in features(samples):
+        windows = np.stack([sample[i:i + size - 2 * reach, j:j + size - 2 * reach].ravel() for i in range(2 * reach + 1) for j in range(2 * reach + 1)])
+        nearest = [np.sqrt(cdist(windows, pool, "sqeuclidean").min() / windows.shape[1]) for pool in pools]
+        ratios.append(nearest[0] / max(nearest[1], 1e-6))
+    return np.array(ratios)
 
 
 def through_plane_correlation(image):

@@ -46,33 +46,42 @@ class Augmentation:
 
     def __call__(self, image, label, g):
         """One sample: image (*loaded) float32 and label (*loaded) int8 to (*patch) each; -1 has become background."""
-        dims = len(self.patch)
-        below_depth = (-2, -1) if self.in_plane else tuple(range(-dims, 0))
+        dims, below_depth = len(self.patch), self._below_depth
         rotate, scale = g.random() < P_ROTATE, g.random() < P_SCALE
         if rotate or scale:
             angles = np.deg2rad(g.uniform(-self.largest_angle, self.largest_angle, 3 if len(below_depth) == 3 else 1)) if rotate else np.zeros(3)
             image, label = spatial(image, label, self.patch, angles, g.uniform(*SCALES) if scale else 1.0)
         else:
             image, label = centre(image, self.patch), centre(label, self.patch)
-        if g.random() < P_NOISE:
-            image = image + g.uniform(*NOISE_SD) * torch.from_numpy(g.standard_normal(self.patch, np.float32)).to(image.device)
-        if g.random() < P_BLUR:
-            image = blur(image, g.uniform(*BLUR_SIGMA, dims))
-        if g.random() < P_BRIGHTNESS:
-            image = image * around_one(*FACTORS, g)
-        if g.random() < P_CONTRAST:
-            image = contrast(image, around_one(*FACTORS, g))
-        if g.random() < P_LOW_RESOLUTION:
-            image = low_resolution(image, g.uniform(*ZOOMS), below_depth)
-        if g.random() < P_GAMMA_INVERTED:
-            image = -gamma(-image, around_one(*GAMMAS, g))
-        if g.random() < P_GAMMA:
-            image = gamma(image, around_one(*GAMMAS, g))
+        image = self.intensities(image, g)
         mirrored = [axis for axis in range(-dims, 0) if g.random() < 0.5]
         image, label = image.flip(mirrored), label.flip(mirrored)
         if self.masked_norm:
             image = torch.where(label < 0, 0, image)
         return image, label.clamp(min=0)
+
+    @property
+    def _below_depth(self):
+        """Axes that are turned, scaled and coarsened together."""
+        return (-2, -1) if self.in_plane else tuple(range(-len(self.patch), 0))
+
+    def intensities(self, image, g):
+        """Noise to gamma of the list, on one z-scored image (*patch); nothing moves."""
+        if g.random() < P_NOISE:
+            image = image + g.uniform(*NOISE_SD) * torch.from_numpy(g.standard_normal(self.patch, np.float32)).to(image.device)
+        if g.random() < P_BLUR:
+            image = blur(image, g.uniform(*BLUR_SIGMA, len(self.patch)))
+        if g.random() < P_BRIGHTNESS:
+            image = image * around_one(*FACTORS, g)
+        if g.random() < P_CONTRAST:
+            image = contrast(image, around_one(*FACTORS, g))
+        if g.random() < P_LOW_RESOLUTION:
+            image = low_resolution(image, g.uniform(*ZOOMS), self._below_depth)
+        if g.random() < P_GAMMA_INVERTED:
+            image = -gamma(-image, around_one(*GAMMAS, g))
+        if g.random() < P_GAMMA:
+            image = gamma(image, around_one(*GAMMAS, g))
+        return image
 
 
 def around_one(low, high, g):

@@ -29,8 +29,8 @@ from cmr.training import generator, pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, translate
 from cmr.volumes import Grid, prepare
 
-CANDIDATES = ("t0=50,match=mean_std,steps=6", "t0=100,match=mean_std,steps=8", "t0=200,match=mean_std,steps=8",
-              "t0=700,match=mean_std,shortest_mm=12,steps=12", "t0=700,match=quantile,shortest_mm=12,steps=12")
+CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2", "t0=500,guide_mm=30,steps=2", "t0=500,match=mean_std,guide_mm=30,steps=2",
+              "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
 SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this

@@ -26,7 +26,7 @@ CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 # Studies per vendor: labelled training, unlabelled training, validation, testing.  C and D have no labelled training
 # studies in M&Ms either; A is the source.
 COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
-          "demo": {"A": (30, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
+          "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
           "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)}}
 FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
 README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
@@ -39,7 +39,8 @@ class Config:
     """Settings of the phantom dataset."""
     out: str = opt("data/phantom-demo", "folder of the dataset")
     counts: str = opt("demo", "studies per vendor and split: tiny, demo or mnms")
-    frames: int = opt(3, "frames of each cine (real ones have 18-34)")
+    frames: int = opt(3, "frames of each training cine (real ones have 18-34)")
+    test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone")
     severity: float = opt(1.0, "size of the vendor gap: 0 none, 1 realistic upper range, 1.5 exaggerated")
     geometry: bool = opt(True, "vendors also differ in pixel size, slice spacing and stored orientation")
     seed: int = opt(0, "seed of every subject and scan")
@@ -47,7 +48,7 @@ class Config:
     validate: bool = opt(False, "print the phantom's statistics beside real ones instead of writing")
 
 
-PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "paper": dict(counts="mnms", frames=25)}
+PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "paper": dict(counts="mnms", frames=25, test_frames=25)}
 
 
 def contraction(frame, frames, ed):
@@ -178,7 +179,8 @@ def _write_study(job):
         return json.loads(files[2].read_text())                                 # finished before an interruption
     draw = rng(config.seed, code)
     subject = anatomy.sample_subject(draw, group)
-    study = render_study(subject, scanner.at_severity(vendor, config.severity, config.geometry), config.frames, config.seed, code)
+    frames = config.frames if folder.startswith("Training") else config.test_frames
+    study = render_study(subject, scanner.at_severity(vendor, config.severity, config.geometry), frames, config.seed, code)
     unlabelled = folder == "Training/Unlabeled"
     for path, array in ((files[0], study.image), (files[1], np.zeros_like(study.label) if unlabelled else study.label)):
         write_nifti(path, array, study.affine, study.spacing_mm, "PHANTOM, not a patient")

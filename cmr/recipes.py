@@ -34,19 +34,23 @@ class Recipe:
 
 
 def vanilla(c, training, validation, classes, device):
-    """The plain baseline: random slices, flips, Adam with a cosine, Dice + CE over the batch.
+    """The plain baseline: random slices, flips, Adam with a cosine, Dice + CE over the batch; nnU-Net's intensity changes only with c.augment.
 
     c : settings of train_unet.py.  training, validation : lists of Working.  classes : (4,) our label value -> network class.
     """
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in training]))[:, None]  # (N, 1, H, W)
     labels = torch.from_numpy(np.concatenate([classes[w.label] for w in training]))          # (N, H, W)
     net = initialised(lambda: build_network(vars(c), 1 + int(classes.max())), c.seed).to(device)
+    augmentation = Augmentation(images.shape[2:])
 
     def batch(step):
         g = generator(c.seed, "step", step)
         chosen = torch.randint(len(images), (c.batch,), generator=g)
         flips = [axis for axis, u in zip((-2, -1), torch.rand(2, generator=g)) if u < 0.5]
-        return images[chosen].flip(flips), labels[chosen].flip(flips)
+        x = images[chosen].flip(flips)
+        if c.augment:
+            x = torch.stack([augmentation.intensities(image[0], rng(c.seed, "augmentation", step, j)) for j, image in enumerate(x)])[:, None]
+        return x, labels[chosen].flip(flips)
 
     return Recipe(net, torch.optim.Adam(net.parameters(), lr=c.lr, fused=True), batch,
                   lambda step: c.lr * 0.5 * (1 + math.cos(math.pi * step / c.steps)), dice_ce_loss)

@@ -23,6 +23,7 @@ class Arm:
     trained_on: str
     test_input: str
     access: str                                  # what of the target it has touched
+    secondary: bool = False                      # measured for some networks only, where time is short
 
     @property
     def key(self):
@@ -42,13 +43,16 @@ class Example:
 
 ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("DA", "real", "translated", "the test image itself, through the SD-DM; the validation images, for the choice"),
-        Arm("DA fixed", "real", "fixed", "the test image itself, through the SD-DM"),
-        Arm("matched", "real", "matched", "the test image itself, its histogram"),
-        Arm("FDA", "real", "fda", "the test image itself, its low frequencies"),
-        Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies"),
+        Arm("DA fixed", "real", "fixed", "the test image itself, through the SD-DM", True),
+        Arm("matched", "real", "matched", "the test image itself, its histogram", True),
+        Arm("FDA", "real", "fda", "the test image itself, its low frequencies", True),
+        Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies", True),
         Arm("DG", "synthetic", "raw", "nothing"),
         Arm("real + DG", "both", "raw", "nothing"),
-        Arm("DG + DA", "synthetic", "fixed", "the test image itself, through the SD-DM"))
+        Arm("DG + DA", "synthetic", "fixed", "the test image itself, through the SD-DM", True),
+        Arm("augmented", "augmented", "raw", "nothing"),
+        Arm("augmented + DA", "augmented", "fixed", "the test image itself, through the SD-DM", True),
+        Arm("shifted", "shifted", "raw", "nothing"))
 BASELINE, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", ("DA", "DG"), ("hd95", "assd")
 TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
@@ -56,19 +60,22 @@ METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "
                   "slices_missed", "slices_spurious", "volume_pred_ml", "volume_ref_ml", "diagonal_mm")
 TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_baseline", "n_missed_arm", "mean_baseline", "mean_arm", "mean_difference",
                 "bca_low", "bca_high", "hodges_lehmann", "hedges_g", "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p", "wilcoxon_p", "wilcoxon_p_holm")
+POOLED = "all targets"                           # the patients of every unseen domain together
 MINIMUM_PATIENTS = 10                            # below this no interval and no star
 
 READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on the original grid and "
            "average the structures that were found; the last column counts those that were not. HD95 is the larger directed 95th percentile, "
            "pooled HD95 is medpy's.")
-TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x networks x {DA, DG} x targets, Holm-corrected. Welch's test is the "
+TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x networks x {DA, DG} x targets, Holm-corrected; the patients of all targets pooled are a family of their own. Welch's test is the "
          "paper's; the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the "
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
+SUMMARY = ("The mean over the targets' means. The gap is what the baseline of the same network loses from the source's test studies to the targets; 100 % closed would be as "
+           "good as on the source, which a harder target may not allow; negative is worse than the baseline.")
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
           "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
-FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA fixed and DG. "
-           "LV red, MYO green, RV blue. The case shown is the middle one by name, segmented by the first network.")
+FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
+           "LV red, MYO green, RV blue. Translated is as in DA fixed; the contours are the first network's.")
 
 
 def patient_values(rows, metric, penalty_mm=None):
@@ -91,8 +98,8 @@ def patient_values(rows, metric, penalty_mm=None):
 
 
 def compare(rows, domain, network, arm, metric, penalty_mm):
-    """One row of tests.csv: `arm` against the same network's baseline on the same patients of `domain`, arm minus baseline."""
-    here = [r for r in rows if r["domain"] == domain and r["network"] == network]
+    """One row of tests.csv: `arm` against the same network's baseline on the same patients of `domain` (or POOLED), arm minus baseline."""
+    here = [r for r in rows if r["network"] == network and (r["domain"] == domain or domain == POOLED and r["role"] == "target")]
     pick = lambda name: [r for r in here if r["arm"] == name]
     a, b = patient_values(pick(arm), metric, penalty_mm), patient_values(pick(BASELINE), metric, penalty_mm)
     subjects = sorted(a.keys() & b.keys())
@@ -108,15 +115,17 @@ def compare(rows, domain, network, arm, metric, penalty_mm):
 
 
 def all_tests(rows):
-    """Every arm against the baseline on every target; Holm over the primary family {HD95, ASSD} x networks x {DA, DG} x targets."""
+    """Every arm against the baseline on every target and on all together; Holm over two primary families, {HD95, ASSD} x networks
+    x {DA, DG} x targets, and the same without targets for the pooled patients."""
     penalty = max(r["diagonal_mm"] for r in rows)
     targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    tests = [compare(rows, d, network, arm.name, metric, penalty) for d in targets for network, arm in _compared(rows) if arm.name != BASELINE
+    tests = [compare(rows, d, network, arm.name, metric, penalty) for d in (*targets, POOLED) for network, arm in _compared(rows) if arm.name != BASELINE
              for metric in ("dice", "hd95", "assd")]
-    family = [t for t in tests if t["primary"]]
-    for name in ("welch_p", "wilcoxon_p"):
-        for test, p in zip(family, holm([t[name] for t in family])):
-            test[name + "_holm"] = float(p)
+    primary = [t for t in tests if t["primary"]]
+    for family in ([t for t in primary if t["domain"] != POOLED], [t for t in primary if t["domain"] == POOLED]):
+        for name in ("welch_p", "wilcoxon_p"):
+            for test, p in zip(family, holm([t[name] for t in family])):
+                test[name + "_holm"] = float(p)
     return tests
 
 
@@ -145,6 +154,22 @@ def _table(rows, domain):
         own = [r for r in here if r["arm"] == arm.name and r["network"] == network]
         failed = sum(r["status"] in ("missed", "spurious") for r in own)
         lines.append(f"| {network} | {arm.name} | {arm.trained_on} | {arm.test_input} | " + " | ".join(_cell(own, m) for m in TABLE_METRICS) + f" | {failed} of {len(own)} |")
+    return lines
+
+
+def _summary(rows, source):
+    """Each row on all unseen targets together (the mean of their means), and how much of the gap to the source's test studies it closes."""
+    targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
+    mean = lambda network, arm, domain, metric: np.mean(list(patient_values([r for r in rows if (r["network"], r["arm"], r["domain"]) == (network, arm, domain)], metric).values()) or [np.nan])
+    lines = ["| network | row | Dice | HD95 mm | ASSD mm | gap closed: Dice | HD95 | ASSD |", "|" + "---|" * 8]
+    for network, arm in _compared(rows):
+        values = {m: np.mean([mean(network, arm.name, d, m) for d in targets]) for m in ("dice", *PRIMARY_METRICS)}
+        shares = []
+        for metric, value in values.items():
+            before, ceiling = np.mean([mean(network, BASELINE, d, metric) for d in targets]), mean(network, BASELINE, source, metric)
+            gap = (ceiling - before) * (1 if metric == "dice" else -1)
+            shares.append(f"{(value - before) / (ceiling - before):.0%}" if gap > 0 and arm.name != BASELINE else "-")
+        lines.append(f"| {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
     return lines
 
 
@@ -186,16 +211,21 @@ def _choice_table(rows):
     return lines
 
 
-def _figure(out, domain, network, examples):
-    """Write one case's panels (see FIGURES) for one network; return the file's name and the case."""
-    e = sorted(examples, key=lambda example: example.case)[len(examples) // 2]
-    filled = np.flatnonzero(e.truth.any((1, 2)))
-    rows = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
-             *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA fixed", "DG"))]
-            for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
-    name = "case_" + domain.replace("=", "-").replace(",", "+") + ".png"
-    save_png(out / name, sheet(rows))
-    return name, e.case
+def _figures(out, domain, network, examples, rows):
+    """Write the panels (see FIGURES) of the median and the worst case by the baseline's HD95; yield (description, file name)."""
+    distance = {}
+    for r in rows:
+        if (r["domain"], r["network"], r["arm"]) == (domain, network, BASELINE):
+            distance.setdefault(f"{r['subject']}_{r['phase']}", []).append(r["hd95"] if r["status"] == "ok" else r["diagonal_mm"] if r["status"] != "absent_both" else np.nan)
+    order = sorted(examples, key=lambda e: (np.nan_to_num(np.nanmean(distance[e.case])), e.case))
+    for which, e in (("median", order[len(order) // 2]), ("worst", order[-1])):
+        filled = np.flatnonzero(e.truth.any((1, 2)))
+        panels = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
+                   *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA", "DG"))]
+                  for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
+        name = f"{which}_" + domain.replace("=", "-").replace(",", "+") + ".png"
+        save_png(out / name, sheet(panels))
+        yield f"{domain}, {which} case by the baseline's HD95 ({e.case}, {np.nanmean(distance[e.case]):.1f} mm)", name
 
 
 def write_report(out, rows, examples, source, run, settings):
@@ -211,6 +241,7 @@ def write_report(out, rows, examples, source, run, settings):
     partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
             f"Segmenters: {', '.join(networks)}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
+    text += ["## All unseen targets", "", SUMMARY, "", *_summary(rows, source), ""]
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
@@ -219,20 +250,30 @@ def write_report(out, rows, examples, source, run, settings):
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
              *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", "", FIGURES, ""]
     for domain in domains:
-        name, case = _figure(out, domain, networks[0], examples[domain])
-        text += [f"{domain}, {case}:", "", f"![{domain}]({name})", ""]
-    if (run / "dg" / "through_plane.png").exists():
-        shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
-        pairs = read_table(run / "dg" / "manifest.csv", ("through_plane_reference", "through_plane_synthetic"))
-        correlation = {kind: np.array([float(row[f"through_plane_{kind}"]) for row in pairs]) for kind in ("reference", "synthetic")}
-        text += ["Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. Correlation of neighbouring slices: "
-                 + ", ".join(f"{kind} {np.nanmean(r):.3f} ± {np.nanstd(r):.3f}" for kind, r in correlation.items()) + f" ({len(pairs)} pairs).", "",
-                 "![through-plane continuity](through_plane.png)", ""]
+        for what, name in _figures(out, domain, networks[0], examples[domain], rows):
+            text += [f"{what}:", "", f"![{what}]({name})", ""]
+    pairs = read_table(run / "dg" / "manifest.csv", ("kept", "through_plane_reference", "through_plane_synthetic"))
+    excluded = [row["case"] for row in pairs if row["kept"] == "0"]
+    correlation = {kind: np.array([float(row[f"through_plane_{kind}"]) for row in pairs]) for kind in ("reference", "synthetic")}
+    text += ["## The synthetic training set", "", f"{len(pairs) - len(excluded)} of {len(pairs)} pairs were kept, {len(excluded)} excluded, as they no longer fitted their mask: "
+             f"{', '.join(excluded) or 'none'}. The worst by displacement of the boundary (reference and synthetic image, then with the mask on both):", ""]
+    for name in ("worst_kept.png", "worst_excluded.png"):
+        if (run / "dg" / name).exists():
+            shutil.copyfile(run / "dg" / name, out / name)
+            text += [f"![{name[:-4].replace('_', ' ')}]({name})", ""]
+    shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
+    text += ["Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. Correlation of neighbouring slices: "
+             + ", ".join(f"{kind} {np.nanmean(r):.3f} ± {np.nanstd(r):.3f}" for kind, r in correlation.items()) + f" ({len(pairs)} pairs).", "",
+             "![through-plane continuity](through_plane.png)", ""]
+    ratios = np.array([float(row["ratio"]) for row in read_table(run / "diffusion" / "memorisation.csv", ("ratio",))])
+    text += [f"Memorisation: an unconditional sample of the SD-DM is {ratios.mean():.2f} times as far from the nearest training slice as from the nearest held-out one "
+             f"(least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} below 0.5, copies).", ""]
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
     if sheets:
         shutil.copyfile(sheets[-1], out / "samples.png")
         text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
     write_text(out / "report.md", "\n".join(text))
+    print("\nall unseen targets\n" + "\n".join(_summary(rows, source)))
     for domain in domains:
         print(f"\n{domain} ({sizes[domain]} patients)")
         print("\n".join(_table(rows, domain)))

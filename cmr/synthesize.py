@@ -1,7 +1,8 @@
 """Write the synthetic training set (DG) or the translated test set (DA): `python -m cmr.synthesize --arm dg|da`.
 
 The output is a valid nnU-Net raw dataset on the working grid, with `manifest.csv` written last: one row per image with
-its reference, seed, strength, checkpoint hash and audit figures.  Interrupted, it makes only what is missing.
+its reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to `excluded/`.
+Interrupted, it makes only what is missing.
 
 Public: `Config`, `PRESETS`.
 """
@@ -14,17 +15,18 @@ import numpy as np
 from tqdm import tqdm
 
 from cmr import checkpoint
-from cmr.audit import boundary_displacement_mm, mean_dice, through_plane_correlation
-from cmr.config import DataConfig, UsageError, opt, parse, run_script
-from cmr.pictures import long_axis, save_png, sheet
+from cmr.audit import boundary_displacement_mm, mean_dice, still_fits, through_plane_correlation
+from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
+from cmr.pictures import long_axis, save_png, sheet, with_contours
 from cmr.segment import Segmenter
+from cmr.shifts import random_shift
 from cmr.studies import Domain, find, in_role, network_classes, split_by_subject
-from cmr.training import pick_device
+from cmr.training import pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, translate
 from cmr.volumes import Grid, prepare, read_nifti, working_affine, write_nifti
 
-COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "strength", "seed",
-           "sd_dm", "segmenter", "redrawn", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm",
+COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "shift", "strength", "seed",
+           "sd_dm", "segmenter", "redrawn", "kept", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm",
            "through_plane_reference", "through_plane_synthetic")
 
 
@@ -35,42 +37,46 @@ class Config(DataConfig):
     target: str    = opt("", "target domains (da)")
     diffusion: str = opt("", "final.pt of train_diffusion.py")
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
-    strength: str  = opt("", "what is kept of the reference; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
+    shift: float   = opt(-1.0, "how far the look of a reference is changed at random before it is projected; 1: about as far as another vendor; -1: 0.5 for dg, 0 for da")
+    strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
     choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside --strength")
     samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# DG: one image near the reference, one whose texture and contrast are redrawn.  DA: intensities first, then a weak projection.
-DEFAULT_STRENGTH = {"dg": "t0=300,steps=12;t0=700,shortest_mm=12,steps=12", "da": "t0=100,match=mean_std,steps=8"}
+# Both are guided, so that the anatomy stays to the pixel.  DG keeps part of a changed look; DA goes further, from matched intensities.
+DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=30,steps=2", "da": "t0=500,match=mean_std,guide_mm=30,steps=2"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
-PRESETS = {"tiny": dict(samples=1, strength="t0=300,steps=4"), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
+DEFAULT_SHIFT = {"dg": 0.5, "da": 0.0}           # half as far as another vendor: far enough to vary, near enough for the source to stay as good
+PRESETS = {"tiny": dict(samples=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
 
 
-def _one(c, model, segmenter, strength, working, sample, case):
+def _one(c, model, segmenter, shift, strength, working, sample, case):
     """Make, audit and write one synthetic volume; return its manifest row."""
     record = working.record
     reference, mask = np.asarray(working.image), working.label
-    image, redrawn = translate(model, reference, c.spacing_mm, strength, c.seed, record.subject, sample)
-    found_on_reference, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (reference, image))
+    given = random_shift(reference, c.spacing_mm, rng(c.seed, "shift", record.case, sample), shift) if shift else reference
+    image, redrawn = translate(model, given, c.spacing_mm, strength, c.seed, record.subject, sample) if strength != NONE else (given, 0)
+    found_on_reference, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
     row = {"case": case, "subject": record.subject, "phase": record.phase, "sample": sample, "vendor": record.vendor, "centre": record.centre,
            "pathology": record.pathology, "split": record.split, "reference": record.case, "reference_content": working.content[:16],
-           "strength": str(strength), "seed": c.seed, "sd_dm": model.hash, "segmenter": segmenter.hash, "redrawn": redrawn}
+           "shift": shift, "strength": str(strength), "seed": c.seed, "sd_dm": model.hash, "segmenter": segmenter.hash, "redrawn": redrawn}
     if c.arm == "dg":
         row["dice_reference"], row["dice_synthetic"] = mean_dice(found_on_reference, mask), mean_dice(found_on_image, mask)
         row["dice_change"] = row["dice_synthetic"] - row["dice_reference"]
     # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
     boundary = mask if c.arm == "dg" else found_on_reference
     row["displacement_median_mm"], row["displacement_p95_mm"] = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
+    row["kept"] = int(c.arm == "da" or still_fits(row["displacement_median_mm"], row["dice_change"], c.spacing_mm))
     row["through_plane_reference"], row["through_plane_synthetic"] = through_plane_correlation(reference), through_plane_correlation(image)
 
     affine, spacing = working_affine(working.geometry)
-    kind = "Tr" if c.arm == "dg" else "Ts"
+    images, labels = ("imagesTs", None) if c.arm == "da" else ("imagesTr", "labelsTr") if row["kept"] else ("excluded/images", "excluded/labels")
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))                         # (D, H, W) -> (X, Y, Z)
-    write_nifti(f"{c.out}/images{kind}/{case}_0000.nii.gz", stored(np.rint((image + 1) * 1000).astype(np.int16)), affine, spacing, "synthetic")
+    write_nifti(f"{c.out}/{images}/{case}_0000.nii.gz", stored(np.rint((image + 1) * 1000).astype(np.int16)), affine, spacing, "synthetic")
     if c.arm == "dg":
         classes = network_classes(segmenter.structures)[np.asarray(mask)]                         # nnU-Net wants consecutive labels
-        write_nifti(f"{c.out}/labels{kind}/{case}.nii.gz", stored(classes), affine, spacing, "mask of the reference")
+        write_nifti(f"{c.out}/{labels}/{case}.nii.gz", stored(classes), affine, spacing, "mask of the reference")
     return row
 
 
@@ -81,8 +87,8 @@ def synthesize(c):
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     device = pick_device(c.device)
-    samples = c.samples or DEFAULT_SAMPLES[c.arm]
-    fixed = [Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
+    samples, shift = c.samples or DEFAULT_SAMPLES[c.arm], c.shift if c.shift >= 0 else DEFAULT_SHIFT[c.arm]
+    fixed = [NONE if s == NONE else Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
     model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
     grid = {"spacing_mm": c.spacing_mm, "size": c.size}
     checkpoint.require_settings(c.diffusion, {k: model.settings[k] for k in grid}, grid)
@@ -97,7 +103,7 @@ def synthesize(c):
         of_domain = {d: list(dict.fromkeys([*fixed, *chosen_too[d]])) for d in domains}
         chosen = [r for d in domains for r in in_role(records, d, "Testing")]
         strengths = {r.case: [s for s in of_domain[d] for _ in range(samples)] for d in domains for r in chosen if r in d}
-    for s in {s for some in strengths.values() for s in some}:
+    for s in {s for some in strengths.values() for s in some} - {NONE}:
         if s.t0 > model.schedule.T:
             raise UsageError(f"strength {s}: t0 exceeds the model's T = {model.schedule.T}")
     trained_on = set(segmenter.subjects) | set(model.subjects)
@@ -114,19 +120,24 @@ def synthesize(c):
     labels = {"background": 0, **{s: i for i, s in enumerate(segmenter.structures, 1)}}
     workings = [w for w in prepare(chosen, Grid(c.spacing_mm, c.size), c.work) if c.arm == "da" or w.label is not None]
     jobs = [(w, strength, n % samples, f"{w.record.case}_s{n}") for w in workings for n, strength in enumerate(strengths[w.record.case])]
-    checkpoint.write_json(out / "dataset.json", {
-        "channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(jobs) if c.arm == "dg" else 0, "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIO"})
-
     rows = []
     for working, strength, sample, case in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
         done = out / "items" / f"{case}.json"
         if not done.exists():
-            checkpoint.write_json(done, _one(c, model, segmenter, strength, working, sample, case))
+            checkpoint.write_json(done, _one(c, model, segmenter, shift, strength, working, sample, case))
         rows.append(json.loads(done.read_text()))
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
             print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
-    _draw_long_axes(out, workings, jobs)
+    kept, excluded = ([r for r in rows if r["kept"] == k] for k in (1, 0))
+    if c.arm == "dg":
+        print(f"{out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: {', '.join(r['case'] for r in excluded) or 'none'}")
+        if not kept:
+            raise DataError(f"{out}: not one of {len(rows)} synthetic images fits its mask; train the diffusion model longer or choose a weaker --strength")
+        for name, some in (("kept", kept), ("excluded", excluded)):
+            _draw_worst(out / f"worst_{name}.png", out / ("imagesTr" if name == "kept" else "excluded/images"), some, {w.record.case: w for w in workings})
+    _draw_long_axes(out, workings, [r["case"] for r in kept])
+    checkpoint.write_json(out / "dataset.json", {"channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(kept) if c.arm == "dg" else 0,
+                                                 "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"})
     checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
     for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference", "through_plane_synthetic"):
         values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
@@ -143,13 +154,29 @@ def chosen_strengths(path, domains):
         raise UsageError(f"--choice {path}: cannot be used ({error}); run cmr.choose for these domains") from error
 
 
-def _draw_long_axes(out, workings, jobs):
+def _stored_image(folder, case):
+    """(D, H, W) in [-1, 1] of a synthetic volume."""
+    return read_nifti(folder / f"{case}_0000.nii.gz").array.transpose(2, 1, 0) / 1000 - 1
+
+
+def _draw_worst(path, folder, rows, workings, n=10):
+    """The n pairs whose boundary moved furthest: the reference and its synthetic image at the largest slice of the mask, which is drawn on both."""
+    worst = sorted(rows, key=lambda r: (-np.nan_to_num(r["displacement_p95_mm"]), r["dice_change"]))[:n]
+    panels = []
+    for row in worst:
+        working = workings[row["reference"]]
+        k = (working.label > 0).sum((1, 2)).argmax()
+        panels.append([with_contours(image[k], mask) for mask in (None, working.label[k]) for image in (working.image, _stored_image(folder, row["case"]))])
+    if panels:
+        save_png(path, sheet([left + right for left, right in zip(panels[::2], [*panels[1::2], []])]))
+
+
+def _draw_long_axes(out, workings, cases):
     """`through_plane.png`: three references cut along the heart across their slices, each beside its synthetic volumes."""
-    kind = "Tr" if (out / "imagesTr").is_dir() else "Ts"
+    folder = out / ("imagesTr" if (out / "imagesTr").is_dir() else "imagesTs")
     rows = []
     for working in workings[::max(1, len(workings) // 3)][:3]:
-        cases = [case for w, *_, case in jobs if w is working]
-        synthetic = [read_nifti(out / f"images{kind}" / f"{case}_0000.nii.gz").array.transpose(2, 1, 0) / 1000 - 1 for case in cases]
+        synthetic = [_stored_image(folder, case) for case in cases if case.rsplit("_s", 1)[0] == working.record.case]
         middle = working.image.shape[1] // 2
         rows.append([long_axis(volume[:, middle], working.spacing_mm[0] / working.spacing_mm[1]) for volume in [np.asarray(working.image), *synthetic]])
     height = max(row[0].shape[0] for row in rows)

@@ -2,7 +2,7 @@
 import numpy as np
 from scipy import ndimage
 
-from cmr.audit import boundary_displacement_mm, mean_dice, through_plane_correlation
+from cmr.audit import boundary_displacement_mm, mean_dice, memorisation, still_fits, through_plane_correlation
 
 
 def heart():
@@ -33,3 +33,15 @@ def test_through_plane_correlation_sees_unrelated_slices():
     assert abs(through_plane_correlation(np.repeat(common, 8, 0)) - 1) < 1e-9 and abs(through_plane_correlation(own)) < 0.05
     assert abs(through_plane_correlation(common + own) - 0.5) < 0.05 and np.isnan(through_plane_correlation(common))
     assert abs(through_plane_correlation(np.stack([0 * common[0], common[0], -common[0]])) + 1) < 1e-9            # a constant slice has no correlation
+
+
+def test_a_pair_is_excluded_for_a_moved_boundary_or_a_lost_heart():
+    assert still_fits(2.5, -0.2, 2.5) and not still_fits(3.5, 0.0, 2.5) and not still_fits(0.0, -0.3, 2.5) and still_fits(float("nan"), float("nan"), 2.5)
+
+
+def test_memorisation_tells_copies_from_new_images():
+    slices = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((90, 64, 64)), (0, 4, 4)) * 5
+    training, held_out, new = slices[:40], slices[40:80], slices[80:]
+    copies = np.roll(training[::4], (2, -2), (1, 2)) * 0.8 + 0.1                                   # moved by a pixel of the small image, other contrast
+    assert (memorisation(copies, training, held_out) < 0.5).all() and np.abs(memorisation(new, training, held_out) - 1).max() < 0.35
+    assert np.isnan(memorisation(new, training, [])).all()

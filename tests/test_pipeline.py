@@ -36,6 +36,8 @@ def one_line(errors):
 
 
 NETWORKS = ("vanilla", "nnunet2d", "nnunet3d")
+SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic", "both")), "vanilla-augmented", "vanilla-shifted")
+ROWS = len(ARMS) + 2 * len([arm for arm in ARMS if not arm.secondary and arm.trained_on not in ("augmented", "shifted")])     # vanilla: all; nnU-Nets: the primary ones
 
 
 def training(phantom, root, network):
@@ -52,25 +54,28 @@ def run(phantom, tmp_path_factory):
     for network in NETWORKS:
         train_unet.main([*training(phantom, root, network), "--out", str(root / f"segmenter-{network}-real")])
     shared = ["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), "--diffusion", str(root / "diffusion" / "final.pt"),
-              "--segmenter", str(root / "segmenter-vanilla-real" / "final.pt"), "--strength", "t0=30,steps=2"]
-    synthesize.main([*shared, "--arm", "dg", "--out", str(root / "dg")])
+              "--segmenter", str(root / "segmenter-vanilla-real" / "final.pt"), "--strength"]
+    synthesize.main([*shared, "t0=30,steps=2", "--arm", "dg", "--shift", "0.5", "--out", str(root / "dg")])
+    synthesize.main([*shared, "none", "--arm", "dg", "--shift", "0.5", "--out", str(root / "shifted")])
     targets = ["--target", "Vendor=B,D"]
     choose.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--out", str(root / "choice")])
     shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")                 # networks of 8 steps: force one translation
     choice = {d: dict.fromkeys(NETWORKS, "none") for d in ("Vendor=A", "Vendor=B", "Vendor=D")}
     choice["Vendor=B"]["vanilla"] = "t0=30,steps=2"
     checkpoint.write_json(root / "choice" / "choice.json", choice)
-    synthesize.main([*shared[:-2], "--arm", "da", "--strength", "t0=300,steps=4", *targets, "--choice", str(root / "choice" / "choice.json"), "--out", str(root / "da")])
+    synthesize.main([*shared, synthesize.DEFAULT_STRENGTH["da"], "--arm", "da", *targets, "--choice", str(root / "choice" / "choice.json"), "--out", str(root / "da")])
     for network in NETWORKS:
         planned = ["--plan", str(root / f"segmenter-{network}-real" / "plan.json")] if network != "vanilla" else []
         for kind in ("synthetic", "both"):
             train_unet.main([*training(phantom, root, network), *planned, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-{network}-{kind}")])
-    evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--out", str(root / "results")])
+    train_unet.main([*training(phantom, root, "vanilla"), "--augment", "--out", str(root / "segmenter-vanilla-augmented")])
+    train_unet.main([*training(phantom, root, "vanilla"), "--train-on", "synthetic", "--synthetic", str(root / "shifted"), "--out", str(root / "segmenter-vanilla-shifted")])
+    evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--segmenters", ",".join(SEGMENTERS), "--out", str(root / "results")])
     return root
 
 
 def test_stages_write_what_they_promise(run):
-    assert {p.name for p in (run / "diffusion").iterdir()} == {"config.json", "log.csv", "final.pt", "samples_000008.png"}
+    assert {p.name for p in (run / "diffusion").iterdir()} == {"config.json", "log.csv", "final.pt", "samples_000008.png", "memorisation.csv"}
     dg = find(run / "dg")
     assert len(dg) == 8 and all(r.label_path for r in dg) and {r.subject for r in dg} == {r.subject for r in find(run / "dg")}
     header = nib.load(dg[0].image_path).header
@@ -79,7 +84,7 @@ def test_stages_write_what_they_promise(run):
     assert len(rows) == 8 and all(row["sd_dm"] and row["strength"].startswith("t0=30") and float(row["dice_synthetic"]) >= 0 for row in rows)
     da = find(run / "da")
     assert {r.metadata["split"] for r in da} == {"Testing"}
-    assert {(r.metadata["vendor"], r.metadata["strength"].split(",")[0]) for r in da} == {("A", "t0=300"), ("B", "t0=300"), ("D", "t0=300"), ("B", "t0=30")}
+    assert {(r.metadata["vendor"], r.metadata["strength"].split(",")[0]) for r in da} == {("A", "t0=500"), ("B", "t0=500"), ("D", "t0=500"), ("B", "t0=30")}
     assert all(-1 <= float(row["through_plane_synthetic"]) <= 1 for row in rows) and (run / "dg" / "through_plane.png").stat().st_size > 1000
     assert {p.name for p in (run / "segmenter-nnunet3d-real").iterdir()} == {"config.json", "log.csv", "final.pt", "plan.json", "validation.csv"}
 
@@ -111,12 +116,12 @@ def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
 def test_results_cover_every_arm_structure_and_failure(run, phantom):
     rows = list(csv.DictReader(open(run / "results" / "metrics.csv")))
     cases = {(r["subject"], r["phase"]) for r in rows}
-    assert len(rows) == len(cases) * 3 * (len(ARMS) * len(NETWORKS) - 3 * 2) and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
+    assert len(rows) == len(cases) * 3 * ROWS and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
     assert all(r["hd95"] == "inf" and r["dice"] == "0" for r in rows if r["status"] in ("missed", "spurious"))
     report = (run / "results" / "report.md").read_text()
-    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG + DA |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
+    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG |", "| vanilla | shifted |", "n < 10", "![Vendor=D](case_Vendor-D.png)"):
         assert text in report
-    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == 2 * 3 * ((len(ARMS) - 1) * len(NETWORKS) - 3 * 2)
+    assert (run / "results" / "case_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == (2 + 1) * 3 * (ROWS - len(NETWORKS))
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
     prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)
@@ -155,6 +160,7 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     (copy / "items" / images[3].name.replace("_0000.nii.gz", ".json")).unlink()
     again = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
              "--segmenter", str(run / "segmenter-vanilla-real" / "final.pt"), "--arm", "dg", "--out", str(copy)]
+    again += ["--shift", "0.5"]
     synthesize.main([*again, "--strength", "t0=30,steps=2"])
     assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before and images[0].stat().st_mtime_ns == stamp
     assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()

@@ -40,7 +40,7 @@ def vanilla(c, training, validation, classes, device):
     """
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in training]))[:, None]  # (N, 1, H, W)
     labels = torch.from_numpy(np.concatenate([classes[w.label] for w in training]))          # (N, H, W)
-    net = initialised(lambda: build_network(vars(c), 1 + int(classes.max())), c.seed).to(device)
+    net = initialised(lambda: build_network(vars(c), 1 + int(classes.max())), c.seed).to(device, memory_format=torch.channels_last)
     augmentation = Augmentation(images.shape[2:])
 
     def batch(step):

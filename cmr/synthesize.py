@@ -37,17 +37,18 @@ class Config(DataConfig):
     target: str    = opt("", "target domains (da)")
     diffusion: str = opt("", "final.pt of train_diffusion.py")
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
-    shift: float   = opt(-1.0, "how far the look of a reference is changed at random before it is projected; 1: about as far as another vendor; -1: 0.5 for dg, 0 for da")
+    shift: str     = opt("", "how far the look of a reference is changed at random before it is projected, 1: about as far as another vendor; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
     strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
     choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside --strength")
     samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# Both are guided, so that the anatomy stays to the pixel.  DG keeps part of a changed look; DA goes further, from matched intensities.
-DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=30,steps=2", "da": "t0=500,match=mean_std,guide_mm=30,steps=2"}
+# Both are guided, so that the anatomy stays to the pixel.  DG: one sample near the source, one that keeps part of a
+# changed look.  DA goes further, from matched intensities.
+DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": "t0=500,match=mean_std,guide_mm=30,steps=2"}
+DEFAULT_SHIFT = {"dg": "0;1", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
-DEFAULT_SHIFT = {"dg": 0.5, "da": 0.0}           # half as far as another vendor: far enough to vary, near enough for the source to stay as good
 PRESETS = {"tiny": dict(samples=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
 
 
@@ -87,7 +88,11 @@ def synthesize(c):
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     device = pick_device(c.device)
-    samples, shift = c.samples or DEFAULT_SAMPLES[c.arm], c.shift if c.shift >= 0 else DEFAULT_SHIFT[c.arm]
+    samples = c.samples or DEFAULT_SAMPLES[c.arm]
+    try:
+        shifts = [float(text) for text in (c.shift or DEFAULT_SHIFT[c.arm]).split(";")]
+    except ValueError as error:
+        raise UsageError(f"--shift {c.shift!r}: use numbers, separated by ';'") from error
     fixed = [NONE if s == NONE else Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
     model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
     grid = {"spacing_mm": c.spacing_mm, "size": c.size}
@@ -124,7 +129,7 @@ def synthesize(c):
     for working, strength, sample, case in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
         done = out / "items" / f"{case}.json"
         if not done.exists():
-            checkpoint.write_json(done, _one(c, model, segmenter, shift, strength, working, sample, case))
+            checkpoint.write_json(done, _one(c, model, segmenter, shifts[sample % len(shifts)], strength, working, sample, case))
         rows.append(json.loads(done.read_text()))
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
             print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)

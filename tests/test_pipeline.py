@@ -18,9 +18,11 @@ import train_unet
 from cmr import checkpoint, choose, synthesize
 from cmr.config import CheckpointError, UsageError
 from cmr.plan import Plan
-from cmr.report import ARMS, all_tests, compare, patient_values
+from cmr.report import ARMS, POOLED, all_tests, compare, patient_values
+from cmr.shifts import random_shift
 from cmr.studies import find
-from cmr.training import Run
+from cmr.training import Run, rng
+from cmr.volumes import Grid, prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,6 +89,19 @@ def test_stages_write_what_they_promise(run):
     assert {(r.metadata["vendor"], r.metadata["strength"].split(",")[0]) for r in da} == {("A", "t0=500"), ("B", "t0=500"), ("D", "t0=500"), ("B", "t0=30")}
     assert all(-1 <= float(row["through_plane_synthetic"]) <= 1 for row in rows) and (run / "dg" / "through_plane.png").stat().st_size > 1000
     assert {p.name for p in (run / "segmenter-nnunet3d-real").iterdir()} == {"config.json", "log.csv", "final.pt", "plan.json", "validation.csv"}
+
+
+def test_changed_references_are_the_same_with_and_without_the_diffusion_model(run):
+    """`shifted` is the control of `dg`: what differs between the two is the projection alone."""
+    dg, shifted = ({r.case: r for r in find(run / name)} for name in ("dg", "shifted"))
+    manifest = {r["case"]: r for r in csv.DictReader(open(run / "shifted" / "manifest.csv"))}
+    assert dg.keys() <= shifted.keys() == manifest.keys() and all(r["strength"] == "none" and r["shift"] == "0.5" and r["kept"] == "1" and float(r["dice_change"]) == 0 for r in manifest.values())
+    image = lambda r: np.asarray(nib.load(r.image_path).dataobj, float) / 1000 - 1
+    grid = Grid(2.5, 64)
+    for case, record in list(dg.items())[:2]:
+        reference = next(w for w in prepare([r for r in find(json.loads((run / "diffusion" / "config.json").read_text())["data"]) if r.case == manifest[case]["reference"]], grid, run / "work"))
+        given = random_shift(np.asarray(reference.image), 2.5, rng(0, "shift", manifest[case]["reference"], 0), 0.5)
+        assert np.abs(image(shifted[case]) - given.transpose(2, 1, 0)).max() < 1e-3 and 0.001 < np.abs(image(record) - image(shifted[case])).mean() < 0.1
 
 
 def test_the_choice_of_strength_covers_every_domain_network_and_candidate(run):
@@ -231,6 +246,8 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--work", tmp_path / "w", "--out", tmp_path / "r", "--network", "nnunet2d",
               "--plan", run / "segmenter-nnunet3d-real" / "plan.json"], 2, "a 3D plan"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--out", phantom / "README.txt" / "run"], 5, "choose another --out"),
+            (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", run, "--segmenters", "vanilla-synthetic", "--out", tmp_path / "o"], 2, "vanilla-real is missing"),
+            (["-m", "cmr.synthesize", "--preset", "tiny", "--data", phantom, "--shift", "0,1", "--out", tmp_path / "s"], 2, "--shift '0,1': use numbers"),
             (["train_unet.py", "--preset", "tiny", "--stesp", "3"], 2, "did you mean --steps"),
             (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", tmp_path, "--out", tmp_path / "o"], 4, "no such checkpoint")):
         got, _, errors = script(*arguments)
@@ -264,7 +281,11 @@ def test_failures_are_counted_and_can_only_hurt():
 def test_holm_runs_over_the_declared_family():
     rows = [row(f"p{i}", a.name, 10.0 + i + (i % 3) * j + 0.1 * i * i * j, domain=d, role="target") for d in ("Vendor=B", "Vendor=C") for i in range(10) for j, a in enumerate(ARMS)]
     tests = all_tests(rows)
-    assert sum(t["primary"] for t in tests) == 2 * 2 * 2 and all(("welch_p_holm" in t) == bool(t["primary"]) for t in tests)
+    assert sum(t["primary"] for t in tests) == 2 * 2 * 2 + 2 * 2 and all(("welch_p_holm" in t) == bool(t["primary"]) for t in tests)
+    by_target, pooled = ([t for t in tests if t["primary"] and (t["domain"] == POOLED) == together] for together in (False, True))
+    assert all(t["n"] == 10 for t in by_target) and all(t["n"] == 10 for t in pooled)                  # the same patients' names in both domains here: averaged
+    for family in (by_target, pooled):                                                                 # each corrected for its own size alone
+        assert min(t["wilcoxon_p_holm"] for t in family) == pytest.approx(min(1, len(family) * min(t["wilcoxon_p"] for t in family)))
 
 
 def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):

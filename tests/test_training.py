@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import train_unet
 from cmr import checkpoint
 from cmr.config import CheckpointError, NumericalError, ResourceError, UsageError, parse
 from cmr.losses import dice_ce_loss
 from cmr.preprocess import zscore
+from cmr.recipes import vanilla
 from cmr.training import Run, generator, initialised, rng, update_ema
 from cmr.unet import UNet
 
@@ -172,3 +175,15 @@ def test_sigterm_saves_and_exits_130(tmp_path, phantom):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from the last checkpoint" in errors and (tmp_path / "run" / "last.pt").exists()
+
+
+def test_the_vanilla_augmentation_changes_intensities_alone():
+    volume = SimpleNamespace(image=rng("image").standard_normal((6, 32, 32)).astype(np.float32), label=rng("label").integers(0, 4, (6, 32, 32)).astype(np.uint8))
+    batches = []
+    for augment in (False, True):
+        c = train_unet.Config(network="vanilla", features=8, levels=2, batch=16, steps=10, augment=augment)
+        batches.append(vanilla(c, [volume], [], np.arange(4), torch.device("cpu")).batch(3))
+    (plain, labels), (augmented, same_labels) = batches
+    assert torch.equal(labels, same_labels) and plain.shape == augmented.shape
+    changed = [not torch.equal(a, b) for a, b in zip(plain, augmented)]
+    assert 0 < sum(changed) < 16 and all(np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.5 for a, b in zip(plain.numpy(), augmented.numpy()))

@@ -5,7 +5,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test check bench clean
+.PHONY: help reproduce report test check bench clean
 
 PRESET  ?= demo
 DATA    ?=
@@ -18,6 +18,7 @@ TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 # changed but that no diffusion model has seen.
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter demo,$(PRESET)),, nnunet2d-shifted nnunet3d-shifted)
 SEED    ?= 0
+SEEDS   ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS    ?= runs
 # Stages at a time.  Two small networks train 1.4 times as fast beside each other, one thread each, than one after the
 # other on two; a GPU takes one at a time.
@@ -42,6 +43,7 @@ DATASET := $(DATA)
 PHANTOM :=
 endif
 comma := ,
+list   = $(subst $() ,$(comma),$(strip $(1)))
 R     := $(RUNS)/$(PRESET)/$(notdir $(patsubst %/,%,$(DATASET)))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
 ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
 SEG   := $(foreach network,$(NETWORKS),$(R)/segmenter-$(network))
@@ -52,12 +54,17 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
-	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
+	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
+
+seeds := $(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1)))
+of_seed = $(R:%-seed$(SEED)=%-seed$(1))
 
 reproduce: ## run what is missing of both experiments and print the table
-	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) "$(R)/results/report.md"
-	@cat "$(R)/results/report.md"
-	@echo; echo "figures and per-case numbers: $(R)/results"
+	@for seed in $(seeds); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$$seed report; done
+	@$(foreach seed,$(seeds),cat "$(call of_seed,$(seed))/results/report.md"; echo; echo "figures and per-case numbers: $(call of_seed,$(seed))/results";)
+	@$(if $(filter-out 1,$(SEEDS)),$(PY) -m cmr.spread --runs "$(call list,$(foreach seed,$(seeds),$(call of_seed,$(seed))))" --out "$(call of_seed,$(SEED))/results/seeds.md")
+
+report: $(R)/results/report.md
 
 test: $(VENV) ## run the tests
 	$(PY) -m pytest -q tests
@@ -94,8 +101,6 @@ $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(PY) -m cmr.synthesize $(ARGS) --arm dg --strength none --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
-
-list = $(subst $() ,$(comma),$(strip $(1)))
 
 $(R)/choice/choice.json: $(R)/diffusion/final.pt $(SEG:=-real/final.pt)
 	$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call list,$(NETWORKS))" --out "$(@D)"

@@ -12,6 +12,7 @@ import numpy as np
 
 from cmr.checkpoint import write_csv, write_text
 from cmr.pictures import difference, save_png, sheet, with_contours
+from cmr.plots import LEFT_OUT, draw_plots
 from cmr.statistics import bca_interval, effect_size, hodges_lehmann, holm, paired_t, welch, wilcoxon
 from cmr.studies import read_table
 
@@ -70,6 +71,7 @@ TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD}
          "paper's; the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance counts as the "
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
+CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model", "shifted": "the references of DG with their changed look, not projected"}
 SUMMARY = ("The mean over the targets' means. The gap is what the baseline of the same network loses from the source's test studies to the targets; 100 % closed would be as "
            "good as on the source, which a harder target may not allow; negative is worse than the baseline.")
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
@@ -173,6 +175,18 @@ def _summary(rows, source):
     return lines
 
 
+def _dg_against_controls(rows):
+    """A line for each network and control: DG against what generalises without a diffusion model, on the same patients of all targets."""
+    penalty, lines = max(r["diagonal_mm"] for r in rows), []
+    for network, control in ((n, a.name) for n, a in _compared(rows) if a.name in ("augmented", "shifted")):
+        values = lambda name, metric: patient_values([r for r in rows if (r["network"], r["arm"], r["role"]) == (network, name, "target")], metric, penalty)
+        gain = {m: np.array([values("DG", m)[s] - v for s, v in values(control, m).items()]) for m in ("dice", "hd95")}
+        p = wilcoxon(gain["hd95"], np.zeros(len(gain["hd95"])))[1]
+        verdict = f"{control} alone does as well" if p >= 0.01 else "DG is better" if hodges_lehmann(gain["hd95"], np.zeros(len(gain["hd95"]))) < 0 else f"{control} alone is better"
+        lines.append(f"- {network}, DG against *{control}* ({CONTROLS[control]}): Dice {gain['dice'].mean():+.3f}, HD95 {gain['hd95'].mean():+.1f} mm, Wilcoxon p {p:.2g} ({len(gain['hd95'])} patients): {verdict}.")
+    return lines
+
+
 def _structure_table(rows, domain, structures):
     lines = ["| network | row | " + " | ".join(f"{s} Dice | {s} HD95 mm | {s} ASSD mm" for s in structures) + " |", "|" + "---|" * (2 + 3 * len(structures))]
     for network, name in ((n, a.name) for n, a in _compared(rows) if a.name in (BASELINE, "DA", "DA fixed", "DG", "real + DG")):
@@ -233,7 +247,7 @@ def write_report(out, rows, examples, source, run, settings):
 
     examples : {domain: list of Example}.
     """
-    tests = all_tests(rows)
+    tests, predicted = all_tests(rows), read_table(run / "choice" / "predicted.csv", ("candidate", "chosen"))
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     domains = list(dict.fromkeys(r["domain"] for r in rows))
     structures, networks = list(dict.fromkeys(r["structure"] for r in rows)), _networks(rows)
@@ -241,14 +255,20 @@ def write_report(out, rows, examples, source, run, settings):
     partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
             f"Segmenters: {', '.join(networks)}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
-    text += ["## All unseen targets", "", SUMMARY, "", *_summary(rows, source), ""]
+    text += ["## All unseen targets", "", SUMMARY, "", *_summary(rows, source), "", *_dg_against_controls(rows), ""]
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
-    text += ["## How strongly each domain was translated", "", CHOICE, "", *_choice_table(read_table(run / "choice" / "predicted.csv", ("candidate", "chosen"))), ""]
+    text += ["## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
-             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", "", FIGURES, ""]
+             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", ""]
+    penalty = max(r["diagonal_mm"] for r in rows)
+    patients = {(n, d): {arm.name: patient_values([r for r in rows if (r["network"], r["domain"], r["arm"]) == (n, d, arm.name)], "hd95", penalty)
+                         for network, arm in _compared(rows) if network == n and arm.name in (BASELINE, *PRIMARY_ARMS)} for n in networks for d in domains}
+    plots = draw_plots(out, patients, predicted)
+    text += [LEFT_OUT, ""] if plots is None else [line for name, caption in plots for line in (caption, "", f"![{name}]({name})", "")]
+    text += [FIGURES, ""]
     for domain in domains:
         for what, name in _figures(out, domain, networks[0], examples[domain], rows):
             text += [f"{what}:", "", f"![{what}]({name})", ""]
@@ -273,7 +293,7 @@ def write_report(out, rows, examples, source, run, settings):
         shutil.copyfile(sheets[-1], out / "samples.png")
         text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
     write_text(out / "report.md", "\n".join(text))
-    print("\nall unseen targets\n" + "\n".join(_summary(rows, source)))
+    print("\nall unseen targets\n" + "\n".join([*_summary(rows, source), "", *_dg_against_controls(rows)]))
     for domain in domains:
         print(f"\n{domain} ({sizes[domain]} patients)")
         print("\n".join(_table(rows, domain)))

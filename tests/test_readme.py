@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
-OPTIONAL = {"medpy"}                                              # measured beside ours if it is installed
+OPTIONAL = {"medpy", "matplotlib"}                                # measured beside ours, drawn with, if installed
 
 
 def names(path):

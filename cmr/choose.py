@@ -42,6 +42,7 @@ class Config(DataConfig):
     target: str    = opt("Vendor=B,C,D", "target domains")
     run: str       = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/")
     networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
+    candidates: str = opt(";".join(CANDIDATES), "strengths to choose from, beside none, separated by ';'")
     shifts: int    = opt(4, "changes of appearance to calibrate on, beside the unchanged source")
     out: str       = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
@@ -178,6 +179,7 @@ class Choice:
 
     def __init__(self, c):
         self.c, self.device, run = c, pick_device(c.device), Path(c.run)
+        self.candidates = {text: Strength.parse(text) for text in c.candidates.split(";")}
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.segmenters = {n: Segmenter.load(run / f"segmenter-{n}-real" / "final.pt", self.device) for n in c.networks.split(",")}
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
@@ -200,8 +202,8 @@ class Choice:
             reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
         before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
         look_before, rows = Look.of(reference, self.likeness, self.model), []
-        for candidate in CANDIDATES:
-            image, _ = translate(self.model, reference, spacing_mm, Strength.parse(candidate), self.c.seed, working.record.subject, 0)
+        for candidate, strength in self.candidates.items():
+            image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
             look_after = Look.of(image, self.likeness, self.model)
             for network, segmenter in self.segmenters.items():
                 after = segmenter.logits(image, working.spacing_mm, mirror=False)
@@ -212,7 +214,7 @@ class Choice:
         return rows
 
 
-def choose(rows, networks, domains):
+def choose(rows, networks, domains, candidates):
     """({domain: {network: candidate}}, rows of predicted.csv) from the rows of all volumes."""
     choice, predicted_rows = {d: {} for d in domains}, []
     for network in networks:
@@ -222,7 +224,7 @@ def choose(rows, networks, domains):
         fitted = Calibration.fit(features(calibration), [r["gain"] for r in calibration], [r["domain"] for r in calibration], [r["candidate"] for r in calibration])
         for domain in domains:
             predicted, hindsight = {NONE: 0.0}, {NONE: 0.0}
-            for candidate in CANDIDATES:
+            for candidate in candidates:
                 here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
                 gains = [r["gain"] for r in here if r["gain"] is not None]
                 predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), float(np.mean(gains)) if gains else None
@@ -238,9 +240,13 @@ def main(argv=None):
     everything = Choice(c)
     rows = [row for some in over_volumes(everything, Choice, c) for row in some]
     checkpoint.write_csv(out / "signs.csv", rows, COLUMNS)
-    choice, predicted = choose(rows, c.networks.split(","), [c.source, *map(str, everything.targets)])
+    choice, predicted = choose(rows, c.networks.split(","), [c.source, *map(str, everything.targets)], everything.candidates)
     checkpoint.write_csv(out / "predicted.csv", predicted, PREDICTED_COLUMNS)
     checkpoint.write_json(out / "choice.json", choice)
+    known = [r for r in predicted if r["hindsight"] is not None]
+    for network, candidate in dict.fromkeys((r["network"], r["candidate"]) for r in known):
+        gains = {r["domain"]: r["hindsight"] for r in known if (r["network"], r["candidate"]) == (network, candidate)}
+        print(f"{network} {candidate}: gain in hindsight " + ", ".join(f"{d} {gain:+.3f}" for d, gain in gains.items()))
     for domain, of in choice.items():
         print(f"{domain}: " + "; ".join(f"{network} {candidate}" for network, candidate in of.items()))
 

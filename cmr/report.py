@@ -170,7 +170,7 @@ def _summary(rows, source):
         for metric, value in values.items():
             before, ceiling = np.mean([mean(network, BASELINE, d, metric) for d in targets]), mean(network, BASELINE, source, metric)
             gap = (ceiling - before) * (1 if metric == "dice" else -1)
-            shares.append(f"{(value - before) / (ceiling - before):.0%}" if gap > 0 and arm.name != BASELINE else "-")
+            shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name != BASELINE else "-")
         lines.append(f"| {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
     return lines
 
@@ -178,7 +178,8 @@ def _summary(rows, source):
 def _dg_against_controls(rows):
     """A line for each network and control: DG against what generalises without a diffusion model, on the same patients of all targets."""
     penalty, lines = max(r["diagonal_mm"] for r in rows), []
-    for network, control in ((n, a.name) for n, a in _compared(rows) if a.name in ("augmented", "shifted")):
+    ran = {(n, a.name) for n, a in _compared(rows)}
+    for network, control in ((n, name) for n in _networks(rows) for name in CONTROLS if {(n, name), (n, "DG")} <= ran):
         values = lambda name, metric: patient_values([r for r in rows if (r["network"], r["arm"], r["role"]) == (network, name, "target")], metric, penalty)
         gain = {m: np.array([values("DG", m)[s] - v for s, v in values(control, m).items()]) for m in ("dice", "hd95")}
         p = wilcoxon(gain["hd95"], np.zeros(len(gain["hd95"])))[1]

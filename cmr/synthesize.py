@@ -68,7 +68,7 @@ def _one(c, model, segmenter, shift, strength, working, sample, case):
     # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
     boundary = mask if c.arm == "dg" else found_on_reference
     row["displacement_median_mm"], row["displacement_p95_mm"] = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
-    row["kept"] = int(c.arm == "da" or still_fits(row["displacement_median_mm"], row["dice_change"], c.spacing_mm))
+    row["kept"] = int(c.arm == "da" or strength == NONE or still_fits(row["displacement_median_mm"], row["dice_change"], c.spacing_mm))
     row["through_plane_reference"], row["through_plane_synthetic"] = through_plane_correlation(reference), through_plane_correlation(image)
 
     affine, spacing = working_affine(working.geometry)

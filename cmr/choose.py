@@ -4,8 +4,8 @@ A translation that helps where the gap is large harms where it is small, and the
 likes translated images better while they are worse.  So what a candidate gains is measured where labels are allowed, on
 the source's validation patients, as they are and under random changes of appearance (each one a stand-in for an unseen
 domain), and a ridge regression learns which label-free *signs* go with a gain.  On a target's validation volumes the
-signs alone predict it; `none` is chosen unless the predicted gain exceeds what the regression errs by on a stand-in it
-has not seen.
+signs alone predict it; `none` is chosen unless some candidate's predicted gain, less half of what the regression errs by
+for that candidate on a stand-in it has not seen, is worth a translation.
 
 Public: `CANDIDATES`, `SIGNS`, `Look`, `signs`, `Calibration`, `pick`.
 """
@@ -33,6 +33,7 @@ CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=2
               "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
 SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
+CAUTION = 0.5                                    # share of the error that is taken off a predicted gain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0
 
@@ -124,7 +125,7 @@ def _fragments(labels):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ridge regression from signs to gain, and how much it errs on the mean of a domain it has not seen.
+    """Ridge regression from signs to gain, and how much it errs for each candidate on the mean of a domain it has not seen.
 
     Gains beyond LARGE count as that, so that one collapse mended does not outweigh many small losses; signs beyond what the
     calibration saw count as its extremes, so that nothing is extrapolated.
@@ -135,21 +136,21 @@ class Calibration:
     scale: np.ndarray
     weights: np.ndarray
     intercept: float
-    error: float                                 # root mean squared, of a domain's mean gain, leaving one stand-in out
+    error: dict                                  # candidate -> root mean squared error of a domain's mean gain, leaving one stand-in out
 
     @classmethod
     def fit(cls, features, gains, domains, candidates):
         """features : (n, signs).  gains : (n,).  domains, candidates : (n,) names; a stand-in domain is left out at a time."""
         features, gains, domains, candidates = np.asarray(features), np.clip(gains, -LARGE, LARGE), np.asarray(domains), np.asarray(candidates)
-        errors = []
+        errors = {candidate: [] for candidate in np.unique(candidates)}
         for domain in np.unique(domains):
             seen = domains != domain
             if seen.any() and not seen.all():
-                left_out = cls._ridge(features[seen], gains[seen], np.inf)
+                left_out = cls._ridge(features[seen], gains[seen], {})
                 for candidate in np.unique(candidates[~seen]):
                     own = ~seen & (candidates == candidate)
-                    errors.append(left_out.predict(features[own]).mean() - gains[own].mean())
-        return cls._ridge(features, gains, float(np.sqrt(np.mean(np.square(errors)))) if errors else np.inf)
+                    errors[candidate].append(left_out.predict(features[own]).mean() - gains[own].mean())
+        return cls._ridge(features, gains, {c: float(np.sqrt(np.mean(np.square(e)))) if e else np.inf for c, e in errors.items()})
 
     @classmethod
     def _ridge(cls, features, gains, error):
@@ -165,9 +166,13 @@ class Calibration:
 
 
 def pick(predicted, error):
-    """The candidate of largest predicted gain, {candidate: mean over a target's volumes}; `none` unless that is clearly positive."""
-    best = max(predicted, key=predicted.get)
-    return best if predicted[best] - error > MARGIN else NONE
+    """The candidate of largest predicted gain less CAUTION times its error, or `none` unless that exceeds MARGIN.
+
+    predicted : {candidate: mean over a target's volumes, Dice}.  error : {candidate: Calibration.error}.
+    """
+    bound = {candidate: gain - CAUTION * error[candidate] for candidate, gain in predicted.items()}
+    best = max(bound, key=bound.get)
+    return best if bound[best] > MARGIN else NONE
 
 
 PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight")
@@ -223,14 +228,15 @@ def choose(rows, networks, domains, candidates):
         features = lambda some: np.array([[r[s] for s in SIGNS] for r in some])
         fitted = Calibration.fit(features(calibration), [r["gain"] for r in calibration], [r["domain"] for r in calibration], [r["candidate"] for r in calibration])
         for domain in domains:
-            predicted, hindsight = {NONE: 0.0}, {NONE: 0.0}
+            predicted, hindsight = {}, {}
             for candidate in candidates:
                 here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
                 gains = [r["gain"] for r in here if r["gain"] is not None]
                 predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), float(np.mean(gains)) if gains else None
             choice[domain][network] = pick(predicted, fitted.error)
+            known = {NONE: (0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], hindsight[c]) for c in candidates}}           # `none` changes nothing, surely
             predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
-                                "predicted": predicted[candidate], "error": fitted.error, "hindsight": hindsight[candidate]} for candidate in predicted]
+                                **dict(zip(("predicted", "error", "hindsight"), values))} for candidate, values in known.items()]
     return choice, predicted_rows
 
 

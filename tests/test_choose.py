@@ -38,17 +38,19 @@ def test_calibration_finds_the_sign_that_matters_and_knows_its_error():
     domains, candidates = np.repeat([f"shift {i}" for i in range(6)], 50), np.tile(["a", "b"], 150)
     gains = 0.02 + 0.03 * features[:, 1] - 0.015 * features[:, 5] + 0.003 * g.standard_normal(300)
     fitted = Calibration.fit(features, gains, domains, candidates)
-    assert np.argsort(np.abs(fitted.weights))[-2:].tolist() == [5, 1] and fitted.predict(features) == pytest.approx(gains, abs=0.02) and fitted.error < 0.003
+    assert np.argsort(np.abs(fitted.weights))[-2:].tolist() == [5, 1] and fitted.predict(features) == pytest.approx(gains, abs=0.02) and max(fitted.error.values()) < 0.003
     useless = Calibration.fit(features, g.standard_normal(300) * 0.05 + 0.1 * (domains == "shift 3"), domains, candidates)
-    assert useless.error > 0.03                                                                              # a domain unlike the others is not foreseen
+    assert min(useless.error.values()) > 0.03                                                                              # a domain unlike the others is not foreseen
     far = np.ones((1, len(SIGNS)))
     assert fitted.predict(1e3 * far) == fitted.predict(1e6 * far) and abs(fitted.predict(1e6 * far)) <= choose.LARGE                # nothing is extrapolated
-    assert Calibration.fit(features, gains, np.repeat("one", 300), candidates).error == np.inf               # nothing to leave out: nothing is known
+    assert Calibration.fit(features, gains, np.repeat("one", 300), candidates).error == {"a": np.inf, "b": np.inf}               # nothing to leave out: nothing is known
 
 
 def test_nothing_is_translated_unless_the_gain_is_clear():
-    assert pick({"a": 0.05, "b": 0.03}, 0.02) == "a" and pick({"a": 0.05, "b": 0.03}, 0.05) == NONE
-    assert pick({"a": -0.01}, 0.0) == NONE and pick({"a": 0.3}, np.inf) == NONE
+    sure, unsure = {"a": 0.02, "b": 0.02}, {"a": 0.1, "b": 0.1}
+    assert pick({"a": 0.05, "b": 0.03}, sure) == "a" and pick({"a": 0.05, "b": 0.03}, unsure) == NONE
+    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.1, "b": 0.0}) == "b"                                        # the smaller gain, but a sure one
+    assert pick({"a": -0.01}, {"a": 0.0}) == NONE and pick({"a": 0.3}, {"a": np.inf}) == NONE
 
 
 def test_a_collapse_is_no_confidence():

@@ -56,8 +56,8 @@ def test_initial_weights():
     assert sd(net.decoder[-1].head) == pytest.approx(0.25, rel=0.2)                      # 128 weights
     assert len(list(net.parameters())) == 108
     assert sum(p.numel() for p in net.encoder.parameters()) == 13_895_520 and sum(p.numel() for p in net.decoder.parameters()) == 16_117_364
-    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
-    assert norms and all((m.weight == 1).all() and (m.bias == 0).all() and m.num_groups == m.num_channels for m in norms)               # one group per channel
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.InstanceNorm3d)]
+    assert all((m.weight == 1).all() and (m.bias == 0).all() and not m.track_running_stats for m in norms)
     assert all((m.bias == 0).all() for m in net.modules() if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d)))
 
 

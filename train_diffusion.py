@@ -31,7 +31,7 @@ class Config(DataConfig):
     groups: int           = opt(8, "groups of the group normalisation")
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets")
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1")
-    steps: int            = opt(800, "optimiser steps")
+    steps: int            = opt(600, "optimiser steps")
     batch: int            = opt(16, "slices per step")
     lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up")
     warmup: int           = opt(100, "steps of the warm-up")

@@ -16,7 +16,7 @@ import evaluate
 import train_diffusion
 import train_unet
 from cmr import checkpoint, choose, synthesize
-from cmr.config import CheckpointError, UsageError
+from cmr.config import CheckpointError, DataError, UsageError
 from cmr.plan import Plan
 from cmr.report import ARMS, POOLED, all_tests, compare, patient_values
 from cmr.shifts import random_shift
@@ -181,6 +181,23 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
     with pytest.raises(CheckpointError, match="strength: 't0=30,steps=2' there"):
         synthesize.main([*again, "--strength", "t0=60,steps=2"])
+
+
+def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run, phantom, tmp_path, monkeypatch):
+    arguments = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
+                 "--segmenter", str(run / "segmenter-vanilla-real" / "final.pt"), "--arm", "dg", "--strength", "t0=30,steps=2"]
+    verdicts = iter([False, *[True] * 7])
+    monkeypatch.setattr(synthesize, "still_fits", lambda *figures: next(verdicts))
+    synthesize.main([*arguments, "--out", str(tmp_path / "dg")])
+    rows = list(csv.DictReader(open(tmp_path / "dg" / "manifest.csv")))
+    assert [r["kept"] for r in rows] == ["0", *"1" * 7] and len(find(tmp_path / "dg")) == 7 and rows[0]["case"] not in {r.metadata["case"] for r in find(tmp_path / "dg")}
+    assert [p.name for p in (tmp_path / "dg" / "excluded" / "images").iterdir()] == [rows[0]["case"] + "_0000.nii.gz"]
+    assert all((tmp_path / "dg" / f"worst_{name}.png").stat().st_size > 1000 for name in ("kept", "excluded"))
+    assert json.loads((tmp_path / "dg" / "dataset.json").read_text())["numTraining"] == 7
+    monkeypatch.setattr(synthesize, "still_fits", lambda *figures: False)
+    with pytest.raises(DataError, match="not one of 8 synthetic images fits its mask"):
+        synthesize.main([*arguments, "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none" / "manifest.csv").exists()
 
 
 def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):

@@ -1,5 +1,4 @@
 """Segment every domain's test studies with every (network, training data, test input), measure, test, write the report."""
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from cmr.segment import Segmenter, labels_on_original, softmax
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
 from cmr.synthesize import DEFAULT_STRENGTH
 from cmr.training import pick_device, rng
-from cmr.translate import NONE, SourceModel, Strength
+from cmr.translate import NONE, SourceModel, Strength, read_choice
 from cmr.volumes import Grid, load, prepare, write_like
 
 
@@ -118,15 +117,6 @@ class Evaluation:
         value = lambda structure: STRUCTURES.index(structure) + 1
         metrics = {s: measure(labels.transpose(2, 1, 0) == value(s), truth.transpose(2, 1, 0) == value(s), nifti.spacing_mm[::-1]) for s in structures}
         return np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8), labels, metrics
-
-
-def read_choice(path, domains, networks):
-    """choice.json of cmr.choose, {domain: {network: strength}}; raises CheckpointError if it does not cover what is evaluated."""
-    try:
-        choice = json.loads(path.read_text())
-        return {str(d): {n: choice[str(d)][n] for n in networks} for d in domains}
-    except (OSError, ValueError, KeyError) as error:
-        raise checkpoint.CheckpointError(f"{path}: no choice for these domains and networks ({error}); run cmr.choose again") from error
 
 
 def main(argv=None):

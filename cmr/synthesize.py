@@ -22,7 +22,7 @@ from cmr.segment import Segmenter
 from cmr.shifts import random_shift
 from cmr.studies import Domain, find, in_role, network_classes, split_by_subject
 from cmr.training import pick_device, rng
-from cmr.translate import NONE, SourceModel, Strength, translate
+from cmr.translate import NONE, SourceModel, Strength, read_choice, translate
 from cmr.volumes import Grid, prepare, read_nifti, working_affine, write_nifti
 
 COLUMNS = ("case", "subject", "phase", "sample", "vendor", "centre", "pathology", "split", "reference", "reference_content", "shift", "strength", "seed",
@@ -104,8 +104,8 @@ def synthesize(c):
         strengths = {r.case: [fixed[n % len(fixed)] for n in range(samples)] for r in chosen}
     else:                                                                                           # every strength of the domain, with all samples
         domains = (source, *Domain.parse(c.target).each())
-        chosen_too = chosen_strengths(c.choice, domains) if c.choice else dict.fromkeys(domains, [])
-        of_domain = {d: list(dict.fromkeys([*fixed, *chosen_too[d]])) for d in domains}
+        choice = read_choice(c.choice, domains) if c.choice else {str(d): {} for d in domains}
+        of_domain = {d: list(dict.fromkeys([*fixed, *(Strength.parse(text) for text in sorted({*choice[str(d)].values()} - {NONE}))])) for d in domains}
         chosen = [r for d in domains for r in in_role(records, d, "Testing")]
         strengths = {r.case: [s for s in of_domain[d] for _ in range(samples)] for d in domains for r in chosen if r in d}
     for s in {s for some in strengths.values() for s in some} - {NONE}:
@@ -148,15 +148,6 @@ def synthesize(c):
         values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
         if len(values):
             print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.max() if name.startswith('displacement') else values.min():.3f} (n {len(values)})")
-
-
-def chosen_strengths(path, domains):
-    """{domain: the distinct strengths that cmr.choose picked for any network}, from its choice.json."""
-    try:
-        choice = json.loads(Path(path).read_text())
-        return {d: [Strength.parse(text) for text in sorted({*choice[str(d)].values()} - {NONE})] for d in domains}
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--choice {path}: cannot be used ({error}); run cmr.choose for these domains") from error
 
 
 def _stored_image(folder, case):

@@ -5,10 +5,12 @@ kept is the `Strength`: the start time t0 (more noise, more of the source), the 
 the reference at every step, and the guided filter: the SD-DM's image says how bright each region is, the reference where
 its edges are, so that a projection from far away keeps the anatomy to the pixel.
 
-Public: `NONE`, `Strength`, `SourceModel`, `build_denoiser`, `translate`, `guided`.
+Public: `NONE`, `Strength`, `read_choice`, `SourceModel`, `build_denoiser`, `translate`, `guided`.
 """
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,6 +73,18 @@ class Strength:
         shown = [f"{f.name}={getattr(self, f.name):g}" if f.type is not str else f"{f.name}={getattr(self, f.name)}"
                  for f in dataclasses.fields(self) if f.name in ("t0", "steps") or getattr(self, f.name) != f.default]
         return ",".join(shown)
+
+
+def read_choice(path, domains, networks=None):
+    """{domain's name: {network: strength, or NONE}} from choice.json of cmr.choose.
+
+    networks : names that must be there; None: whichever are.  Raises CheckpointError if a domain or network is not.
+    """
+    try:
+        choice = json.loads(Path(path).read_text())
+        return {str(d): {n: choice[str(d)][n] for n in networks or choice[str(d)]} for d in domains}
+    except (OSError, ValueError, KeyError) as error:
+        raise checkpoint.CheckpointError(f"{path}: no choice for these domains and networks ({error}); run cmr.choose again") from error
 
 
 @dataclass(frozen=True)

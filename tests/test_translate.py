@@ -6,9 +6,9 @@ from scipy import ndimage
 
 from cmr.baselines import fda, intensity_statistics, low_pass_swap, match_mean_std, match_quantiles
 from cmr.bands import Band, band_mask
-from cmr.config import NumericalError, UsageError
+from cmr.config import CheckpointError, NumericalError, UsageError
 from cmr.diffusion import Schedule, at, levels
-from cmr.translate import FLAT, SourceModel, Strength, guided, translate
+from cmr.translate import FLAT, SourceModel, Strength, guided, read_choice, translate
 
 SCHEDULE = Schedule.make("cosine")
 RNG = np.random.default_rng(0)
@@ -174,3 +174,14 @@ def test_cheap_baselines_swap_only_what_they_say():
     low = lambda x: phi(torch.from_numpy(np.array(x, np.float64))).numpy()
     assert np.abs(low(swapped) - low(style)).max() < 1e-5 and np.abs((swapped - low(swapped)) - (image - low(image))).max() < 1e-5
     assert fda(image, style).mean() == pytest.approx(abs(style.mean()) * np.sign(image.mean()), abs=1e-5)   # amplitude of style, sign (phase) of image
+
+
+def test_a_choice_must_cover_what_is_asked_for(tmp_path):
+    path = tmp_path / "choice.json"
+    with pytest.raises(CheckpointError, match="run cmr.choose again"):
+        read_choice(path, ["Vendor=B"])
+    path.write_text('{"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}}')
+    assert read_choice(path, ["Vendor=B"]) == {"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}} and read_choice(path, ["Vendor=B"], ["vanilla"]) == {"Vendor=B": {"vanilla": "none"}}
+    for domains, networks in ((["Vendor=C"], None), (["Vendor=B"], ["nnunet3d"])):
+        with pytest.raises(CheckpointError, match="no choice for these domains and networks"):
+            read_choice(path, domains, networks)

@@ -16,7 +16,7 @@ NETWORKS ?= vanilla nnunet2d nnunet3d
 TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
 # changed but that no diffusion model has seen.
-CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter demo,$(PRESET)),, nnunet2d-shifted nnunet3d-shifted)
+CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
 SEED    ?= 0
 SEEDS   ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS    ?= runs

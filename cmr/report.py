@@ -236,7 +236,7 @@ def _figures(out, domain, network, examples, rows):
     for which, e in (("median", order[len(order) // 2]), ("worst", order[-1])):
         filled = np.flatnonzero(e.truth.any((1, 2)))
         panels = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
-                   *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, "DA", "DG"))]
+                   *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in e.found)]
                   for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
         name = f"{which}_" + domain.replace("=", "-").replace(",", "+") + ".png"
         save_png(out / name, sheet(panels))

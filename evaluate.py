@@ -108,7 +108,6 @@ class Evaluation:
                       "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **measured} for structure, measured in metrics.items()]
         return rows, Example(record.case, np.asarray(working.image), inputs[self.fixed][0], np.asarray(working.label), found)
 
-
     @staticmethod
     def segmented(segmenter, images, working, truth, nifti, structures):
         """(labels on the working grid, labels on the original grid, {structure: metrics}) of one segmenter; its softmax is averaged over `images`."""

@@ -40,7 +40,7 @@ PRESETS = {
     "tiny": {"vanilla": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_every=20),
              **{n: dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10, save_every=10) for n in ("nnunet2d", "nnunet3d")}},
     "demo": {"vanilla": dict(features=8, steps=900, lr=2e-3),
-             **{n: dict(features=8, memory_gb=0.08, steps=steps, epoch_steps=120, validation_batches=4, log_every=100) for n, steps in (("nnunet2d", 3120), ("nnunet3d", 3120))}},
+             **{n: dict(features=8, memory_gb=0.08, steps=3120, epoch_steps=120, validation_batches=4, log_every=100) for n in ("nnunet2d", "nnunet3d")}},
     "paper": {"vanilla": dict(LONG, levels=5, steps=40_000, batch=32, lr=1e-3), "nnunet2d": LONG, "nnunet3d": LONG}}
 
 

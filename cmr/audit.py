@@ -69,12 +69,13 @@ def memorisation(samples, training, held_out, size=32, reach=2):
     """
     if not len(training) or not len(held_out):
         return np.full(len(samples), np.nan)
+    core = slice(reach, size - reach)                                             # what stays in sight under every shift
     def features(images):
         small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (size, size), anti_aliasing=True)
-        inner = small[reach:-reach, reach:-reach] if reach else small
+        inner = small[core, core]
         return np.moveaxis((small - inner.mean((0, 1))) / (inner.std((0, 1)) + 1e-6), -1, 0)
     pool_size = min(len(training), len(held_out))
-    pools = [features(pool[np.linspace(0, len(pool) - 1, pool_size).astype(int)])[:, reach:size - reach, reach:size - reach].reshape(pool_size, -1)
+    pools = [features(pool[np.linspace(0, len(pool) - 1, pool_size).astype(int)])[:, core, core].reshape(pool_size, -1)
              for pool in (training, held_out)]
     ratios = []
     for sample in features(samples):

@@ -2,7 +2,7 @@
 
 The unit is the patient: phases and structures are averaged inside first.  A missed or spurious structure has an infinite
 distance: it is counted in every table, and in tests it takes the largest diagonal of the test images, so that it can
-only hurt.  Public: `Arm`, `ARMS`, `Example`, `METRIC_COLUMNS`, `patient_values`, `compare`, `write_report`.
+only hurt.  Public: `Arm`, `ARMS`, `Example`, `METRIC_COLUMNS`, `patient_values`, `compare`, `means`, `write_report`.
 """
 import math
 import shutil
@@ -99,11 +99,11 @@ def patient_values(rows, metric, penalty_mm=None):
     return {s: float(np.mean(v)) for s, v in sorted(values.items())}
 
 
-def compare(rows, domain, network, arm, metric, penalty_mm):
-    """One row of tests.csv: `arm` against the same network's baseline on the same patients of `domain` (or POOLED), arm minus baseline."""
+def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
+    """One row of tests.csv: `arm` minus another row of the same network, its baseline, on the same patients of `domain` (or POOLED)."""
     here = [r for r in rows if r["network"] == network and (r["domain"] == domain or domain == POOLED and r["role"] == "target")]
     pick = lambda name: [r for r in here if r["arm"] == name]
-    a, b = patient_values(pick(arm), metric, penalty_mm), patient_values(pick(BASELINE), metric, penalty_mm)
+    a, b = patient_values(pick(arm), metric, penalty_mm), patient_values(pick(against), metric, penalty_mm)
     subjects = sorted(a.keys() & b.keys())
     x, y = np.array([a[s] for s in subjects]), np.array([b[s] for s in subjects])
     enough = len(subjects) >= MINIMUM_PATIENTS
@@ -111,7 +111,7 @@ def compare(rows, domain, network, arm, metric, penalty_mm):
     welch_t, welch_df, welch_p = welch(x, y)
     missed = lambda name: sum(r["status"] in ("missed", "spurious") for r in pick(name))
     return {"domain": domain, "network": network, "arm": arm, "metric": metric, "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS),
-            "n": len(subjects), "n_missed_baseline": missed(BASELINE), "n_missed_arm": missed(arm), "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()),
+            "n": len(subjects), "n_missed_baseline": missed(against), "n_missed_arm": missed(arm), "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()),
             "mean_difference": float((x - y).mean()), "bca_low": low, "bca_high": high, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
             "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p, "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
 
@@ -159,16 +159,25 @@ def _table(rows, domain):
     return lines
 
 
+def means(rows):
+    """{(domain, network, arm): {metric: mean over patients}} of Dice and the primary metrics; first POOLED, the mean of the targets' means."""
+    groups = {}
+    for r in rows:
+        groups.setdefault((r["domain"], r["network"], r["arm"]), []).append(r)
+    each = {key: {m: np.mean(list(patient_values(own, m).values()) or [np.nan]) for m in ("dice", *PRIMARY_METRICS)} for key, own in groups.items()}
+    targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
+    pooled = {(POOLED, network, arm): {m: np.mean([each[d, network, arm][m] for d in targets]) for m in ("dice", *PRIMARY_METRICS)} for _, network, arm in each}
+    return {**pooled, **each}
+
+
 def _summary(rows, source):
     """Each row on all unseen targets together (the mean of their means), and how much of the gap to the source's test studies it closes."""
-    targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    mean = lambda network, arm, domain, metric: np.mean(list(patient_values([r for r in rows if (r["network"], r["arm"], r["domain"]) == (network, arm, domain)], metric).values()) or [np.nan])
+    mean = means(rows)
     lines = ["| network | row | Dice | HD95 mm | ASSD mm | gap closed: Dice | HD95 | ASSD |", "|" + "---|" * 8]
     for network, arm in _compared(rows):
-        values = {m: np.mean([mean(network, arm.name, d, m) for d in targets]) for m in ("dice", *PRIMARY_METRICS)}
-        shares = []
+        values, shares = mean[POOLED, network, arm.name], []
         for metric, value in values.items():
-            before, ceiling = np.mean([mean(network, BASELINE, d, metric) for d in targets]), mean(network, BASELINE, source, metric)
+            before, ceiling = mean[POOLED, network, BASELINE][metric], mean[source, network, BASELINE][metric]
             gap = (ceiling - before) * (1 if metric == "dice" else -1)
             shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name != BASELINE else "-")
         lines.append(f"| {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
@@ -180,11 +189,10 @@ def _dg_against_controls(rows):
     penalty, lines = max(r["diagonal_mm"] for r in rows), []
     ran = {(n, a.name) for n, a in _compared(rows)}
     for network, control in ((n, name) for n in _networks(rows) for name in CONTROLS if {(n, name), (n, "DG")} <= ran):
-        values = lambda name, metric: patient_values([r for r in rows if (r["network"], r["arm"], r["role"]) == (network, name, "target")], metric, penalty)
-        gain = {m: np.array([values("DG", m)[s] - v for s, v in values(control, m).items()]) for m in ("dice", "hd95")}
-        p = wilcoxon(gain["hd95"], np.zeros(len(gain["hd95"])))[1]
-        verdict = f"{control} alone does as well" if p >= 0.01 else "DG is better" if hodges_lehmann(gain["hd95"], np.zeros(len(gain["hd95"]))) < 0 else f"{control} alone is better"
-        lines.append(f"- {network}, DG against *{control}* ({CONTROLS[control]}): Dice {gain['dice'].mean():+.3f}, HD95 {gain['hd95'].mean():+.1f} mm, Wilcoxon p {p:.2g} ({len(gain['hd95'])} patients): {verdict}.")
+        dice, hd95 = (compare(rows, POOLED, network, "DG", metric, penalty, against=control) for metric in ("dice", "hd95"))
+        p = hd95["wilcoxon_p"]
+        verdict = f"{control} alone does as well" if p >= 0.01 else "DG is better" if hd95["hodges_lehmann"] < 0 else f"{control} alone is better"
+        lines.append(f"- {network}, DG against *{control}* ({CONTROLS[control]}): Dice {dice['mean_difference']:+.3f}, HD95 {hd95['mean_difference']:+.1f} mm, Wilcoxon p {p:.2g} ({hd95['n']} patients): {verdict}.")
     return lines
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cmr.checkpoint import write_text
 from cmr.config import UsageError, opt, parse, run_script
-from cmr.report import BASELINE, METRIC_COLUMNS, POOLED, patient_values
+from cmr.report import BASELINE, METRIC_COLUMNS, means
 from cmr.studies import read_table
 
 METRICS = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2)}
@@ -28,27 +28,16 @@ def spread(tables):
 
     tables : for every seed the rows of its metrics.csv.
     """
-    of_seed = [_means(rows) for rows in tables]
-    keys = [key for key in of_seed[0] if all(key in means for means in of_seed)]
+    of_seed = [means(rows) for rows in tables]
+    keys = [key for key in of_seed[0] if all(key in mean for mean in of_seed)]
     over = lambda values, digits, sign="": f"{np.mean(values):{sign}.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
     lines = ["| domain | network | row | " + " | ".join(f"{name} | to the baseline" for name, _ in METRICS.values()) + " | seeds in which HD95 is better |", "|" + "---|" * (4 + 2 * len(METRICS))]
     for domain, network, arm in keys:
-        value, baseline = ({m: np.array([means[domain, network, a][m] for means in of_seed]) for m in METRICS} for a in (arm, BASELINE))
+        value, baseline = ({m: np.array([mean[domain, network, a][m] for mean in of_seed]) for m in METRICS} for a in (arm, BASELINE))
         change = {m: value[m] - baseline[m] for m in METRICS}
         cells = [f"{over(value[m], d)} | {over(change[m], d, '+') if arm != BASELINE else '-'}" for m, (_, d) in METRICS.items()]
         lines.append(f"| {domain} | {network} | {arm} | " + " | ".join(cells) + f" | {(change['hd95'] < 0).sum() if arm != BASELINE else '-'} of {len(of_seed)} |")
     return lines
-
-
-def _means(rows):
-    """{(domain, network, arm): {metric: mean over patients}}; over all targets together the mean of their means, first."""
-    groups = {}
-    for r in rows:
-        groups.setdefault((r["domain"], r["network"], r["arm"]), []).append(r)
-    means = {key: {m: np.mean(list(patient_values(own, m).values()) or [np.nan]) for m in METRICS} for key, own in groups.items()}
-    targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    pooled = {(POOLED, network, arm): {m: np.mean([means[d, network, arm][m] for d in targets]) for m in METRICS} for _, network, arm in means}
-    return {**pooled, **means}
 
 
 def main(argv=None):

@@ -17,6 +17,12 @@ TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
 # changed but that no diffusion model has seen.
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
+# More behind one flag each.  UPPER=1: an upper bound, every network trained on each target's own training studies (the
+# phantom gets some).  DOSES="1 2 4 8": DG with so many synthetic images per reference.  SHUFFLED=1: DG whose masks were
+# exchanged between references, which must fail.
+UPPER   ?=
+DOSES   ?=
+SHUFFLED ?=
 SEED    ?= 0
 SEEDS   ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS    ?= runs
@@ -36,7 +42,7 @@ endif
 
 # The dataset: the phantom of the preset, written on demand, or DATA.
 ifeq ($(DATA),)
-DATASET := data/phantom-$(PRESET)
+DATASET := data/phantom-$(PRESET)$(if $(UPPER),-upper)
 PHANTOM := $(DATASET)/phantom_params.json
 else
 DATASET := $(DATA)
@@ -44,11 +50,16 @@ PHANTOM :=
 endif
 comma := ,
 list   = $(subst $() ,$(comma),$(strip $(1)))
-R     := $(RUNS)/$(PRESET)/$(notdir $(patsubst %/,%,$(DATASET)))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
+R     := $(RUNS)/$(PRESET)/$(subst $() ,+,$(notdir $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
 ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
 SEG   := $(foreach network,$(NETWORKS),$(R)/segmenter-$(network))
-COMPARED := $(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TRAINED)) $(filter $(network)-%,$(CONTROLS)))
-AUDITOR := $(R)/segmenter-$(firstword $(NETWORKS))-real/final.pt
+# Vendor=B,C,D as Vendor-B Vendor-C Vendor-D, if each has its own networks.
+column := $(firstword $(subst =, ,$(TARGET)))
+OWN   := $(if $(UPPER),$(addprefix $(column)-,$(subst $(comma), ,$(lastword $(subst =, ,$(TARGET))))))
+FIRST := $(firstword $(NETWORKS))
+COMPARED := $(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TRAINED) $(OWN)) $(filter $(network)-%,$(CONTROLS))) \
+            $(addprefix $(FIRST)-,$(if $(SHUFFLED),shuffled) $(DOSES:%=dose%))
+AUDITOR := $(R)/segmenter-$(FIRST)-real/final.pt
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -84,7 +95,10 @@ clean: ## delete runs and the phantom; your own data and .venv stay
 	@touch $@
 
 data/phantom-%/phantom_params.json: | $(VENV)
-	$(PY) -m cmr.phantom --preset $* --out data/phantom-$*
+	$(PY) -m cmr.phantom --preset $* --out "$(@D)"
+
+data/phantom-%-upper/phantom_params.json: | $(VENV)
+	$(PY) -m cmr.phantom --preset $* --target-training $(if $(filter tiny,$*),2,40) --out "$(@D)"
 
 $(R)/check/check.json: $(PHANTOM) | $(VENV)
 	$(PY) -m cmr.check "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)"
@@ -121,6 +135,18 @@ $(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R
 
 $(SEG:=-shifted/final.pt): $(R)/segmenter-%-shifted/final.pt: $(R)/shifted/manifest.csv $(R)/segmenter-%-real/final.pt
 	$(call paired,synthetic)
+
+$(R)/segmenter-$(FIRST)-shuffled/final.pt: $(R)/segmenter-%-shuffled/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
+	$(call paired,synthetic) --shuffle-masks
+
+$(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
+	$(PY) -m cmr.synthesize $(ARGS) --arm dg --samples $(lastword $(DOSES)) --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+
+$(DOSES:%=$(R)/segmenter-$(FIRST)-dose%/final.pt): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose/manifest.csv $(R)/segmenter-$(FIRST)-real/final.pt
+	$(PY) train_unet.py $(ARGS) --network $(FIRST) $(call plan,$(FIRST)) --train-on synthetic --synthetic "$(<D)" --dose $* --out "$(@D)"
+
+$(foreach network,$(NETWORKS),$(OWN:%=$(R)/segmenter-$(network)-%/final.pt)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
+	$(PY) train_unet.py $(ARGS) --source $(column)=$(lastword $(subst -$(column)-, ,$*)) --network $(firstword $(subst -$(column)-, ,$*)) --out "$(@D)"
 
 $(R)/segmenter-vanilla-augmented/final.pt: $(R)/check/check.json
 	$(PY) train_unet.py $(ARGS) --network vanilla --augment --out "$(@D)"

@@ -10,7 +10,7 @@ from cmr.metrics import measure
 from cmr.parallel import over_volumes
 from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
 from cmr.segment import Segmenter, labels_on_original, softmax
-from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, split_by_subject
+from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, require_unseen, split_by_subject
 from cmr.synthesize import DEFAULT_STRENGTH
 from cmr.training import pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, read_choice
@@ -38,16 +38,19 @@ class Evaluation:
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.fixed = str(Strength.parse(c.fixed))
-        self.segmenters = {tuple(name.split("-")): Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device) for name in c.segmenters.split(",")}
+        self.segmenters = {tuple(name.split("-", 1)): Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device) for name in c.segmenters.split(",")}
         self.networks = list(dict.fromkeys(network for network, _ in self.segmenters))
         without = [network for network in self.networks if (network, "real") not in self.segmenters]
         if without:
             raise UsageError(f"--segmenters: {without[0]}-real is missing, which the others are compared with")
-        self.compared = [(network, arm) for network in self.networks for arm in ARMS if (network, arm.trained_on) in self.segmenters
-                         and (not arm.secondary or network in c.all_inputs_of.split(","))]
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
         self.domains = [source, *Domain.parse(c.target).each()]
+        self.compared = [(network, arm) for network in self.networks for arm in ARMS if all((network, self.training_set(arm, d)) in self.segmenters for d in self.domains)
+                         and (not arm.secondary or network in c.all_inputs_of.split(","))]
+        unused = set(self.segmenters) - {(network, self.training_set(arm, d)) for network, arm in self.compared for d in self.domains}
+        if unused:
+            raise UsageError(f"--segmenters: {'-'.join(min(unused))} belongs to no row of the table; an upper bound needs a network of every target")
         self.styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
         self.choice = read_choice(run / "choice" / "choice.json", self.domains, self.networks)
         samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
@@ -70,6 +73,14 @@ class Evaluation:
             if absent:
                 raise DataError(f"{run / 'da'}: no translation of {absent[0]}; run cmr.synthesize --arm da again")
             self.jobs += [(domain, w) for w in workings]
+        for (network, trained_on), segmenter in self.segmenters.items():
+            require_unseen([w.record for _, w in self.jobs], segmenter.subjects, f"{network}-{trained_on}")
+
+    def training_set(self, arm, domain):
+        """What the segmenter of a row was trained on; an upper bound has one for each domain, on the source the baseline."""
+        if arm.trained_on != "target":
+            return arm.trained_on
+        return "real" if domain is self.domains[0] else domain.file_name
 
     def test_inputs(self, working):
         """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
@@ -98,9 +109,9 @@ class Evaluation:
         rows, found, seen = [], {}, {}
         for network, arm in self.compared:
             name = {"translated": self.translation(domain, network), "fixed": self.fixed}.get(arm.test_input, arm.test_input)
-            key = network, arm.trained_on, name                                  # two rows that see the same are computed once
+            key = network, self.training_set(arm, domain), name                  # two rows that see the same are computed once
             if key not in seen:
-                seen[key] = self.segmented(self.segmenters[network, arm.trained_on], inputs[name], working, truth, nifti, self.structures[domain])
+                seen[key] = self.segmented(self.segmenters[key[:2]], inputs[name], working, truth, nifti, self.structures[domain])
             found[network, arm.name], labels, metrics = seen[key]
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             rows += [{"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,

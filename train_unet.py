@@ -1,5 +1,5 @@
 """Train one segmenter on real volumes of the source, on a synthetic set, or on both."""
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from cmr.metrics import dice
 from cmr.recipes import RECIPES
 from cmr.segment import Segmenter
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, network_classes, split_by_subject
-from cmr.training import Run, pick_device
+from cmr.training import Run, pick_device, rng
 from cmr.volumes import Grid, fingerprint, prepare
 
 
@@ -20,6 +20,8 @@ class Config(DataConfig):
     network: str            = opt("vanilla", "which segmenter: vanilla, nnunet2d or nnunet3d")
     train_on: str           = opt("real", "training volumes: real, synthetic or both")
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
+    dose: int               = opt(0, "use so many of the images of each reference in --synthetic; 0: all")
+    shuffle_masks: bool     = opt(False, "give every volume the mask of another: a control that must fail")
     augment: bool           = opt(False, "vanilla: nnU-Net's intensity augmentation too (an nnU-Net always has it)")
     features: int           = opt(32, "channels of the first level; doubled at each")
     levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)")
@@ -57,11 +59,13 @@ def main(argv=None):
     real = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
     records = in_role(real, source, "Training", labelled_only=True) if c.train_on != "synthetic" else []
     if c.train_on != "real":
-        records = records + [r for r in find(c.synthetic) if r.label_path]
+        records = records + [r for r in find(c.synthetic) if r.label_path and (not c.dose or int(r.metadata["sample"]) < c.dose)]
     training, validation = ready(records), ready(in_role(real, source, "Validation", labelled_only=True))
     structures = labelled(training)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {source}")
+    if c.shuffle_masks:
+        training = shuffled(training, rng(c.seed, "shuffled masks"))
     print(f"{source}, {c.train_on}: {len(training)} volumes, {sum(len(w.image) for w in training)} slices, {', '.join(structures)} on {device}", flush=True)
 
     recipe = RECIPES[c.network](c, training, validation, network_classes(structures).astype(np.int64), device)
@@ -88,6 +92,15 @@ def main(argv=None):
     found = [segmenter.labels(w.image, w.spacing_mm) for w in validation]
     scores = [dice(labels == i, w.label == i) for w, labels in zip(validation, found) for i in (STRUCTURES.index(s) + 1 for s in structures)]
     print(f"source validation: mean Dice {np.nanmean(scores):.3f} over {len(validation)} volumes (working grid)")
+
+
+def shuffled(workings, g):
+    """The volumes with the masks of others, drawn by g, slice by slice at the same relative height."""
+    given = []
+    for w, other in zip(workings, g.permutation(len(workings))):
+        mask = workings[other].label
+        given.append(replace(w, label=np.asarray(mask)[np.round(np.linspace(0, len(mask) - 1, len(w.image))).astype(int)]))
+    return given
 
 
 def end_of_epoch(run, structures, pseudo_dice):

@@ -3,17 +3,24 @@
 The segmenter shares the biases of whatever it was trained on, so the second figure needs no network: small patches
 around the boundary of the mask are looked for in the synthetic image by normalised cross-correlation.
 
-Public: `mean_dice`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`, `memorisation`.
+Two more: which domain does it look like, and is it a copy?
+
+Public: `mean_dice`, `boundary_displacement_mm`, `still_fits`, `appearance`, `Likeness`, `SourceClassifier`, `memorisation`,
+`through_plane_correlation`.
 """
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import cdist
+from scipy.special import expit
 from skimage.feature import match_template
 from skimage.transform import resize
 
 from cmr.metrics import border, dice
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image before the pair is excluded
+SHRINK = 0.2                                     # of the classifier's covariance towards its diagonal: a few volumes must do
 PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
 
 
@@ -58,6 +65,50 @@ def still_fits(displacement_median_mm, dice_change, spacing_mm):
     Of two figures that may both be wrong, either excludes.  nan, nothing to measure, excludes nothing.
     """
     return not displacement_median_mm > spacing_mm and not dice_change < -LOST_DICE
+
+
+def appearance(image):
+    """What a volume (D, H, W) looks like, whatever it shows: quantiles and log power in octaves, (9,)."""
+    power = np.abs(np.fft.fft2(image - np.mean(image, (1, 2), keepdims=True))).mean(0) ** 2
+    k = np.hypot(*np.meshgrid(np.fft.fftfreq(image.shape[1]), np.fft.fftfreq(image.shape[2]), indexing="ij"))
+    bands = [power[(k >= low) & (k < 2 * low)].mean() for low in (1 / 32, 1 / 16, 1 / 8, 1 / 4)]          # cycles per pixel
+    return np.concatenate([np.quantile(image, (0.1, 0.25, 0.5, 0.75, 0.9)), np.log(np.array(bands) + 1e-9) / 4])
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How far an image is from the source: mean absolute z-score of its quantiles and of its spectrum."""
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, images):
+        features = np.stack([appearance(x) for x in images])
+        return cls(features.mean(0), features.std(0) + 1e-3)
+
+    def distance(self, image):
+        return float(np.abs((appearance(image) - self.mean) / self.std).mean())
+
+
+@dataclass(frozen=True)
+class SourceClassifier:
+    """Fisher's linear discriminant between the source and another domain, by `appearance`; the covariance is shrunk."""
+    weights: np.ndarray
+    intercept: float
+
+    @classmethod
+    def fit(cls, source, others):
+        """source, others : volumes (D, H, W) in [-1, 1], a few of each at least."""
+        a, b = (np.stack([appearance(x) for x in images]) for images in (source, others))
+        within = np.concatenate([a - a.mean(0), b - b.mean(0)])
+        variance = within.var(0) + 1e-6
+        covariance = (1 - SHRINK) * within.T @ within / len(within) + SHRINK * np.diag(variance)
+        weights = np.linalg.solve(covariance, a.mean(0) - b.mean(0))
+        return cls(weights, float(-weights @ (a.mean(0) + b.mean(0)) / 2))
+
+    def probability(self, image):
+        """That a volume is of the source, in [0, 1], if both domains are as frequent."""
+        return float(expit(self.weights @ appearance(image) + self.intercept))
 
 
 def memorisation(samples, training, held_out, size=32, reach=2):

@@ -36,6 +36,9 @@ def check(config):
     in_role(records, source, "Training", labelled_only=True)
     for domain in Domain.parse(config.target).each() if config.target else ():
         in_role(records, domain, "Testing", labelled_only=True)
+        both = sorted({r.subject for r in records if r in domain and r in source})
+        if both:
+            raise UsageError(f"{both[0]} is in the target {domain} and in the source {source} ({len(both)} such subjects); a target must be unseen")
     grid = Grid(config.spacing_mm, config.size)
     unusable, notes, spacings, shapes, values, cropped = [], Counter(), Counter(), Counter(), Counter(), []
     contents, counts, there_and_back = defaultdict(set), Counter(), defaultdict(list)

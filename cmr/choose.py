@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 
 from cmr import checkpoint
-from cmr.audit import mean_dice
+from cmr.audit import Likeness, mean_dice
 from cmr.config import DataConfig, opt, parse, run_script
 from cmr.diffusion import estimates, noised
 from cmr.metrics import dice
@@ -49,29 +49,6 @@ class Config(DataConfig):
 
 
 PRESETS = {"tiny": dict(shifts=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How far an image is from the source: mean absolute z-score of its quantiles and of its spectrum."""
-    mean: np.ndarray
-    std: np.ndarray
-
-    @classmethod
-    def of(cls, images):
-        features = np.stack([_appearance(x) for x in images])
-        return cls(features.mean(0), features.std(0) + 1e-3)
-
-    def distance(self, image):
-        return float(np.abs((_appearance(image) - self.mean) / self.std).mean())
-
-
-def _appearance(image):
-    """Quantiles and log power in octaves of a volume (D, H, W)."""
-    power = np.abs(np.fft.fft2(image - np.mean(image, (1, 2), keepdims=True))).mean(0) ** 2
-    k = np.hypot(*np.meshgrid(np.fft.fftfreq(image.shape[1]), np.fft.fftfreq(image.shape[2]), indexing="ij"))
-    bands = [power[(k >= low) & (k < 2 * low)].mean() for low in (1 / 32, 1 / 16, 1 / 8, 1 / 4)]          # cycles per pixel
-    return np.concatenate([np.quantile(image, (0.1, 0.25, 0.5, 0.75, 0.9)), np.log(np.array(bands) + 1e-9) / 4])
 
 
 def denoising_error(model, image, t=100):

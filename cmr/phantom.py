@@ -41,6 +41,7 @@ class Config:
     counts: str = opt("demo", "studies per vendor and split: tiny, demo or mnms")
     frames: int = opt(3, "frames of each training cine (real ones have 18-34)")
     test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone")
+    target_training: int = opt(0, "labelled training studies of each of B, C and D beside --counts, for networks trained on the target itself; no other study changes")
     severity: float = opt(1.0, "size of the vendor gap: 0 none, 1 realistic upper range, 1.5 exaggerated")
     geometry: bool = opt(True, "vendors also differ in pixel size, slice spacing and stored orientation")
     seed: int = opt(0, "seed of every subject and scan")
@@ -152,7 +153,8 @@ def _store(image, label, spacing, subject, flips):
 def _plan(config):
     """One job per study: (code, vendor, split folder, group), a function of the seed."""
     draw, jobs, codes = rng(config.seed, "plan"), [], set()
-    for vendor, counts in COUNTS[config.counts].items():
+    targets = {vendor: (config.target_training,) for vendor in list(COUNTS[config.counts])[1:]}            # drawn last, so that they change nothing else
+    for vendor, counts in (*COUNTS[config.counts].items(), *targets.items()):
         groups = [g for folder, n in zip(FOLDERS, counts) for g in _groups(draw, n)]
         for folder, group in zip([f for f, n in zip(FOLDERS, counts) for _ in range(n)], groups):
             while (code := "X{}{}{}{}{}".format(*(draw.choice(list("0123456789" if i % 2 == 0 else "ABCDEFGHIJKLMNOPQRSTUVWXYZ")) for i in range(5)))) in codes:

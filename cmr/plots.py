@@ -14,15 +14,17 @@ except ImportError:
 LEFT_OUT = "Plots were left out: matplotlib is not installed.  Install it, delete the results folder and run the same command again."
 
 
-def draw_plots(out, patients, predicted):
-    """Write paired.png and strength.png into `out`; return [(file name, caption)], or None without matplotlib.
+def draw_plots(out, patients, predicted, signs, doses):
+    """Write paired.png, strength.png, entropy.png and, if there are doses, dose.png into `out`; return [(file name, caption)], or
+    None without matplotlib.
 
     patients : {(network, domain): {arm: {subject: HD95 in mm}}}, failures at their penalty; the arms DG, baseline and DA are drawn.
-    predicted : rows of predicted.csv of cmr.choose.
+    predicted, signs : rows of predicted.csv and signs.csv of cmr.choose.
+    doses : {domain: {images per reference: {metric: mean over patients}}}, 0 the baseline.
     """
     if Figure is None:
         return None
-    return [_paired(out, patients), _strength(out, predicted)]
+    return [_paired(out, patients), _strength(out, predicted), _entropy(out, signs), *([_dose(out, doses)] if doses else [])]
 
 
 def _save(figure, path):
@@ -60,3 +62,36 @@ def _strength(out, predicted):
     figure.supylabel("gain in hindsight, Dice")
     _save(figure, out / "strength.png")
     return "strength.png", "Every candidate of cmr.choose: the gain predicted without the target's labels, against the gain by those labels."
+
+
+def _entropy(out, signs):
+    known = [r for r in signs if r["use"] == "target" and r["gain"]]
+    networks, candidates = list(dict.fromkeys(r["network"] for r in signs)), list(dict.fromkeys(r["candidate"] for r in signs))
+    figure = Figure(figsize=(3.4 * len(networks), 5), layout="constrained")
+    axes = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
+    for column, network in enumerate(networks):
+        for domain in dict.fromkeys(r["domain"] for r in known):
+            mean = lambda name: [np.mean([float(r[name]) for r in known if (r["network"], r["domain"], r["candidate"]) == (network, domain, c)] or [np.nan]) for c in candidates]
+            axes[0, column].plot(range(len(candidates)), mean("gain"), marker="o", markersize=3, label=domain)
+            axes[1, column].plot(range(len(candidates)), mean("entropy change"), marker="o", markersize=3)
+        axes[0, column].set(title=network)
+        for ax in axes[:, column]:
+            ax.axhline(0, color="0.7", linewidth=0.7)
+        axes[1, column].set_xticks(range(len(candidates)), candidates, rotation=90, fontsize=5)
+    axes[0, 0].set(ylabel="gain in Dice")
+    axes[1, 0].set(ylabel="change of log entropy")
+    axes[0, -1].legend(fontsize=7)
+    _save(figure, out / "entropy.png")
+    return "entropy.png", "Each strength on the targets' validation volumes: what it gains by their labels, and how much less the segmenter hesitates (below 0: more confident). Where the two do not mirror each other, confidence is fooled."
+
+
+def _dose(out, doses):
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    for ax, (metric, label) in zip(figure.subplots(1, 2), (("dice", "Dice"), ("hd95", "HD95, mm"))):
+        for domain, of in doses.items():
+            ax.plot(range(len(of)), [values[metric] for _, values in sorted(of.items())], marker="o", markersize=4, label=domain)
+            ax.set_xticks(range(len(of)), [n or "real" for n in sorted(of)])
+        ax.set(xlabel="synthetic images per reference", ylabel=label)
+    ax.legend(fontsize=7)
+    _save(figure, out / "dose.png")
+    return "dose.png", "DG against the number of synthetic images per reference, at equal optimiser steps; the first is only projected, every second one has its look changed before."

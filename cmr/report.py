@@ -14,7 +14,7 @@ from cmr.checkpoint import write_csv, write_text
 from cmr.pictures import difference, save_png, sheet, with_contours
 from cmr.plots import LEFT_OUT, draw_plots
 from cmr.statistics import bca_interval, effect_size, hodges_lehmann, holm, paired_t, welch, wilcoxon
-from cmr.studies import read_table
+from cmr.studies import Domain, read_table
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Arm:
     name: str
     trained_on: str
     test_input: str
-    access: str                                  # what of the target it has touched
+    access: str                                  # what images of the target it has touched
     secondary: bool = False                      # measured for some networks only, where time is short
+    source: str = "yes"                          # whether it has touched the source's images and masks
+    target_masks: str = "no"
 
     @property
     def key(self):
@@ -42,6 +44,7 @@ class Example:
     found: dict                                  # (network, arm name) -> labels
 
 
+DOSES = (1, 2, 4, 8)                             # synthetic images per reference that DG is tried with
 ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("DA", "real", "translated", "the test image itself, through the SD-DM; the validation images, for the choice"),
         Arm("DA fixed", "real", "fixed", "the test image itself, through the SD-DM", True),
@@ -53,8 +56,11 @@ ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("DG + DA", "synthetic", "fixed", "the test image itself, through the SD-DM", True),
         Arm("augmented", "augmented", "raw", "nothing"),
         Arm("augmented + DA", "augmented", "fixed", "the test image itself, through the SD-DM", True),
-        Arm("shifted", "shifted", "raw", "nothing"))
-BASELINE, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", ("DA", "DG"), ("hd95", "assd")
+        Arm("shifted", "shifted", "raw", "nothing"),
+        Arm("shuffled masks", "shuffled", "raw", "nothing"),
+        *(Arm(f"DG, {n} a reference", f"dose{n}", "raw", "nothing") for n in DOSES),
+        Arm("upper bound", "target", "raw", "its own training images", source="no", target_masks="those of its training images"))
+BASELINE, UPPER_BOUND, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", "upper bound", ("DA", "DG"), ("hd95", "assd")
 TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
                   "hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
@@ -72,10 +78,12 @@ TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD}
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model", "shifted": "the references of DG with their changed look, not projected"}
-SUMMARY = ("The mean over the targets' means. The gap is what the baseline of the same network loses from the source's test studies to the targets; 100 % closed would be as "
-           "good as on the source, which a harder target may not allow; negative is worse than the baseline.")
+SUMMARY = ("The mean over the targets' means. Negative is worse than the baseline. 100 % of the gap closed is as good as {ceiling}.")
+CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies", False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
           "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
+LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells the source's training volumes from a target's validation volumes (DA), or from themselves with their look changed at random "
+            "(DG, which knows no target). A projection that worked is taken for the source; DG keeps part of a changed look on purpose.")
 FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
            "LV red, MYO green, RV blue. Translated is as in DA fixed; the contours are the first network's.")
 
@@ -170,17 +178,19 @@ def means(rows):
     return {**pooled, **each}
 
 
-def _summary(rows, source):
-    """Each row on all unseen targets together (the mean of their means), and how much of the gap to the source's test studies it closes."""
+def _summary(rows, source, domains=(POOLED,), arms=tuple(a.name for a in ARMS)):
+    """Each row on all unseen targets together (the mean of their means) or on each, and how much of the gap to the upper bound it
+    closes; where there is none, to the baseline on the source's test studies."""
     mean = means(rows)
-    lines = ["| network | row | Dice | HD95 mm | ASSD mm | gap closed: Dice | HD95 | ASSD |", "|" + "---|" * 8]
-    for network, arm in _compared(rows):
-        values, shares = mean[POOLED, network, arm.name], []
+    lines = ["| target | network | row | Dice | HD95 mm | ASSD mm | gap closed: Dice | HD95 | ASSD |", "|" + "---|" * 9]
+    for domain, (network, arm) in ((d, compared) for d in domains for compared in _compared(rows) if compared[1].name in arms):
+        values, shares = mean[domain, network, arm.name], []
+        best = mean.get((domain, network, UPPER_BOUND), mean[source, network, BASELINE])
         for metric, value in values.items():
-            before, ceiling = mean[POOLED, network, BASELINE][metric], mean[source, network, BASELINE][metric]
+            before, ceiling = mean[domain, network, BASELINE][metric], best[metric]
             gap = (ceiling - before) * (1 if metric == "dice" else -1)
-            shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name != BASELINE else "-")
-        lines.append(f"| {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
+            shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name not in (BASELINE, UPPER_BOUND) else "-")
+        lines.append(f"| {domain} | {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
     return lines
 
 
@@ -234,6 +244,18 @@ def _choice_table(rows):
     return lines
 
 
+def _likeness_table(pairs):
+    """How many volumes a classifier takes for the source, before and after the projection; pairs: {set: rows of its manifest.csv}."""
+    groups = {}
+    for name, row in ((name, row) for name, rows in pairs.items() for row in rows if row["of_source_synthetic"]):
+        groups.setdefault((name, row["domain"], row["shift"], row["strength"]), []).append(row)
+    lines = ["| set | images | look changed before | strength | volumes | taken for the source before | after |", "|---|---|---|---|---|---|---|"]
+    for (name, domain, shift, strength), rows in sorted(groups.items()):
+        taken = [sum(float(r[f"of_source_{kind}"]) > 0.5 for r in rows) for kind in ("reference", "synthetic")]
+        lines.append(f"| {name} | {domain} | {'yes' if float(shift) else 'no'} | {strength} | {len(rows)} | " + " | ".join(f"{n / len(rows):.0%}" for n in taken) + " |")
+    return lines
+
+
 def _figures(out, domain, network, examples, rows):
     """Write the panels (see FIGURES) of the median and the worst case by the baseline's HD95; yield (description, file name)."""
     distance = {}
@@ -246,7 +268,7 @@ def _figures(out, domain, network, examples, rows):
         panels = [[with_contours(e.image[k]), with_contours(e.translated[k]), difference(e.image[k], e.translated[k]), with_contours(e.image[k], e.truth[k]),
                    *(with_contours(e.image[k], e.found[network, arm][k]) for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in e.found)]
                   for k in filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]]
-        name = f"{which}_" + domain.replace("=", "-").replace(",", "+") + ".png"
+        name = f"{which}_{Domain.parse(domain).file_name}.png"
         save_png(out / name, sheet(panels))
         yield f"{domain}, {which} case by the baseline's HD95 ({e.case}, {np.nanmean(distance[e.case]):.1f} mm)", name
 
@@ -264,18 +286,22 @@ def write_report(out, rows, examples, source, run, settings):
     partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
             f"Segmenters: {', '.join(networks)}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
-    text += ["## All unseen targets", "", SUMMARY, "", *_summary(rows, source), "", *_dg_against_controls(rows), ""]
+    targets, bounded = [d for d in domains if d != source], any(r["arm"] == UPPER_BOUND for r in rows)
+    text += ["## All unseen targets", "", SUMMARY.format(ceiling=CEILINGS[bounded]), "", *_summary(rows, source), "", *_dg_against_controls(rows), "",
+             "The same on each target:", "", *_summary(rows, source, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)), ""]
     for domain in domains:
         text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
                  *_structure_table(rows, domain, structures), ""]
     text += ["## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
              "| row | source images | source masks | target images | target masks |", "|---|---|---|---|---|",
-             *[f"| {a.name} | yes | yes | {a.access} | no |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", ""]
+             *[f"| {a.name} | {a.source} | {a.source} | {a.access} | {a.target_masks} |" for a in dict.fromkeys(arm for _, arm in _compared(rows))], "", "## Figures", ""]
     penalty = max(r["diagonal_mm"] for r in rows)
     patients = {(n, d): {arm.name: patient_values([r for r in rows if (r["network"], r["domain"], r["arm"]) == (n, d, arm.name)], "hd95", penalty)
                          for network, arm in _compared(rows) if network == n and arm.name in (BASELINE, *PRIMARY_ARMS)} for n in networks for d in domains}
-    plots = draw_plots(out, patients, predicted)
+    mean, first = means(rows), networks[0]
+    doses = {d: {n: mean[d, first, arm] for n, arm in ((0, BASELINE), *((n, f"DG, {n} a reference") for n in DOSES)) if (d, first, arm) in mean} for d in (*targets, POOLED)}
+    plots = draw_plots(out, patients, predicted, read_table(run / "choice" / "signs.csv", ("use", "gain", "entropy change")), doses if len(doses[POOLED]) > 1 else {})
     text += [LEFT_OUT, ""] if plots is None else [line for name, caption in plots for line in (caption, "", f"![{name}]({name})", "")]
     text += [FIGURES, ""]
     for domain in domains:
@@ -294,6 +320,7 @@ def write_report(out, rows, examples, source, run, settings):
     text += ["Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. Correlation of neighbouring slices: "
              + ", ".join(f"{kind} {np.nanmean(r):.3f} ± {np.nanstd(r):.3f}" for kind, r in correlation.items()) + f" ({len(pairs)} pairs).", "",
              "![through-plane continuity](through_plane.png)", ""]
+    text += ["## Does it look like the source?", "", LIKENESS, "", *_likeness_table({"DG": pairs, "DA": read_table(run / "da" / "manifest.csv", ("domain", "strength"))}), ""]
     ratios = np.array([float(row["ratio"]) for row in read_table(run / "diffusion" / "memorisation.csv", ("ratio",))])
     text += [f"Memorisation: an unconditional sample of the SD-DM is {ratios.mean():.2f} times as far from the nearest training slice as from the nearest held-out one "
              f"(least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} below 0.5, copies).", ""]

@@ -3,7 +3,8 @@
 Knows M&Ms-1 (4D cine with a CSV, and the pre-split form), M&Ms-2, ACDC and nnU-Net raw; decides by what lies in the
 folder, never by its depth.  Only names, tables and headers are read here; voxels are `cmr.volumes`' business.
 
-Public: `Record`, `Domain`, `find`, `read_table`, `split_by_subject`, `in_role`, `labelled`, `network_classes`.
+Public: `Record`, `Domain`, `find`, `read_table`, `split_by_subject`, `in_role`,
+`require_unseen`, `labelled`, `network_classes`.
 """
 import csv
 import hashlib
@@ -65,6 +66,11 @@ class Domain:
     def __str__(self):
         return f"{self.column}={','.join(self.values)}"
 
+    @property
+    def file_name(self):
+        """Its name as part of a path: `Vendor-B`, `Pathology-MINF+DCM`."""
+        return str(self).replace("=", "-").replace(",", "+")
+
     def each(self):
         """One domain per value: targets are reported one by one."""
         return [Domain(self.column, (v,)) for v in self.values]
@@ -91,13 +97,24 @@ class Domain:
 
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
-    """Every volume below `root`, sorted by case.
+    """Every volume below `root`, a folder or several separated by commas, sorted by case.
 
+    The name of its folder stands in the column Dataset, so that `Dataset=ACDC` is a domain.
     all_frames : also the frames of a cine between ED and ES, without labels (for the diffusion model).
     use_unlabeled_masks : M&Ms-1 ships masks under Training/Unlabeled whose quality is disputed; off means no label there.
-    Raises DataError if the folder is missing or holds no known layout.
+    Raises DataError if a folder is missing or holds no known layout, or if two hold subjects of one name.
     """
-    root = Path(root)
+    records, owner = [], {}
+    for folder in map(Path, str(root).split(",")):
+        for record in _find(folder, use_unlabeled_masks, all_frames):
+            if owner.setdefault(record.subject, folder) != folder:
+                raise DataError(f"{record.subject} is a subject of {owner[record.subject]} and of {folder}; rename it in one of them")
+            records.append(replace(record, metadata={"dataset": folder.name, **record.metadata}))
+    return sorted(records, key=lambda r: r.case)
+
+
+def _find(root, use_unlabeled_masks, all_frames):
+    """The volumes of one dataset."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
     files = sorted(p for p in root.rglob("*.nii*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(root).parts))
@@ -113,7 +130,7 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
         raise DataError(f"{root}: no M&Ms, ACDC or nnU-Net raw files found ({len(files)} NIfTI files of other names); see the README on data layouts")
     if not records:
         raise DataError(f"{root}: no usable volume; run `make check DATA={root}` for the reasons")
-    return sorted(records, key=lambda r: r.case)
+    return records
 
 
 def read_table(path, required):
@@ -318,6 +335,13 @@ def in_role(records, domain, split, labelled_only=False):
     if not chosen:
         raise UsageError(f"domain {domain} has no {'labelled ' if labelled_only else ''}{split} volumes; choose another domain or dataset")
     return chosen
+
+
+def require_unseen(tested, trained_on, network):
+    """Raise UsageError if `network` was trained on the subject of a tested record."""
+    seen = sorted({r.subject for r in tested} & set(trained_on))
+    if seen:
+        raise UsageError(f"{seen[0]} is a test subject, but {network} was trained on it ({len(seen)} such); train again with this data")
 
 
 def network_classes(structures):

@@ -9,7 +9,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
-    """A phantom dataset of 15 small studies, written once."""
+    """A phantom dataset of 18 small studies, one of each target for training, written once."""
     root = tmp_path_factory.mktemp("phantom")
-    write_dataset(Config(out=str(root), counts="tiny", frames=2))
+    write_dataset(Config(out=str(root), counts="tiny", frames=2, target_training=1))
     return root

@@ -2,7 +2,7 @@
 import numpy as np
 from scipy import ndimage
 
-from cmr.audit import boundary_displacement_mm, mean_dice, memorisation, still_fits, through_plane_correlation
+from cmr.audit import SourceClassifier, boundary_displacement_mm, mean_dice, memorisation, still_fits, through_plane_correlation
 
 
 def heart():
@@ -45,3 +45,12 @@ def test_memorisation_tells_copies_from_new_images():
     copies = np.roll(training[::4], (2, -2), (1, 2)) * 0.8 + 0.1                                   # moved by a pixel of the small image, other contrast
     assert (memorisation(copies, training, held_out) < 0.5).all() and np.abs(memorisation(new, training, held_out) - 1).max() < 0.35
     assert np.isnan(memorisation(new, training, [])).all()
+
+
+def test_the_classifier_tells_a_changed_look_and_gives_it_back():
+    g = np.random.default_rng(0)
+    volume = lambda: np.clip(ndimage.gaussian_filter(g.standard_normal((4, 32, 32)), (0, 2, 2)) * 3, -1, 1)
+    blurred = lambda x: ndimage.gaussian_filter(x, (0, 1.5, 1.5))
+    classifier = SourceClassifier.fit([volume() for _ in range(20)], [blurred(volume()) for _ in range(5)])
+    fresh = [volume() for _ in range(10)]
+    assert all(classifier.probability(x) > 0.9 for x in fresh) and all(classifier.probability(blurred(x)) < 0.1 for x in fresh)

@@ -4,7 +4,8 @@ import pytest
 from scipy import ndimage
 
 from cmr import choose
-from cmr.choose import NONE, SIGNS, Calibration, Likeness, pick
+from cmr.audit import Likeness
+from cmr.choose import NONE, SIGNS, Calibration, pick
 from cmr.shifts import random_shift
 from cmr.training import rng
 

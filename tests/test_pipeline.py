@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -15,14 +16,14 @@ import torch
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import checkpoint, choose, synthesize
+from cmr import checkpoint, choose, rescan, synthesize
 from cmr.config import CheckpointError, DataError, UsageError
 from cmr.plan import Plan
 from cmr.report import ARMS, POOLED, all_tests, compare, patient_values
 from cmr.shifts import random_shift
 from cmr.studies import find
 from cmr.training import Run, rng
-from cmr.volumes import Grid, prepare
+from cmr.volumes import Grid, load, prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,8 +39,10 @@ def one_line(errors):
 
 
 NETWORKS = ("vanilla", "nnunet2d", "nnunet3d")
-SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic", "both")), "vanilla-augmented", "vanilla-shifted")
-ROWS = len(ARMS) + 2 * len([arm for arm in ARMS if not arm.secondary and arm.trained_on not in ("augmented", "shifted")])     # vanilla: all; nnU-Nets: the primary ones
+SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "shuffled": ("dg", "--shuffle-masks"), "dose1": ("dg", "--dose", "1"), "dose2": ("dg", "--dose", "2")}
+SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic", "both")),
+              *(f"vanilla-{kind}" for kind in ("augmented", "shifted", "shuffled", "dose1", "dose2", "Vendor-B", "Vendor-D")))
+ROWS = len([arm for arm in ARMS if arm.trained_on not in ("dose4", "dose8")]) + 2 * len([arm for arm in ARMS if not arm.secondary and arm.trained_on in ("real", "synthetic", "both")])     # vanilla: all; nnU-Nets: the primary ones
 
 
 def training(phantom, root, network):
@@ -68,10 +71,13 @@ def run(phantom, tmp_path_factory):
     synthesize.main([*shared, synthesize.DEFAULT_STRENGTH["da"], "--arm", "da", *targets, "--choice", str(root / "choice" / "choice.json"), "--out", str(root / "da")])
     for network in NETWORKS:
         planned = ["--plan", str(root / f"segmenter-{network}-real" / "plan.json")] if network != "vanilla" else []
-        for kind in ("synthetic", "both"):
-            train_unet.main([*training(phantom, root, network), *planned, "--train-on", kind, "--synthetic", str(root / "dg"), "--out", str(root / f"segmenter-{network}-{kind}")])
+        for kind, (folder, *flags) in SYNTHETIC.items():
+            if f"{network}-{kind}" in SEGMENTERS:
+                train_unet.main([*training(phantom, root, network), *planned, "--train-on", "both" if kind == "both" else "synthetic", "--synthetic", str(root / folder), *flags,
+                                 "--out", str(root / f"segmenter-{network}-{kind}")])
     train_unet.main([*training(phantom, root, "vanilla"), "--augment", "--out", str(root / "segmenter-vanilla-augmented")])
-    train_unet.main([*training(phantom, root, "vanilla"), "--train-on", "synthetic", "--synthetic", str(root / "shifted"), "--out", str(root / "segmenter-vanilla-shifted")])
+    for vendor in "BD":
+        train_unet.main([*training(phantom, root, "vanilla"), "--source", f"Vendor={vendor}", "--out", str(root / f"segmenter-vanilla-Vendor-{vendor}")])
     evaluate.main(["--preset", "tiny", "--data", str(phantom), "--work", str(root / "work"), *targets, "--run", str(root), "--segmenters", ",".join(SEGMENTERS), "--out", str(root / "results")])
     return root
 
@@ -114,6 +120,35 @@ def test_the_choice_of_strength_covers_every_domain_network_and_candidate(run):
     assert {r["domain"] for r in signs if r["use"] == "calibration"} == {"Vendor=A", "shift 1"} and all(np.isfinite(float(r[s])) for r in signs for s in choose.SIGNS)
 
 
+def test_a_synthetic_image_is_asked_which_domain_it_looks_like(run):
+    rows = [r for name in ("dg", "da") for r in csv.DictReader(open(run / name / "manifest.csv"))]
+    assert {r["domain"] for r in rows if not r["of_source_synthetic"]} == {"Vendor=A"} and {r["domain"] for r in rows} == {"Vendor=A", "Vendor=B", "Vendor=D"}
+    assert all(0 <= float(r[f"of_source_{kind}"]) <= 1 for r in rows if r["of_source_synthetic"] for kind in ("reference", "synthetic"))
+
+
+@dataclass(frozen=True)
+class Volume:
+    image: np.ndarray
+    label: np.ndarray
+
+
+def test_shuffled_masks_belong_to_others():
+    volumes = [Volume(np.zeros((depth, 4, 4)), np.full((depth, 4, 4), i)) for i, depth in enumerate((3, 5, 4, 6))]
+    mixed = train_unet.shuffled(volumes, rng(0))
+    owners = [v.label.flat[0] for v in mixed]
+    assert all(v.label.shape == v.image.shape for v in mixed) and sorted(owners) == [0, 1, 2, 3] and owners != [0, 1, 2, 3]
+
+
+def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, capsys):
+    weights = [checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")["net"] for kind in ("synthetic", "dose1")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])                    # one image a reference: all of them
+    shutil.copytree(run / "dg", tmp_path / "dg")
+    rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
+    checkpoint.write_csv(tmp_path / "dg" / "manifest.csv", [{**r, "sample": i % 2} for i, r in enumerate(rows)], list(rows[0]))
+    train_unet.main([*training(phantom, run, "vanilla"), "--train-on", "synthetic", "--synthetic", str(tmp_path / "dg"), "--dose", "1", "--out", str(tmp_path / "out")])
+    assert f"synthetic: {len(rows) // 2} volumes" in capsys.readouterr().out
+
+
 def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
     for network, dims in (("nnunet2d", 2), ("nnunet3d", 3)):
         plans = [Plan.read(run / f"segmenter-{network}-{kind}" / "plan.json") for kind in ("real", "synthetic", "both")]
@@ -134,9 +169,14 @@ def test_results_cover_every_arm_structure_and_failure(run, phantom):
     assert len(rows) == len(cases) * 3 * ROWS and {r["status"] for r in rows} <= {"ok", "missed", "spurious", "absent_both"}
     assert all(r["hd95"] == "inf" and r["dice"] == "0" for r in rows if r["status"] in ("missed", "spurious"))
     report = (run / "results" / "report.md").read_text()
-    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG |", "| vanilla | shifted |", "n < 10", "](median_Vendor-D.png)", "](worst_Vendor-A.png)", "DG against *augmented*", "pairs were kept", "Memorisation", "## All unseen targets"):
+    for text in ("## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG |", "| vanilla | shifted |", "n < 10", "](median_Vendor-D.png)", "](worst_Vendor-A.png)", "DG against *augmented*", "pairs were kept", "Memorisation", "## All unseen targets", "as good as the upper bound", "| Vendor=B | vanilla | upper bound |",
+                 "| upper bound | no | no | its own training images | those of its training images |", "| vanilla | shuffled masks |", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |"):
         assert text in report
     assert (run / "results" / "worst_Vendor-B.png").stat().st_size > 1000 and len(list(csv.DictReader(open(run / "results" / "tests.csv")))) == (2 + 1) * 3 * (ROWS - len(NETWORKS))
+    upper = {(r["subject"], r["phase"], r["structure"]): r["dice"] for r in rows if r["domain"] == "Vendor=A" and r["arm"] == "upper bound"}
+    assert upper == {(r["subject"], r["phase"], r["structure"]): r["dice"] for r in rows if r["domain"] == "Vendor=A" and r["arm"] == "baseline" and r["network"] == "vanilla"}
+    own = [checkpoint.load(run / f"segmenter-vanilla-Vendor-{v}" / "final.pt") for v in "BD"]
+    assert [{r.vendor for r in find(phantom) if r.subject in saved["subjects"]} for saved in own] == [{"B"}, {"D"}]
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
     prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)
@@ -201,7 +241,7 @@ def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run
 
 
 def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
-    with pytest.raises(UsageError, match="is a test subject, but a network was trained on it"):
+    with pytest.raises(UsageError, match="is a test subject, but .*leaky.pt was trained on it"):
         saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
         saved["subjects"] = saved["subjects"] + [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
         checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
@@ -209,11 +249,24 @@ def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
                          "--segmenter", str(tmp_path / "leaky.pt"), "--arm", "da", "--target", "Vendor=B", "--out", str(tmp_path / "da")])
 
 
+def test_a_rescanned_dataset_differs_in_its_domain_alone(phantom, tmp_path):
+    copy = tmp_path / "copy"
+    rescan.rescan(rescan.Config(data=str(phantom), domain="Vendor=B,D", out=str(copy)))
+    before, after = ({r.case: r for r in find(root)} for root in (phantom, copy))
+    assert before.keys() == after.keys() and [p.name for p in tmp_path.iterdir()] == ["copy"]
+    for case, r in before.items():
+        (image, label, nifti, _), (other, other_label, other_nifti, _) = load(r), load(after[case])
+        assert nifti.spacing_mm == other_nifti.spacing_mm and np.array_equal(nifti.affine, other_nifti.affine) and (label is None or np.array_equal(label, other_label))
+        assert np.array_equal(image, other) == (r.vendor in "AC")
+        if r.vendor in "BD":
+            assert 0.3 < np.corrcoef(image.ravel(), other.ravel())[0, 1] < 0.999
+
+
 def small_copy(phantom, tmp_path):
     """Hard copies of the phantom, to break."""
     copy = tmp_path / "data"
     shutil.copytree(phantom, copy, ignore=shutil.ignore_patterns("work"))
-    return copy, sorted(copy.rglob("Labeled/*/*_sa.nii.gz"))[0]
+    return copy, Path(next(r.image_path for r in find(copy) if r.vendor == "A" and r.split == "Training"))
 
 
 def rewrite(path, change):
@@ -264,6 +317,10 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
               "--plan", run / "segmenter-nnunet3d-real" / "plan.json"], 2, "a 3D plan"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--out", phantom / "README.txt" / "run"], 5, "choose another --out"),
             (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", run, "--segmenters", "vanilla-synthetic", "--out", tmp_path / "o"], 2, "vanilla-real is missing"),
+            (["evaluate.py", "--preset", "tiny", "--data", phantom, "--work", run / "work", "--target", "Vendor=B,D", "--run", run, "--segmenters", "vanilla-real,vanilla-Vendor-B", "--out", tmp_path / "o"], 2,
+             "vanilla-Vendor-B belongs to no row"),
+            (["-m", "cmr.check", phantom, "--target", "Pathology=NOR", "--preset", "tiny"], 2, "a target must be unseen"),
+            (["-m", "cmr.rescan", "--data", phantom, "--domain", "Vendor=B", "--out", run], 2, "exists"),
             (["-m", "cmr.synthesize", "--preset", "tiny", "--data", phantom, "--shift", "0,1", "--out", tmp_path / "s"], 2, "--shift '0,1': use numbers"),
             (["train_unet.py", "--preset", "tiny", "--stesp", "3"], 2, "did you mean --steps"),
             (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", tmp_path, "--out", tmp_path / "o"], 4, "no such checkpoint")):

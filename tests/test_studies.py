@@ -193,3 +193,13 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     read_nifti.cache_clear()
     with pytest.raises(DataError, match="2 of .* volumes cannot be used"):
         check(Config(data=str(tmp_path)))
+
+
+def test_two_datasets_are_taken_together_and_told_apart_by_their_folders(tmp_path):
+    mms(tmp_path / "first", {"A0S9V9": {}})
+    mms(tmp_path / "second", {"B1C2D3": {}})
+    records = find(f"{tmp_path / 'first'},{tmp_path / 'second'}/")
+    assert [r.case for r in Domain.parse("Dataset=second").select(records)] == ["B1C2D3_ED", "B1C2D3_ES"] and len(records) == 4
+    mms(tmp_path / "third", {"A0S9V9": {}})
+    with pytest.raises(DataError, match="A0S9V9 is a subject of .*first and of .*third"):
+        find(f"{tmp_path / 'first'},{tmp_path / 'third'}")

@@ -307,7 +307,7 @@ def write_report(out, rows, examples, source, run, settings):
     for domain in domains:
         for what, name in _figures(out, domain, networks[0], examples[domain], rows):
             text += [f"{what}:", "", f"![{what}]({name})", ""]
-    pairs = read_table(run / "dg" / "manifest.csv", ("kept", "through_plane_reference", "through_plane_synthetic"))
+    pairs = read_table(run / "dg" / "manifest.csv", ("kept", "through_plane_reference", "through_plane_synthetic", "of_source_reference", "of_source_synthetic"))
     excluded = [row["case"] for row in pairs if row["kept"] == "0"]
     correlation = {kind: np.array([float(row[f"through_plane_{kind}"]) for row in pairs]) for kind in ("reference", "synthetic")}
     text += ["## The synthetic training set", "", f"{len(pairs) - len(excluded)} of {len(pairs)} pairs were kept, {len(excluded)} excluded, as they no longer fitted their mask: "
@@ -320,7 +320,7 @@ def write_report(out, rows, examples, source, run, settings):
     text += ["Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. Correlation of neighbouring slices: "
              + ", ".join(f"{kind} {np.nanmean(r):.3f} ± {np.nanstd(r):.3f}" for kind, r in correlation.items()) + f" ({len(pairs)} pairs).", "",
              "![through-plane continuity](through_plane.png)", ""]
-    text += ["## Does it look like the source?", "", LIKENESS, "", *_likeness_table({"DG": pairs, "DA": read_table(run / "da" / "manifest.csv", ("domain", "strength"))}), ""]
+    text += ["## Does it look like the source?", "", LIKENESS, "", *_likeness_table({"DG": pairs, "DA": read_table(run / "da" / "manifest.csv", ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic"))}), ""]
     ratios = np.array([float(row["ratio"]) for row in read_table(run / "diffusion" / "memorisation.csv", ("ratio",))])
     text += [f"Memorisation: an unconditional sample of the SD-DM is {ratios.mean():.2f} times as far from the nearest training slice as from the nearest held-out one "
              f"(least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} below 0.5, copies).", ""]

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from cmr import checkpoint
-from cmr.audit import memorisation
+from cmr.audit import COPIED, memorisation
 from cmr.baselines import intensity_statistics
 from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
@@ -98,7 +98,7 @@ def main(argv=None):
     held_out = [w.image for w in prepare(in_role(everyone, source, "Validation"), Grid(c.spacing_mm, c.size), c.work)]
     ratios = memorisation(sample(c.steps), slices[:, 0].numpy(), np.concatenate(held_out) if held_out else [])
     checkpoint.write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
-    print(f"memorisation: distance to the nearest training slice over the nearest held-out one: mean {ratios.mean():.2f}, least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} samples are copies")
+    print(f"memorisation: distance to the nearest training slice over the nearest held-out one: mean {ratios.mean():.2f}, least {ratios.min():.2f}; {(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std), subjects=sorted({r.subject for r in records}))
 

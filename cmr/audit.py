@@ -20,6 +20,7 @@ from skimage.transform import resize
 from cmr.metrics import border, dice
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image before the pair is excluded
+COPIED = 0.5                                     # of `memorisation`: a sample below it is a copy
 SHRINK = 0.2                                     # of the classifier's covariance towards its diagonal: a few volumes must do
 PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
 
@@ -116,7 +117,7 @@ def memorisation(samples, training, held_out, size=32, reach=2):
 
     samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk to size x size, z-scored and compared
     by root mean squared difference over shifts of up to `reach` pixels; the larger pool is thinned to the smaller, because more
-    slices are nearer.  About 1: new images; below 0.5: copies, which diffusion models of few slices make.  nan without a pool.
+    slices are nearer.  About 1: new images; below COPIED: copies, which diffusion models of few slices make.  nan without a pool.
     """
     if not len(training) or not len(held_out):
         return np.full(len(samples), np.nan)

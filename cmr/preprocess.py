@@ -1,7 +1,7 @@
 """nnU-Net's preprocessing (Isensee et al. 2021, v2) and its way back: crop, z-score, resample.
 
 Arrays are (z, y, x) or already in the plan's axis order; spacings in mm in the same order; images are 0 where nothing was imaged.
-A 2D plan keeps each volume's own slices.  Public: `Case`, `nonzero_box`, `zscore`, `separate_axis`, `resample`,
+A 2D plan keeps each volume's own slices.  Public: `Case`, `from_zero`, `nonzero_box`, `zscore`, `separate_axis`, `resample`,
 `resample_labels`, `preprocess`, `back_to_volume`.
 """
 from dataclasses import dataclass
@@ -24,6 +24,11 @@ class Case:
     cropped_shape: tuple                         # before resampling
     spacing_mm: tuple                            # of the volume, plan's order
     target_mm: tuple                             # of `image`
+
+
+def from_zero(image):
+    """A working volume as nnU-Net expects one: its darkest value, -1, is what lies outside the field of view, nnU-Net's zero."""
+    return np.asarray(image) + 1
 
 
 def preprocess(image, spacing_mm, plan, label=None):

@@ -15,7 +15,7 @@ from cmr.config import UsageError
 from cmr.losses import deep_supervision_loss, dice_ce_loss
 from cmr.patches import Volume, draw_batch
 from cmr.plan import Plan, make_plan
-from cmr.preprocess import nonzero_box, preprocess, zscore
+from cmr.preprocess import from_zero, nonzero_box, preprocess, zscore
 from cmr.segment import build_network
 from cmr.training import generator, initialised, rng
 
@@ -64,8 +64,7 @@ def nnunet(c, training, validation, classes, device):
     plan = Plan.read(c.plan) if c.plan else plan_for(dims, training, n_classes, c)
     if plan.dims != dims:
         raise UsageError(f"--plan {c.plan}: a {plan.dims}D plan, but --network {c.network}")
-    # The darkest value of a working volume, -1, is what lies outside the field of view: nnU-Net's zero.
-    ready = lambda workings: [Volume.of(preprocess(np.asarray(w.image) + 1, w.spacing_mm, plan, classes[w.label])) for w in workings]
+    ready = lambda workings: [Volume.of(preprocess(from_zero(w.image), w.spacing_mm, plan, classes[w.label])) for w in workings]
     volumes, held_out, augmentation = ready(training), ready(validation), Augmentation(plan.patch, plan.masked_norm)
     net = initialised(lambda: build_network(vars(c), n_classes, plan), c.seed).to(device)
 
@@ -96,7 +95,7 @@ def nnunet(c, training, validation, classes, device):
 
 def plan_for(dims, workings, classes, c):
     """The plan that follows from working volumes: their spacings and their shapes after the non-zero crop."""
-    boxes = [nonzero_box(np.asarray(w.image) + 1)[0] for w in workings]
+    boxes = [nonzero_box(from_zero(w.image))[0] for w in workings]
     shapes = [tuple(b.stop - b.start for b in box) for box in boxes]
     kept = [math.prod(shape) / w.image.size for shape, w in zip(shapes, workings)]
     return make_plan(dims, [w.spacing_mm for w in workings], shapes, len(workings), classes, float(np.median(kept)), c.features, c.memory_gb)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmr.audit import COPIED
 from cmr.checkpoint import write_csv, write_text
 from cmr.pictures import difference, save_png, sheet, with_contours
 from cmr.plots import LEFT_OUT, draw_plots
@@ -323,7 +324,7 @@ def write_report(out, rows, examples, source, run, settings):
     text += ["## Does it look like the source?", "", LIKENESS, "", *_likeness_table({"DG": pairs, "DA": read_table(run / "da" / "manifest.csv", ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic"))}), ""]
     ratios = np.array([float(row["ratio"]) for row in read_table(run / "diffusion" / "memorisation.csv", ("ratio",))])
     text += [f"Memorisation: an unconditional sample of the SD-DM is {ratios.mean():.2f} times as far from the nearest training slice as from the nearest held-out one "
-             f"(least {ratios.min():.2f}; {(ratios < 0.5).sum()} of {len(ratios)} below 0.5, copies).", ""]
+             f"(least {ratios.min():.2f}; {(ratios < COPIED).sum()} of {len(ratios)} below {COPIED}, copies).", ""]
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
     if sheets:
         shutil.copyfile(sheets[-1], out / "samples.png")

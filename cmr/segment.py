@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cmr import checkpoint
 from cmr.nnunet import NnUNet
 from cmr.plan import Plan
-from cmr.preprocess import NEVER, back_to_volume, preprocess, zscore
+from cmr.preprocess import NEVER, back_to_volume, from_zero, preprocess, zscore
 from cmr.studies import STRUCTURES
 from cmr.unet import UNet
 from cmr.volumes import resample_to_original, to_original
@@ -57,8 +57,7 @@ class Segmenter:
         """
         classes = 1 + len(self.structures)
         if self.plan:
-            # The darkest value of a working volume, -1, is what lies outside the field of view: nnU-Net's zero.
-            case = preprocess(np.asarray(image) + 1, spacing_mm, self.plan)
+            case = preprocess(from_zero(image), spacing_mm, self.plan)
             mirrored = [axes for n in range(self.plan.dims + 1 if mirror else 1) for axes in itertools.combinations(range(-self.plan.dims, 0), n)]
             found = back_to_volume(predict(self.net, classes, case.image, self.plan.patch, mirrored, 2 * self.plan.batch), case, self.plan, np.shape(image))
         else:

@@ -208,3 +208,8 @@ def vendor_accuracy(severity, subjects=10):
 def test_vendors_can_be_told_apart_at_severity_one_and_not_at_zero():
     assert vendor_accuracy(1.0) > 0.95
     assert vendor_accuracy(0.0) < 0.45                            # chance is 0.25 of 40 slices: SD 0.07
+
+
+def test_training_studies_of_the_targets_change_no_other_study():
+    without, beside = (_plan(Config(counts="tiny", target_training=n)) for n in (0, 2))
+    assert beside[:len(without)] == without and [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [(v, "Training/Labeled") for v in "BBCCDD"]

@@ -62,6 +62,7 @@ ARMS = (Arm("baseline", "real", "raw", "nothing"),
         *(Arm(f"DG, {n} a reference", f"dose{n}", "raw", "nothing") for n in DOSES),
         Arm("upper bound", "target", "raw", "its own training images", source="no", target_masks="those of its training images"))
 BASELINE, UPPER_BOUND, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", "upper bound", ("DA", "DG"), ("hd95", "assd")
+SUMMARY_METRICS = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2), "hd95_in_plane": ("in-plane HD95 mm", 1)}
 TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
                   "hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
@@ -79,7 +80,7 @@ TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD}
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model", "shifted": "the references of DG with their changed look, not projected"}
-SUMMARY = ("The mean over the targets' means. Negative is worse than the baseline. 100 % of the gap closed is as good as {ceiling}.")
+SUMMARY = ("The mean over the targets' means. A spurious or missed end slice moves HD95 by the slice spacing, in-plane HD95 leaves it out. Negative is worse than the baseline. 100 % of the gap closed is as good as {ceiling}.")
 CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies", False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
           "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
@@ -169,13 +170,13 @@ def _table(rows, domain):
 
 
 def means(rows):
-    """{(domain, network, arm): {metric: mean over patients}} of Dice and the primary metrics; first POOLED, the mean of the targets' means."""
+    """{(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS; first POOLED, the mean of the targets' means."""
     groups = {}
     for r in rows:
         groups.setdefault((r["domain"], r["network"], r["arm"]), []).append(r)
-    each = {key: {m: np.mean(list(patient_values(own, m).values()) or [np.nan]) for m in ("dice", *PRIMARY_METRICS)} for key, own in groups.items()}
+    each = {key: {m: np.mean(list(patient_values(own, m).values()) or [np.nan]) for m in SUMMARY_METRICS} for key, own in groups.items()}
     targets = list(dict.fromkeys(r["domain"] for r in rows if r["role"] == "target"))
-    pooled = {(POOLED, network, arm): {m: np.mean([each[d, network, arm][m] for d in targets]) for m in ("dice", *PRIMARY_METRICS)} for _, network, arm in each}
+    pooled = {(POOLED, network, arm): {m: np.mean([each[d, network, arm][m] for d in targets]) for m in SUMMARY_METRICS} for _, network, arm in each}
     return {**pooled, **each}
 
 
@@ -183,7 +184,8 @@ def _summary(rows, source, domains=(POOLED,), arms=tuple(a.name for a in ARMS)):
     """Each row on all unseen targets together (the mean of their means) or on each, and how much of the gap to the upper bound it
     closes; where there is none, to the baseline on the source's test studies."""
     mean = means(rows)
-    lines = ["| target | network | row | Dice | HD95 mm | ASSD mm | gap closed: Dice | HD95 | ASSD |", "|" + "---|" * 9]
+    names = [name for name, _ in SUMMARY_METRICS.values()]
+    lines = ["| target | network | row | " + " | ".join(names) + " | gap closed: " + " | ".join(name.replace(" mm", "") for name in names) + " |", "|" + "---|" * (3 + 2 * len(names))]
     for domain, (network, arm) in ((d, compared) for d in domains for compared in _compared(rows) if compared[1].name in arms):
         values, shares = mean[domain, network, arm.name], []
         best = mean.get((domain, network, UPPER_BOUND), mean[source, network, BASELINE])
@@ -191,7 +193,7 @@ def _summary(rows, source, domains=(POOLED,), arms=tuple(a.name for a in ARMS)):
             before, ceiling = mean[domain, network, BASELINE][metric], best[metric]
             gap = (ceiling - before) * (1 if metric == "dice" else -1)
             shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name not in (BASELINE, UPPER_BOUND) else "-")
-        lines.append(f"| {domain} | {network} | {arm.name} | {values['dice']:.3f} | {values['hd95']:.1f} | {values['assd']:.1f} | " + " | ".join(shares) + " |")
+        lines.append(f"| {domain} | {network} | {arm.name} | " + " | ".join([f"{values[m]:.{digits}f}" for m, (_, digits) in SUMMARY_METRICS.items()] + shares) + " |")
     return lines
 
 

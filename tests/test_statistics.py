@@ -32,7 +32,7 @@ def test_interval_covers_the_mean_about_as_often_as_it_says():
 
 def test_spread_is_over_seeds_of_the_mean_over_patients():
     row = lambda subject, arm, dice, role="target", domain="Vendor=B": {"domain": domain, "role": role, "subject": subject, "network": "vanilla", "arm": arm, "status": "ok",
-                                                                         "dice": dice, "hd95": 10 - 10 * dice, "assd": 1.0}
+                                                                         "dice": dice, "hd95": 10 - 10 * dice, "assd": 1.0, "hd95_in_plane": 2.0}
     tables = [[row("p", "baseline", 0.6), row("q", "baseline", 0.8), row("p", "DA", 0.7 + s), row("q", "DA", 0.9 + s)] for s in (0.0, 0.02)]
     lines = [line.split(" | ") for line in spread(tables)[2:]]
     assert [line[0].strip("| ") for line in lines] == ["all targets", "all targets", "Vendor=B", "Vendor=B"]

@@ -182,8 +182,9 @@ def means(rows):
 
 def _summary(rows, source, domains=(POOLED,), arms=tuple(a.name for a in ARMS)):
     """Each row on all unseen targets together (the mean of their means) or on each, and how much of the gap to the upper bound it
-    closes; where there is none, to the baseline on the source's test studies."""
-    mean = means(rows)
+    closes; where there is none, to the baseline on the source's test studies.  Over the structures that every domain labels."""
+    labelled = {d: {r["structure"] for r in rows if r["domain"] == d} for d in {r["domain"] for r in rows}}
+    mean = means([r for r in rows if r["structure"] in set.intersection(*labelled.values())])
     names = [name for name, _ in SUMMARY_METRICS.values()]
     lines = ["| target | network | row | " + " | ".join(names) + " | gap closed: " + " | ".join(name.replace(" mm", "") for name in names) + " |", "|" + "---|" * (3 + 2 * len(names))]
     for domain, (network, arm) in ((d, compared) for d in domains for compared in _compared(rows) if compared[1].name in arms):

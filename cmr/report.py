@@ -63,6 +63,7 @@ ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("upper bound", "target", "raw", "its own training images", source="no", target_masks="those of its training images"))
 BASELINE, UPPER_BOUND, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", "upper bound", ("DA", "DG"), ("hd95", "assd")
 SUMMARY_METRICS = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2), "hd95_in_plane": ("in-plane HD95 mm", 1)}
+SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}     # what is smaller is not worth closing: no share is given
 TABLE_METRICS = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm", "hd95_in_plane": "in-plane HD95 mm"}
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on", "test_input", "status", "dice",
                   "hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
@@ -80,7 +81,8 @@ TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD}
          f"largest image diagonal here. A star needs {MINIMUM_PATIENTS} patients and Wilcoxon p < 0.01 after Holm; one training seed says "
          "nothing about training noise.")
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model", "shifted": "the references of DG with their changed look, not projected"}
-SUMMARY = ("The mean over the targets' means. A spurious or missed end slice moves HD95 by the slice spacing, in-plane HD95 leaves it out. Negative is worse than the baseline. 100 % of the gap closed is as good as {ceiling}.")
+SUMMARY = ("The mean over the targets' means. A spurious or missed end slice moves HD95 by the slice spacing, in-plane HD95 leaves it out. Negative is worse than the baseline; 100 % of the gap closed is as good as {ceiling}; "
+           "no share where the gap is below 0.01 Dice, 0.5 mm HD95 or 0.2 mm ASSD.")
 CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies", False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
           "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
@@ -193,7 +195,7 @@ def _summary(rows, source, domains=(POOLED,), arms=tuple(a.name for a in ARMS)):
         for metric, value in values.items():
             before, ceiling = mean[domain, network, BASELINE][metric], best[metric]
             gap = (ceiling - before) * (1 if metric == "dice" else -1)
-            shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap > 0 and arm.name not in (BASELINE, UPPER_BOUND) else "-")
+            shares.append(f"{(value - before) / (ceiling - before) + 0.0:.0%}" if gap >= SMALLEST_GAP[metric] and arm.name not in (BASELINE, UPPER_BOUND) else "-")
         lines.append(f"| {domain} | {network} | {arm.name} | " + " | ".join([f"{values[m]:.{digits}f}" for m, (_, digits) in SUMMARY_METRICS.items()] + shares) + " |")
     return lines
 

@@ -4,8 +4,8 @@ A translation that helps where the gap is large harms where it is small, and the
 likes translated images better while they are worse.  So what a candidate gains is measured where labels are allowed, on
 the source's validation patients, as they are and under random changes of appearance (each one a stand-in for an unseen
 domain), and a ridge regression learns which label-free *signs* go with a gain.  On a target's validation volumes the
-signs alone predict it; `none` is chosen unless some candidate's predicted gain, less half of what the regression errs by
-for that candidate on a stand-in it has not seen, is worth a translation.
+signs alone predict it; `none` is chosen unless some candidate's predicted gain exceeds what the regression errs by for that
+candidate on a stand-in it has not seen: the rule of one standard error.
 
 Public: `CANDIDATES`, `SIGNS`, `Look`, `signs`, `Calibration`, `pick`.
 """
@@ -33,7 +33,6 @@ CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=2
               "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
 SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
-CAUTION = 0.5                                    # share of the error that is taken off a predicted gain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0
 
@@ -143,13 +142,12 @@ class Calibration:
 
 
 def pick(predicted, error):
-    """The candidate of largest predicted gain less CAUTION times its error, or `none` unless that exceeds MARGIN.
+    """The candidate of largest predicted gain among those whose gain exceeds its error by MARGIN (one standard error), or `none`.
 
     predicted : {candidate: mean over a target's volumes, Dice}.  error : {candidate: Calibration.error}.
     """
-    bound = {candidate: gain - CAUTION * error[candidate] for candidate, gain in predicted.items()}
-    best = max(bound, key=bound.get)
-    return best if bound[best] > MARGIN else NONE
+    clear = {candidate: gain for candidate, gain in predicted.items() if gain - error[candidate] > MARGIN}
+    return max(clear, key=clear.get) if clear else NONE
 
 
 PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight")

@@ -50,7 +50,8 @@ def test_calibration_finds_the_sign_that_matters_and_knows_its_error():
 def test_nothing_is_translated_unless_the_gain_is_clear():
     sure, unsure = {"a": 0.02, "b": 0.02}, {"a": 0.1, "b": 0.1}
     assert pick({"a": 0.05, "b": 0.03}, sure) == "a" and pick({"a": 0.05, "b": 0.03}, unsure) == NONE
-    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.1, "b": 0.0}) == "b"                                        # the smaller gain, but a sure one
+    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.06, "b": 0.0}) == "b"                                       # the smaller gain, but a sure one
+    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.04, "b": 0.0}) == "a" and pick({"a": 0.05}, {"a": 0.047}) == NONE
     assert pick({"a": -0.01}, {"a": 0.0}) == NONE and pick({"a": 0.3}, {"a": np.inf}) == NONE
 
 

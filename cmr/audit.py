@@ -5,7 +5,7 @@ around the boundary of the mask are looked for in the synthetic image by normali
 
 Two more: which domain does it look like, and is it a copy?
 
-Public: `mean_dice`, `boundary_displacement_mm`, `still_fits`, `appearance`, `Likeness`, `SourceClassifier`, `memorisation`,
+Public: `mean_dice`, `mean_hd95_mm`, `boundary_displacement_mm`, `still_fits`, `appearance`, `Likeness`, `SourceClassifier`, `memorisation`,
 `through_plane_correlation`.
 """
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from scipy.special import expit
 from skimage.feature import match_template
 from skimage.transform import resize
 
-from cmr.metrics import border, dice
+from cmr.metrics import border, dice, measure
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image before the pair is excluded
 COPIED = 0.5                                     # of `memorisation`: a sample below it is a copy
@@ -29,6 +29,14 @@ def mean_dice(labels, mask):
     """Mean Dice over the structures present in mask; (D, H, W) labels of one numbering; nan for an empty mask."""
     values = [v for v in np.unique(mask) if v]
     return float(np.mean([dice(labels == v, mask == v) for v in values])) if values else float("nan")
+
+
+def mean_hd95_mm(labels, mask, spacing_mm):
+    """Mean HD95 over the structures present in mask, (D, H, W) labels of one numbering, spacing (slice, row, column); a structure that
+    was not found counts as the volume's diagonal.  nan for an empty mask."""
+    diagonal = float(np.linalg.norm(np.multiply(mask.shape, spacing_mm)))
+    values = [min(measure(labels == v, mask == v, spacing_mm)["hd95"], diagonal) for v in np.unique(mask) if v]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_slice=24):

@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 
 from cmr import checkpoint
-from cmr.audit import Likeness, mean_dice
+from cmr.audit import Likeness, mean_dice, mean_hd95_mm
 from cmr.config import DataConfig, opt, parse, run_script
 from cmr.diffusion import estimates, noised
 from cmr.metrics import dice
@@ -150,8 +150,8 @@ def pick(predicted, error):
     return max(clear, key=clear.get) if clear else NONE
 
 
-PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight")
-COLUMNS = ("domain", "use", "case", "network", "candidate", "gain", *SIGNS)
+PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight", "hindsight_hd95_mm")
+COLUMNS = ("domain", "use", "case", "network", "candidate", "gain", "gain_hd95_mm", *SIGNS)
 
 
 class Choice:
@@ -172,15 +172,17 @@ class Choice:
         self.jobs += [("target", str(d), 0, w) for d in self.targets for w in one_each(volumes(d, "Validation", False))]
 
     def volume(self, index):
-        """Rows of one volume: every network's signs for every candidate, and its gain in Dice where there are labels.
+        """Rows of one volume: every network's signs for every candidate, and where there are labels its gain, in Dice and in mm HD95.
 
-        A target's gain is written down for hindsight; nothing is chosen by it.
+        A target's gains are written down for hindsight; nothing is chosen by them.
         """
         use, domain, shift, working = self.jobs[index]
         reference, spacing_mm = np.asarray(working.image), self.c.spacing_mm
         if shift:                                                               # one key for all patients: the same change, a domain
             reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
         before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
+        scores = lambda logits: (mean_dice(logits.argmax(0), working.label), -mean_hd95_mm(logits.argmax(0), working.label, working.spacing_mm))
+        scores_before = {n: scores(logits) for n, logits in before.items()} if working.label is not None else {}
         look_before, rows = Look.of(reference, self.likeness, self.model), []
         for candidate, strength in self.candidates.items():
             image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
@@ -188,9 +190,9 @@ class Choice:
             for network, segmenter in self.segmenters.items():
                 after = segmenter.logits(image, working.spacing_mm, mirror=False)
                 found = signs(look_before, look_after, before[network], after)
-                gain = None if working.label is None else mean_dice(after.argmax(0), working.label) - mean_dice(before[network].argmax(0), working.label)
-                rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate, "gain": gain,
-                             **dict(zip(SIGNS, found.tolist()))})
+                gains = np.subtract(scores(after), scores_before[network]).tolist() if scores_before else (None, None)
+                rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate,
+                             **dict(zip(("gain", "gain_hd95_mm"), gains)), **dict(zip(SIGNS, found.tolist()))})
         return rows
 
 
@@ -206,12 +208,12 @@ def choose(rows, networks, domains, candidates):
             predicted, hindsight = {}, {}
             for candidate in candidates:
                 here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
-                gains = [r["gain"] for r in here if r["gain"] is not None]
-                predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), float(np.mean(gains)) if gains else None
+                gains = [(r["gain"], r["gain_hd95_mm"]) for r in here if r["gain"] is not None]
+                predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), np.mean(gains, 0).tolist() if gains else (None, None)
             choice[domain][network] = pick(predicted, fitted.error)
-            known = {NONE: (0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], hindsight[c]) for c in candidates}}           # `none` changes nothing, surely
+            known = {NONE: (0.0, 0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], *hindsight[c]) for c in candidates}}     # `none` changes nothing, surely
             predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
-                                **dict(zip(("predicted", "error", "hindsight"), values))} for candidate, values in known.items()]
+                                **dict(zip(PREDICTED_COLUMNS[4:], values))} for candidate, values in known.items()]
     return choice, predicted_rows
 
 

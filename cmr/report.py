@@ -85,7 +85,7 @@ SUMMARY = ("The mean over the targets' means. A spurious or missed end slice mov
            "no share where the gap is below 0.01 Dice, 0.5 mm HD95 or 0.2 mm ASSD.")
 CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies", False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
 CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
-          "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate.")
+          "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate, in HD95 to the best in HD95.")
 LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells the source's training volumes from a target's validation volumes (DA), or from themselves with their look changed at random "
             "(DG, which knows no target). A projection that worked is taken for the source; DG keeps part of a changed look on purpose.")
 FIGURES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the contours of baseline, DA and DG. "
@@ -237,15 +237,16 @@ def _test_table(tests):
 
 def _choice_table(rows):
     """What cmr.choose predicted and, with the validation labels it did not use, how its choice ranks in hindsight."""
-    lines = ["| domain | network | chosen | predicted gain, Dice | error of the prediction | gain in hindsight | best in hindsight | rank | regret, Dice |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| domain | network | chosen | predicted gain, Dice | error of the prediction | gain in hindsight | best in hindsight | rank | regret, Dice | regret, HD95 mm |", "|" + "---|" * 10]
     for domain, network in dict.fromkeys((r["domain"], r["network"]) for r in rows):
         own = [r for r in rows if (r["domain"], r["network"]) == (domain, network)]
-        chosen = next(r for r in own if r["chosen"] == "1")
-        known = all(r["hindsight"] for r in own)
-        order = sorted(own, key=lambda r: -float(r["hindsight"])) if known else []
-        past = (f"{float(chosen['hindsight']):+.3f} | {order[0]['candidate']} ({float(order[0]['hindsight']):+.3f}) | {order.index(chosen) + 1} of {len(order)} | "
-                f"{float(order[0]['hindsight']) - float(chosen['hindsight']):.3f}") if known else "- | - | - | -"
+        chosen, past = next(r for r in own if r["chosen"] == "1"), "- | - | - | - | -"
+        if all(r["hindsight"] for r in own):
+            gain = lambda r, name="hindsight": float(r[name])
+            order = sorted(own, key=gain, reverse=True)
+            regret = {name: max(gain(r, name) for r in own) - gain(chosen, name) for name in ("hindsight", "hindsight_hd95_mm")}
+            past = (f"{gain(chosen):+.3f} | {order[0]['candidate']} ({gain(order[0]):+.3f}) | {order.index(chosen) + 1} of {len(order)} | "
+                    f"{regret['hindsight']:.3f} | {regret['hindsight_hd95_mm']:.1f}")
         lines.append(f"| {domain} | {network} | {chosen['candidate']} | {float(chosen['predicted']):+.3f} | {float(chosen['error']):.3f} | {past} |")
     return lines
 
@@ -284,7 +285,7 @@ def write_report(out, rows, examples, source, run, settings):
 
     examples : {domain: list of Example}.
     """
-    tests, predicted = all_tests(rows), read_table(run / "choice" / "predicted.csv", ("candidate", "chosen"))
+    tests, predicted = all_tests(rows), read_table(run / "choice" / "predicted.csv", ("candidate", "chosen", "hindsight_hd95_mm"))
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     domains = list(dict.fromkeys(r["domain"] for r in rows))
     structures, networks = list(dict.fromkeys(r["structure"] for r in rows)), _networks(rows)

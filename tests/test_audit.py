@@ -1,8 +1,9 @@
 """The audit finds what was done to an image."""
 import numpy as np
+import pytest
 from scipy import ndimage
 
-from cmr.audit import SourceClassifier, boundary_displacement_mm, mean_dice, memorisation, still_fits, through_plane_correlation
+from cmr.audit import SourceClassifier, boundary_displacement_mm, mean_dice, mean_hd95_mm, memorisation, still_fits, through_plane_correlation
 
 
 def heart():
@@ -54,3 +55,11 @@ def test_the_classifier_tells_a_changed_look_and_gives_it_back():
     classifier = SourceClassifier.fit([volume() for _ in range(20)], [blurred(volume()) for _ in range(5)])
     fresh = [volume() for _ in range(10)]
     assert all(classifier.probability(x) > 0.9 for x in fresh) and all(classifier.probability(blurred(x)) < 0.1 for x in fresh)
+
+
+def test_mean_hd95_counts_what_was_not_found_as_the_diagonal():
+    mask = np.zeros((3, 16, 16), np.uint8)
+    mask[:, 2:6, 2:6], mask[:, 8:12, 8:12] = 1, 3
+    assert mean_hd95_mm(mask, mask, (10, 2.5, 2.5)) == 0
+    found = np.where(mask == 3, 0, mask)
+    assert mean_hd95_mm(found, mask, (10, 2.5, 2.5)) == pytest.approx((30 ** 2 + 40 ** 2 + 40 ** 2) ** 0.5 / 2)

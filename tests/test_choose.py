@@ -76,9 +76,10 @@ def test_the_choice_is_made_without_a_targets_labels():
                 for candidate in choose.CANDIDATES:
                     found = dict(zip(SIGNS, 0.01 * g.standard_normal(len(SIGNS))))
                     found["likeness before"] = far
-                    rows.append({"domain": domain, "use": use, "case": str(case), "network": network, "candidate": candidate, "gain": 0.1 * far - 0.1, **found})
+                    rows.append({"domain": domain, "use": use, "case": str(case), "network": network, "candidate": candidate, "gain": 0.1 * far - 0.1, "gain_hd95_mm": far, **found})
     picked, predicted = choose.choose(rows, ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"], choose.CANDIDATES)
     assert picked["Vendor=B"]["vanilla"] in choose.CANDIDATES and picked["Vendor=A"] == picked["Vendor=C"] == {"vanilla": NONE, "nnunet2d": NONE}
     blind = [{**r, "gain": None if r["use"] == "target" else r["gain"]} for r in rows]
     assert choose.choose(blind, ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"], choose.CANDIDATES)[0] == picked
     assert len(predicted) == 3 * 2 * (1 + len(choose.CANDIDATES)) and sum(r["chosen"] for r in predicted) == 6 and [r["hindsight"] for r in predicted if r["domain"] == "Vendor=B" and r["candidate"] != NONE] == pytest.approx([0.2] * 2 * len(choose.CANDIDATES))
+    assert [r["hindsight_hd95_mm"] for r in predicted if r["domain"] == "Vendor=B" and r["candidate"] != NONE] == pytest.approx([3.0] * 2 * len(choose.CANDIDATES))

@@ -67,22 +67,25 @@ def _strength(out, predicted):
 def _entropy(out, signs):
     known = [r for r in signs if r["use"] == "target" and r["gain"]]
     networks, candidates = list(dict.fromkeys(r["network"] for r in signs)), list(dict.fromkeys(r["candidate"] for r in signs))
-    figure = Figure(figsize=(3.4 * len(networks), 5), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(networks), 4.5), layout="constrained")
     axes = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
     for column, network in enumerate(networks):
         for domain in dict.fromkeys(r["domain"] for r in known):
             mean = lambda name: [np.mean([float(r[name]) for r in known if (r["network"], r["domain"], r["candidate"]) == (network, domain, c)] or [np.nan]) for c in candidates]
-            axes[0, column].plot(range(len(candidates)), mean("gain"), marker="o", markersize=3, label=domain)
-            axes[1, column].plot(range(len(candidates)), mean("entropy change"), marker="o", markersize=3)
+            axes[0, column].plot(range(len(candidates)), mean("gain"), marker="o", markersize=3)
+            axes[1, column].plot(range(len(candidates)), mean("entropy change"), marker="o", markersize=3, label=domain)
         axes[0, column].set(title=network)
         for ax in axes[:, column]:
             ax.axhline(0, color="0.7", linewidth=0.7)
-        axes[1, column].set_xticks(range(len(candidates)), candidates, rotation=90, fontsize=5)
+        axes[1, column].set_xticks(range(len(candidates)), [n + 1 for n in range(len(candidates))])
     axes[0, 0].set(ylabel="gain in Dice")
     axes[1, 0].set(ylabel="change of log entropy")
-    axes[0, -1].legend(fontsize=7)
+    axes[1, -1].legend(fontsize=7)
+    figure.supxlabel("strength")
     _save(figure, out / "entropy.png")
-    return "entropy.png", "Each strength on the targets' validation volumes: what it gains by their labels, and how much less the segmenter hesitates (below 0: more confident). Where the two do not mirror each other, confidence is fooled."
+    numbered = "; ".join(f"{n} {candidate}" for n, candidate in enumerate(candidates, 1))
+    return "entropy.png", ("Each strength on the targets' validation volumes: what it gains by their labels, and how much less the segmenter hesitates (below 0: more confident). "
+                           f"Where the two do not mirror each other, confidence is fooled. {numbered}.")
 
 
 def _dose(out, doses):

@@ -50,6 +50,8 @@ def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__, by="network")
     if c.train_on not in ("real", "synthetic", "both") or (c.train_on != "real") != bool(c.synthetic):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
+    if c.dose and c.train_on == "real":
+        raise UsageError(f"--dose {c.dose}: counts the images in --synthetic; use it with --train-on synthetic or both")
     device = pick_device(c.device)
     out = checkpoint.writable_folder(c.out)
 

@@ -311,6 +311,7 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (["-m", "cmr.check", tmp_path / "absent"], 3, "no such folder"),
             (["-m", "cmr.check", phantom, "--source", "Vendor=Q"], 2, "Vendor has A"),
             (["train_diffusion.py", "--preset", "tiny", "--data", phantom, "--source", "Vendor=Q", "--out", tmp_path / "r", "--work", tmp_path / "w"], 2, "matches none"),
+            (["train_unet.py", "--preset", "tiny", "--data", phantom, "--dose", "2"], 2, "--dose 2: counts the images in --synthetic"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--network", "resnet"], 2, "use vanilla or nnunet2d or nnunet3d"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--work", tmp_path / "w", "--out", tmp_path / "r", "--network", "nnunet2d", "--steps", "7"], 2, "whole epochs"),
             (["train_unet.py", "--preset", "tiny", "--data", phantom, "--work", tmp_path / "w", "--out", tmp_path / "r", "--network", "nnunet2d",

@@ -66,6 +66,7 @@ help: ## show this list
 	@echo
 	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
+	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""
 
 seeds := $(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1)))
 of_seed = $(R:%-seed$(SEED)=%-seed$(1))

@@ -126,25 +126,25 @@ $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
 # The same plan, and so the same batches, whatever the network is trained on.
 plan = $(if $(filter nnunet%,$(1)),--plan "$(R)/segmenter-$(1)-real/plan.json")
 
-paired = $(PY) train_unet.py $(ARGS) --network $* $(call plan,$*) --train-on $(1) --synthetic "$(<D)" --out "$(@D)"
+paired = $(PY) train_unet.py $(ARGS) --network $(1) $(call plan,$(1)) --train-on $(2) --synthetic "$(<D)" --out "$(@D)"
 
 $(SEG:=-synthetic/final.pt): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,synthetic)
+	$(call paired,$*,synthetic)
 
 $(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,both)
+	$(call paired,$*,both)
 
 $(SEG:=-shifted/final.pt): $(R)/segmenter-%-shifted/final.pt: $(R)/shifted/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,synthetic)
+	$(call paired,$*,synthetic)
 
 $(R)/segmenter-$(FIRST)-shuffled/final.pt: $(R)/segmenter-%-shuffled/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,synthetic) --shuffle-masks
+	$(call paired,$*,synthetic) --shuffle-masks
 
 $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(PY) -m cmr.synthesize $(ARGS) --arm dg --samples $(lastword $(DOSES)) --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
 $(DOSES:%=$(R)/segmenter-$(FIRST)-dose%/final.pt): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose/manifest.csv $(R)/segmenter-$(FIRST)-real/final.pt
-	$(PY) train_unet.py $(ARGS) --network $(FIRST) $(call plan,$(FIRST)) --train-on synthetic --synthetic "$(<D)" --dose $* --out "$(@D)"
+	$(call paired,$(FIRST),synthetic) --dose $*
 
 $(foreach network,$(NETWORKS),$(OWN:%=$(R)/segmenter-$(network)-%/final.pt)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
 	$(PY) train_unet.py $(ARGS) --source $(column)=$(lastword $(subst -$(column)-, ,$*)) --network $(firstword $(subst -$(column)-, ,$*)) --out "$(@D)"

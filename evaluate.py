@@ -14,7 +14,7 @@ from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, require_uns
 from cmr.synthesize import DEFAULT_STRENGTH
 from cmr.training import pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, read_choice
-from cmr.volumes import Grid, load, prepare, write_like
+from cmr.volumes import Grid, at_same_height, load, prepare, write_like
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class Evaluation:
         FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
         """
         image = np.asarray(working.image)
-        style = np.asarray(self.styles[rng("style", working.record.case).integers(len(self.styles))].image)
-        at_same_height = style[np.round(np.linspace(0, len(style) - 1, len(image))).astype(int)]
-        slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, at_same_height)])
+        style = at_same_height(self.styles[rng("style", working.record.case).integers(len(self.styles))].image, len(image))
+        slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, style)])
         return {"raw": [image], "matched": [baselines.match_quantiles(image, self.model.quantiles)], "fda": [slicewise(baselines.fda)],
                 "swap": [slicewise(lambda x, y: baselines.low_pass_swap(x, y, working.geometry.grid[0]))],
                 **{strength: images for (case, strength), images in self.translated_of.items() if case == working.record.case}}

@@ -11,7 +11,7 @@ from cmr.recipes import RECIPES
 from cmr.segment import Segmenter
 from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, network_classes, split_by_subject
 from cmr.training import Run, pick_device, rng
-from cmr.volumes import Grid, fingerprint, prepare
+from cmr.volumes import Grid, at_same_height, fingerprint, prepare
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,7 @@ def main(argv=None):
 
 def shuffled(workings, g):
     """The volumes with the masks of others, drawn by g, slice by slice at the same relative height."""
-    given = []
-    for w, other in zip(workings, g.permutation(len(workings))):
-        mask = workings[other].label
-        given.append(replace(w, label=np.asarray(mask)[np.round(np.linspace(0, len(mask) - 1, len(w.image))).astype(int)]))
-    return given
+    return [replace(w, label=at_same_height(workings[other].label, len(w.image))) for w, other in zip(workings, g.permutation(len(workings)))]
 
 
 def end_of_epoch(run, structures, pseudo_dice):

@@ -181,8 +181,8 @@ class Choice:
         if shift:                                                               # one key for all patients: the same change, a domain
             reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
         before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
-        scores = lambda logits: (mean_dice(logits.argmax(0), working.label), -mean_hd95_mm(logits.argmax(0), working.label, working.spacing_mm))
-        scores_before = {n: scores(logits) for n, logits in before.items()} if working.label is not None else {}
+        scores = lambda labels: (mean_dice(labels, working.label), -mean_hd95_mm(labels, working.label, working.spacing_mm))
+        scores_before = {n: scores(logits.argmax(0)) for n, logits in before.items()} if working.label is not None else {}
         look_before, rows = Look.of(reference, self.likeness, self.model), []
         for candidate, strength in self.candidates.items():
             image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
@@ -190,7 +190,7 @@ class Choice:
             for network, segmenter in self.segmenters.items():
                 after = segmenter.logits(image, working.spacing_mm, mirror=False)
                 found = signs(look_before, look_after, before[network], after)
-                gains = np.subtract(scores(after), scores_before[network]).tolist() if scores_before else (None, None)
+                gains = np.subtract(scores(after.argmax(0)), scores_before[network]).tolist() if scores_before else (None, None)
                 rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate,
                              **dict(zip(("gain", "gain_hd95_mm"), gains)), **dict(zip(SIGNS, found.tolist()))})
         return rows

@@ -45,7 +45,7 @@ class Example:
     found: dict                                  # (network, arm name) -> labels
 
 
-DOSES = (1, 2, 4, 8)                             # synthetic images per reference that DG is tried with
+DOSES = {n: f"DG, {n} a reference" for n in (1, 2, 4, 8)}          # synthetic images per reference that DG is tried with: the row's name
 ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("DA", "real", "translated", "the test image itself, through the SD-DM; the validation images, for the choice"),
         Arm("DA fixed", "real", "fixed", "the test image itself, through the SD-DM", True),
@@ -59,7 +59,7 @@ ARMS = (Arm("baseline", "real", "raw", "nothing"),
         Arm("augmented + DA", "augmented", "fixed", "the test image itself, through the SD-DM", True),
         Arm("shifted", "shifted", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
-        *(Arm(f"DG, {n} a reference", f"dose{n}", "raw", "nothing") for n in DOSES),
+        *(Arm(name, f"dose{n}", "raw", "nothing") for n, name in DOSES.items()),
         Arm("upper bound", "target", "raw", "its own training images", source="no", target_masks="those of its training images"))
 BASELINE, UPPER_BOUND, PRIMARY_ARMS, PRIMARY_METRICS = "baseline", "upper bound", ("DA", "DG"), ("hd95", "assd")
 SUMMARY_METRICS = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2), "hd95_in_plane": ("in-plane HD95 mm", 1)}
@@ -294,10 +294,11 @@ def write_report(out, rows, examples, source, run, settings):
     text = [f"# Source {source}, targets {', '.join(d for d in domains if d != source)}", "",
             f"Segmenters: {', '.join(networks)}, one training seed ({settings['seed']}). Structures measured: {', '.join(structures)}{partial}.", READING, ""]
     targets, bounded = [d for d in domains if d != source], any(r["arm"] == UPPER_BOUND for r in rows)
-    text += ["## All unseen targets", "", SUMMARY.format(ceiling=CEILINGS[bounded]), "", *_summary(rows, source), "", *_dg_against_controls(rows), "",
+    summary, tables = [*_summary(rows, source), "", *_dg_against_controls(rows)], {d: _table(rows, d) for d in domains}
+    text += ["## All unseen targets", "", SUMMARY.format(ceiling=CEILINGS[bounded]), "", *summary, "",
              "The same on each target:", "", *_summary(rows, source, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)), ""]
     for domain in domains:
-        text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *_table(rows, domain), "",
+        text += [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {sizes[domain]} patients)", "", *tables[domain], "",
                  *_structure_table(rows, domain, structures), ""]
     text += ["## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), ""]
     text += ["## Tests against the baseline", "", TESTS, "", *_test_table(tests), "", "## What each row has seen of the target", "",
@@ -307,7 +308,7 @@ def write_report(out, rows, examples, source, run, settings):
     patients = {(n, d): {arm.name: patient_values([r for r in rows if (r["network"], r["domain"], r["arm"]) == (n, d, arm.name)], "hd95", penalty)
                          for network, arm in _compared(rows) if network == n and arm.name in (BASELINE, *PRIMARY_ARMS)} for n in networks for d in domains}
     mean, first = means(rows), networks[0]
-    doses = {d: {n: mean[d, first, arm] for n, arm in ((0, BASELINE), *((n, f"DG, {n} a reference") for n in DOSES)) if (d, first, arm) in mean} for d in (*targets, POOLED)}
+    doses = {d: {n: mean[d, first, arm] for n, arm in ((0, BASELINE), *DOSES.items()) if (d, first, arm) in mean} for d in (*targets, POOLED)}
     plots = draw_plots(out, patients, predicted, read_table(run / "choice" / "signs.csv", ("use", "gain", "entropy change")), doses if len(doses[POOLED]) > 1 else {})
     text += [LEFT_OUT, ""] if plots is None else [line for name, caption in plots for line in (caption, "", f"![{name}]({name})", "")]
     text += [FIGURES, ""]
@@ -336,7 +337,7 @@ def write_report(out, rows, examples, source, run, settings):
         shutil.copyfile(sheets[-1], out / "samples.png")
         text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
     write_text(out / "report.md", "\n".join(text))
-    print("\nall unseen targets\n" + "\n".join([*_summary(rows, source), "", *_dg_against_controls(rows)]))
+    print("\nall unseen targets\n" + "\n".join(summary))
     for domain in domains:
         print(f"\n{domain} ({sizes[domain]} patients)")
-        print("\n".join(_table(rows, domain)))
+        print("\n".join(tables[domain]))

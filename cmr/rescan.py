@@ -10,14 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cmr.checkpoint import writable_folder
 from cmr.config import UsageError, opt, parse, run_script
 from cmr.shifts import random_shift
 from cmr.studies import Domain, find
 from cmr.training import rng
-from cmr.volumes import read_nifti, write_like
+from cmr.volumes import as_integers, read_nifti, write_like
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ def rescan(c):
         nifti = read_nifti(path)
         stack = nifti.array.reshape(*nifti.array.shape[:2], -1).transpose(2, 1, 0)                  # (X, Y, Z[, T]) -> (slices of all frames, Y, X)
         shifted = random_shift(stack, nifti.spacing_mm[0], rng(c.seed, "scanner", str(domain)), c.strength)
-        stored = np.rint((shifted.transpose(2, 1, 0) + 1) * 1000).astype(np.int16).reshape(nifti.array.shape)
-        write_like(partial / Path(path).relative_to(c.data), stored, nifti)
+        write_like(partial / Path(path).relative_to(c.data), as_integers(shifted.transpose(2, 1, 0)).reshape(nifti.array.shape), nifti)
     os.replace(partial, out)
     print(f"{out}: {len(changed)} images of {c.domain} changed")
 

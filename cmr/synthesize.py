@@ -23,7 +23,7 @@ from cmr.shifts import random_shift
 from cmr.studies import Domain, find, in_role, network_classes, require_unseen, split_by_subject
 from cmr.training import pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, read_choice, translate
-from cmr.volumes import Grid, Working, prepare, read_nifti, working_affine, write_nifti
+from cmr.volumes import Grid, Working, as_integers, prepare, read_nifti, working_affine, write_nifti
 
 COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "pathology", "split", "reference", "reference_content", "shift", "strength", "seed",
            "sd_dm", "segmenter", "redrawn", "kept", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm",
@@ -93,7 +93,7 @@ def _one(c, model, segmenter, classifier, job):
     affine, spacing = working_affine(working.geometry)
     images, labels = _folders(c.arm, row["kept"])
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))                         # (D, H, W) -> (X, Y, Z)
-    write_nifti(f"{c.out}/{images}/{job.case}_0000.nii.gz", stored(np.rint((image + 1) * 1000).astype(np.int16)), affine, spacing, "synthetic")
+    write_nifti(f"{c.out}/{images}/{job.case}_0000.nii.gz", stored(as_integers(image)), affine, spacing, "synthetic")
     if c.arm == "dg":
         classes = network_classes(segmenter.structures)[np.asarray(mask)]                         # nnU-Net wants consecutive labels
         write_nifti(f"{c.out}/{labels}/{job.case}.nii.gz", stored(classes), affine, spacing, "mask of the reference")

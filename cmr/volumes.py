@@ -4,7 +4,7 @@ A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], sli
 columns to the right in the clinical short-axis view, resampled in-plane to one spacing and centre-cropped or padded to
 one size; the slices stay as they were acquired.  `Geometry` keeps what is needed to go back to the original grid.
 
-Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `write_like`, `load`, `to_working`, `resample_to_original`, `to_original`, `image_to_original`,
+Public: `Grid`, `Geometry`, `Working`, `read_nifti`, `write_nifti`, `write_like`, `load`, `as_integers`, `at_same_height`, `to_working`, `resample_to_original`, `to_original`, `image_to_original`,
 `working_affine`, `prepare`, `fingerprint`.
 """
 import functools
@@ -115,6 +115,16 @@ def write_like(path, array, nifti):
     image.set_data_dtype(array.dtype)
     with atomic(path) as temporary:
         nib.save(image, temporary)
+
+
+def as_integers(image):
+    """An image in [-1, 1] as it is stored, int16 from 0 to 2000."""
+    return np.rint((image + 1) * 1000).astype(np.int16)
+
+
+def at_same_height(volume, depth):
+    """`depth` slices of a volume (D, H, W), each at the same relative height between its first and its last."""
+    return np.asarray(volume)[np.round(np.linspace(0, len(volume) - 1, depth)).astype(int)]
 
 
 def load(record):

@@ -5,7 +5,8 @@ likes translated images better while they are worse.  So what a candidate gains 
 the source's validation patients, as they are and under random changes of appearance (each one a stand-in for an unseen
 domain), and a ridge regression learns which label-free *signs* go with a gain.  On a target's validation volumes the
 signs alone predict it; `none` is chosen unless some candidate's predicted gain exceeds what the regression errs by for that
-candidate on a stand-in it has not seen: the rule of one standard error.
+candidate on a stand-in it has not seen: the rule of one standard error.  Of fewer than FEWEST patients, of the source or of the
+target, no mean is trusted.
 
 Public: `CANDIDATES`, `SIGNS`, `Look`, `signs`, `Calibration`, `pick`.
 """
@@ -33,6 +34,7 @@ CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=2
               "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
 SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
+FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0
 
@@ -196,6 +198,11 @@ class Choice:
         return rows
 
 
+def patients(rows, of):
+    """How many patients (one volume each) the rows of a use or of a domain are about."""
+    return len({r["case"] for r in rows if of in (r["use"], r["domain"])})
+
+
 def choose(rows, networks, domains, candidates):
     """({domain: {network: candidate}}, rows of predicted.csv) from the rows of all volumes."""
     choice, predicted_rows = {d: {} for d in domains}, []
@@ -210,7 +217,7 @@ def choose(rows, networks, domains, candidates):
                 here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
                 gains = [(r["gain"], r["gain_hd95_mm"]) for r in here if r["gain"] is not None]
                 predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), np.mean(gains, 0).tolist() if gains else (None, None)
-            choice[domain][network] = pick(predicted, fitted.error)
+            choice[domain][network] = pick(predicted, fitted.error) if min(patients(rows, "calibration"), patients(rows, domain)) >= FEWEST else NONE
             known = {NONE: (0.0, 0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], *hindsight[c]) for c in candidates}}     # `none` changes nothing, surely
             predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
                                 **dict(zip(PREDICTED_COLUMNS[4:], values))} for candidate, values in known.items()]
@@ -231,6 +238,9 @@ def main(argv=None):
         gains = {r["domain"]: r["hindsight"] for r in known if (r["network"], r["candidate"]) == (network, candidate)}
         print(f"{network} {candidate}: gain in hindsight " + ", ".join(f"{d} {gain:+.3f}" for d, gain in gains.items()))
     for domain, of in choice.items():
+        of_source, of_domain = patients(rows, "calibration"), patients(rows, domain)
+        if min(of_source, of_domain) < FEWEST:
+            print(f"{domain}: {of_source} validation patients of the source and {of_domain} of the domain; nothing is chosen by fewer than {FEWEST}")
         print(f"{domain}: " + "; ".join(f"{network} {candidate}" for network, candidate in of.items()))
 
 

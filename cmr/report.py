@@ -84,7 +84,8 @@ CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diff
 SUMMARY = ("The mean over the targets' means. A spurious or missed end slice moves HD95 by the slice spacing, in-plane HD95 leaves it out. Negative is worse than the baseline; 100 % of the gap closed is as good as {ceiling}; "
            "no share where the gap is below 0.01 Dice, 0.5 mm HD95 or 0.2 mm ASSD.")
 CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies", False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
-CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are. Hindsight is the mean "
+CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its validation volumes without their labels; `none` leaves them as they are, and is "
+          "picked wherever the domain or the source has fewer validation patients than a mean can be trusted of (`cmr.choose` says so). Hindsight is the mean "
           "gain in Dice on those volumes, by their labels, which nothing was chosen by; regret is the distance to the best candidate, in HD95 to the best in HD95.")
 LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells the source's training volumes from a target's validation volumes (DA), or from themselves with their look changed at random "
             "(DG, which knows no target). A projection that worked is taken for the source; DG keeps part of a changed look on purpose.")

@@ -81,5 +81,8 @@ def test_the_choice_is_made_without_a_targets_labels():
     assert picked["Vendor=B"]["vanilla"] in choose.CANDIDATES and picked["Vendor=A"] == picked["Vendor=C"] == {"vanilla": NONE, "nnunet2d": NONE}
     blind = [{**r, "gain": None if r["use"] == "target" else r["gain"]} for r in rows]
     assert choose.choose(blind, ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"], choose.CANDIDATES)[0] == picked
+    few = lambda domain: [r for r in rows if r["domain"] != domain or int(r["case"]) < choose.FEWEST - 1]       # patients too few to choose by: the target's, the source's
+    assert all(set(choose.choose(some, ("vanilla",), ["Vendor=B"], choose.CANDIDATES)[0]["Vendor=B"].values()) == {NONE}
+               for some in (few("Vendor=B"), [r for r in rows if r["use"] == "target" or int(r["case"]) < choose.FEWEST - 1]))
     assert len(predicted) == 3 * 2 * (1 + len(choose.CANDIDATES)) and sum(r["chosen"] for r in predicted) == 6 and [r["hindsight"] for r in predicted if r["domain"] == "Vendor=B" and r["candidate"] != NONE] == pytest.approx([0.2] * 2 * len(choose.CANDIDATES))
     assert [r["hindsight_hd95_mm"] for r in predicted if r["domain"] == "Vendor=B" and r["candidate"] != NONE] == pytest.approx([3.0] * 2 * len(choose.CANDIDATES))

@@ -14,7 +14,7 @@ from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, require_uns
 from cmr.synthesize import DEFAULT_STRENGTH
 from cmr.training import pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, read_choice
-from cmr.volumes import Grid, at_same_height, load, prepare, write_like
+from cmr.volumes import Grid, at_same_height, labels_of, load, prepare, write_like
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Evaluation:
         labels = labels_on_original(logits, working.geometry)
         value = lambda structure: STRUCTURES.index(structure) + 1
         metrics = {s: measure(labels.transpose(2, 1, 0) == value(s), truth.transpose(2, 1, 0) == value(s), nifti.spacing_mm[::-1]) for s in structures}
-        return np.mean([softmax(sample) for sample in logits], 0).argmax(0).astype(np.uint8), labels, metrics
+        return labels_of(np.mean([softmax(sample) for sample in logits], 0)), labels, metrics
 
 
 def main(argv=None):

@@ -28,7 +28,7 @@ from cmr.shifts import random_shift
 from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
 from cmr.training import generator, pick_device, rng
 from cmr.translate import NONE, SourceModel, Strength, translate
-from cmr.volumes import Grid, prepare
+from cmr.volumes import Grid, labels_of, prepare
 
 CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2", "t0=500,guide_mm=30,steps=2", "t0=500,match=mean_std,guide_mm=30,steps=2",
               "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
@@ -81,7 +81,7 @@ def signs(look_before, look_after, logits_before, logits_after):
     look_* : of the volume before and after its translation.  logits_* : (4, D, H, W) of the segmenter on each.
     """
     before, after = softmax(logits_before), softmax(logits_after)
-    labels_before, labels_after = before.argmax(0), after.argmax(0)
+    labels_before, labels_after = labels_of(before), labels_of(after)
     overlaps = [dice(labels_before == v, labels_after == v) for v in range(1, 1 + len(STRUCTURES))]
     return np.array([np.log(_entropy(after) / _entropy(before)), np.nanmean(overlaps) if np.isfinite(overlaps).any() else 0.0,
                      abs(np.log(((labels_after > 0).sum() + 1) / ((labels_before > 0).sum() + 1))), _fragments(labels_after) - _fragments(labels_before),
@@ -184,7 +184,7 @@ class Choice:
             reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
         before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
         scores = lambda labels: (mean_dice(labels, working.label), -mean_hd95_mm(labels, working.label, working.spacing_mm))
-        scores_before = {n: scores(logits.argmax(0)) for n, logits in before.items()} if working.label is not None else {}
+        scores_before = {n: scores(labels_of(logits)) for n, logits in before.items()} if working.label is not None else {}
         look_before, rows = Look.of(reference, self.likeness, self.model), []
         for candidate, strength in self.candidates.items():
             image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
@@ -192,7 +192,7 @@ class Choice:
             for network, segmenter in self.segmenters.items():
                 after = segmenter.logits(image, working.spacing_mm, mirror=False)
                 found = signs(look_before, look_after, before[network], after)
-                gains = np.subtract(scores(after.argmax(0)), scores_before[network]).tolist() if scores_before else (None, None)
+                gains = np.subtract(scores(labels_of(after)), scores_before[network]).tolist() if scores_before else (None, None)
                 rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate,
                              **dict(zip(("gain", "gain_hd95_mm"), gains)), **dict(zip(SIGNS, found.tolist()))})
         return rows

@@ -16,7 +16,7 @@ from cmr.plan import Plan
 from cmr.preprocess import NEVER, back_to_volume, from_zero, preprocess, zscore
 from cmr.studies import STRUCTURES
 from cmr.unet import UNet
-from cmr.volumes import resample_to_original, to_original
+from cmr.volumes import labels_of, resample_to_original, stored, to_original
 
 SLICES_AT_A_TIME = 32                            # of the vanilla U-Net
 
@@ -68,7 +68,7 @@ class Segmenter:
 
     def labels(self, image, spacing_mm):
         """Most probable label of each voxel of a working volume, (D, H, W) uint8."""
-        return self.logits(image, spacing_mm).argmax(0).astype(np.uint8)
+        return labels_of(self.logits(image, spacing_mm))
 
 
 @torch.no_grad()
@@ -124,4 +124,4 @@ def labels_on_original(logits, geometry):
     """
     if len(logits) == 1:
         return to_original(logits[0], geometry)
-    return np.mean([softmax(resample_to_original(sample, geometry)) for sample in logits], 0).argmax(0).astype(np.uint8)
+    return stored(labels_of(np.mean([softmax(resample_to_original(sample, geometry)) for sample in logits], 0)), geometry)

@@ -7,7 +7,7 @@ import pytest
 
 from cmr.config import DataError
 from cmr.studies import Record
-from cmr.volumes import (CANONICAL, Geometry, Grid, Nifti, _resampler, canonical, fingerprint, image_to_original, load, orientation, prepare, read_nifti, stored,
+from cmr.volumes import (CANONICAL, Geometry, Grid, Nifti, _resampler, canonical, fingerprint, image_to_original, labels_of, load, orientation, prepare, read_nifti, stored,
                          to_original, to_working, working_affine, write_like, write_nifti)
 
 GRID = Grid(1.5, 128)
@@ -52,6 +52,11 @@ def test_every_way_of_storing_gives_the_same_working_volume_and_the_way_back(tra
     for value, bound in ((1, 0.97), (3, 0.97), (2, 0.93)):
         a, b = back == value, turned_label == value
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= bound
+
+
+def test_labels_are_the_largest_score_and_of_equals_the_first():
+    scores = np.random.default_rng(1).integers(0, 4, (4, 5, 6, 7)).astype(np.float32)                   # many ties
+    assert (labels_of(scores) == scores.argmax(0)).all() and labels_of(scores).dtype == np.uint8 and (labels_of(np.zeros((4, 3))) == 0).all()
 
 
 def _nifti(image, transposed, flips):

@@ -32,6 +32,8 @@ def rescan(c):
     """Write the copy under another name, and give it its own when it is whole."""
     if not c.data or not c.domain or not c.out:
         raise UsageError("give --data, --domain and --out")
+    if "," in c.data:
+        raise UsageError(f"--data {c.data}: several datasets; rescan them one by one")
     out = Path(c.out)
     if out.exists():
         raise UsageError(f"--out {out}: exists; choose another or delete it")

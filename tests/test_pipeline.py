@@ -322,6 +322,7 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
              "vanilla-Vendor-B belongs to no row"),
             (["-m", "cmr.check", phantom, "--target", "Pathology=NOR", "--preset", "tiny"], 2, "a target must be unseen"),
             (["-m", "cmr.rescan", "--data", phantom, "--domain", "Vendor=B", "--out", run], 2, "exists"),
+            (["-m", "cmr.rescan", "--data", f"{phantom},{phantom}", "--domain", "Vendor=B", "--out", tmp_path / "copy"], 2, "one by one"),
             (["-m", "cmr.synthesize", "--preset", "tiny", "--data", phantom, "--shift", "0,1", "--out", tmp_path / "s"], 2, "--shift '0,1': use numbers"),
             (["train_unet.py", "--preset", "tiny", "--stesp", "3"], 2, "did you mean --steps"),
             (["evaluate.py", "--preset", "tiny", "--data", phantom, "--run", tmp_path, "--out", tmp_path / "o"], 4, "no such checkpoint")):

@@ -19,10 +19,15 @@ TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
 # More behind one flag each.  UPPER=1: an upper bound, every network trained on each target's own training studies (the
 # phantom gets some).  DOSES="1 2 4 8": DG with so many synthetic images per reference.  SHUFFLED=1: DG whose masks were
-# exchanged between references, which must fail.
+# exchanged between references, which must fail.  LONG=1: `demo` with nnU-Nets trained twice as long and 8 images per
+# reference in DG.
 UPPER   ?=
 DOSES   ?=
 SHUFFLED ?=
+LONG    ?=
+ifneq ($(and $(LONG),$(filter-out demo,$(PRESET))),)
+$(error LONG=1 is for PRESET=demo; `paper` trains in full)
+endif
 SEED    ?= 0
 SEEDS   ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS    ?= runs
@@ -50,8 +55,11 @@ PHANTOM :=
 endif
 comma := ,
 list   = $(subst $() ,$(comma),$(strip $(1)))
-R     := $(RUNS)/$(PRESET)/$(subst $() ,+,$(notdir $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
+R     := $(RUNS)/$(PRESET)$(if $(LONG),-long)/$(subst $() ,+,$(notdir $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
 ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
+# What LONG=1 changes: of DG, and of a network's training.
+SAMPLES := $(if $(LONG),--samples 8)
+steps    = $(if $(LONG),$(if $(filter nnunet%,$(1)),--steps 6240))
 SEG   := $(foreach network,$(NETWORKS),$(R)/segmenter-$(network))
 # Vendor=B,C,D as Vendor-B Vendor-C Vendor-D, if each has its own networks.
 column := $(firstword $(subst =, ,$(TARGET)))
@@ -66,7 +74,7 @@ help: ## show this list
 	@echo
 	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
-	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""
+	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   LONG=1   TRAINED=\"real synthetic both\""
 
 seeds := $(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1)))
 of_seed = $(R:%-seed$(SEED)=%-seed$(1))
@@ -108,14 +116,14 @@ $(R)/diffusion/final.pt: $(R)/check/check.json
 	$(PY) train_diffusion.py $(ARGS) --out "$(@D)"
 
 $(SEG:=-real/final.pt): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
-	$(PY) train_unet.py $(ARGS) --network $* --out "$(@D)"
+	$(PY) train_unet.py $(ARGS) --network $* $(call steps,$*) --out "$(@D)"
 
 # DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+	$(PY) -m cmr.synthesize $(ARGS) --arm dg $(SAMPLES) --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm dg --strength none --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+	$(PY) -m cmr.synthesize $(ARGS) --arm dg $(SAMPLES) --strength none --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 
 $(R)/choice/choice.json: $(R)/diffusion/final.pt $(SEG:=-real/final.pt)
 	$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call list,$(NETWORKS))" --out "$(@D)"
@@ -126,7 +134,7 @@ $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
 # The same plan, and so the same batches, whatever the network is trained on.
 plan = $(if $(filter nnunet%,$(1)),--plan "$(R)/segmenter-$(1)-real/plan.json")
 
-paired = $(PY) train_unet.py $(ARGS) --network $(1) $(call plan,$(1)) --train-on $(2) --synthetic "$(<D)" --out "$(@D)"
+paired = $(PY) train_unet.py $(ARGS) --network $(1) $(call steps,$(1)) $(call plan,$(1)) --train-on $(2) --synthetic "$(<D)" --out "$(@D)"
 
 $(SEG:=-synthetic/final.pt): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
 	$(call paired,$*,synthetic)
@@ -147,7 +155,7 @@ $(DOSES:%=$(R)/segmenter-$(FIRST)-dose%/final.pt): $(R)/segmenter-$(FIRST)-dose%
 	$(call paired,$(FIRST),synthetic) --dose $*
 
 $(foreach network,$(NETWORKS),$(OWN:%=$(R)/segmenter-$(network)-%/final.pt)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
-	$(PY) train_unet.py $(ARGS) --source $(column)=$(lastword $(subst -$(column)-, ,$*)) --network $(firstword $(subst -$(column)-, ,$*)) --out "$(@D)"
+	$(PY) train_unet.py $(ARGS) --source $(column)=$(lastword $(subst -$(column)-, ,$*)) --network $(firstword $(subst -$(column)-, ,$*)) $(call steps,$*) --out "$(@D)"
 
 $(R)/segmenter-vanilla-augmented/final.pt: $(R)/check/check.json
 	$(PY) train_unet.py $(ARGS) --network vanilla --augment --out "$(@D)"

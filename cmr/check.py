@@ -22,7 +22,7 @@ from cmr.volumes import Grid, load, to_original, to_working
 @dataclass(frozen=True)
 class Config(DataConfig):
     """Settings of the check."""
-    target: str = opt("", "target domain; each of its values must hold test volumes")
+    target: str = opt("", "target domain; each of its values must hold validation and labelled test volumes")
     out: str = opt("", "folder for check.json; empty: print only")
 
 
@@ -33,8 +33,10 @@ def check(config):
     """Read every volume of the dataset and return the findings as a dictionary; raises DataError if any is unusable."""
     source = Domain.parse(config.source)
     records = split_by_subject(find(config.data, config.use_unlabeled_masks), source)
-    in_role(records, source, "Training", labelled_only=True)
+    for split in ("Training", "Validation", "Testing") if config.target else ("Training",):
+        in_role(records, source, split, labelled_only=True)
     for domain in Domain.parse(config.target).each() if config.target else ():
+        in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
         both = sorted({r.subject for r in records if r in domain and r in source})
         if both:

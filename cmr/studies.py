@@ -303,30 +303,29 @@ def split_by_subject(records, source):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
     Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is ever trained on them.  With training but no validation studies in the source: every sixth
-    training subject becomes Validation.
+    Testing, as nothing is ever trained on them.  With training but no validation studies, in the source or in all else of a
+    dataset (ACDC): every sixth training subject, vendors and pathologies in turn, becomes Validation.
     """
-    def ranked(chosen):
-        subjects = sorted({r.subject for r in chosen}, key=lambda s: hashlib.sha256(s.encode()).hexdigest())
-        return {s: i for i, s in enumerate(subjects)}
+    digest = lambda subject: hashlib.sha256(subject.encode()).hexdigest()
     pools = {}
     for record in records:                                        # each value of the source's column is shared out by itself
         if not record.split:
-            pools.setdefault((record in source, record.vendor, record.pathology), []).append(record)
+            pools.setdefault((record in source, record.vendor, record.pathology), set()).add(record.subject)
     assigned = {}
-    for (is_source, *_), members in sorted(pools.items(), key=lambda item: tuple(map(str, item[0]))):
-        places = ranked(members)
-        n = len(places)
-        for subject, i in places.items():
-            share = (i + 0.5) / n
+    for (is_source, *_), subjects in pools.items():
+        for i, subject in enumerate(sorted(subjects, key=digest)):
+            share = (i + 0.5) / len(subjects)
             bounds = (0.60, 0.75) if is_source else (0.0, 0.25)
             assigned[subject] = SPLITS[sum(share > b for b in bounds)]
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
-    own = [r for r in records if r in source]
-    if own and not any(r.split == "Validation" for r in own):
-        places = ranked([r for r in own if r.split == "Training"])
-        records = [replace(r, split="Validation") if r in source and places.get(r.subject, 0) % 6 == 5 else r for r in records]
-    return records
+    pools, held_out = {}, set()
+    for record in records:
+        pools.setdefault("the source" if record in source else record.metadata["dataset"], []).append(record)
+    for members in pools.values():
+        if not any(r.split == "Validation" for r in members):
+            training = sorted({(str(r.vendor), str(r.pathology), digest(r.subject), r.subject) for r in members if r.split == "Training"})
+            held_out.update(subject for *_, subject in training[5::6])
+    return [replace(r, split="Validation") if r.split == "Training" and r.subject in held_out else r for r in records]
 
 
 def in_role(records, domain, split, labelled_only=False):

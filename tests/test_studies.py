@@ -179,15 +179,34 @@ def test_splits_keep_subjects_whole_and_do_not_depend_on_the_others(tmp_path):
         in_role(records, source, "Training", labelled_only=True)
 
 
+def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):
+    groups = ("NOR", "DCM", "HCM")
+    for i in range(1, 61):                                                                    # ACDC: training and testing alone
+        n, (image, label) = i if i <= 45 else 100 + i, cine(i)
+        folder = tmp_path / f"patient{n:03d}"
+        nifti(folder / f"patient{n:03d}_frame01.nii.gz", image[..., 0])
+        nifti(folder / f"patient{n:03d}_frame01_gt.nii.gz", label[..., 0])
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: 12\nGroup: {groups[i % 3]}\n")
+    records = split_by_subject(find(tmp_path), Domain.parse("Pathology=NOR"))
+    count = lambda pathology, split: len({r.subject for r in records if (r.pathology, r.split) == (pathology, split)})
+    assert [count("NOR", s) for s in ("Training", "Validation", "Testing")] == [13, 2, 5]
+    assert all(count(p, "Testing") == 5 and count(p, "Validation") in (2, 3) for p in ("DCM", "HCM")) and count("DCM", "Validation") + count("HCM", "Validation") == 5
+    check(Config(data=str(tmp_path), source="Pathology=NOR", target="Pathology=DCM,HCM", size=32))
+    assert all(r.split == "Testing" for r in records if int(r.subject[-3:]) > 100)            # what is for testing stays so
+
+
 def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     image, _ = cine(5)
-    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {"folder": "Testing"}, "C0S9V9": {"folder": "Testing", "Vendor": "B"}})
+    mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, "C0S9V9": {"folder": "Testing", "Vendor": "B"}})
     findings = check(Config(data=str(tmp_path), target="Vendor=B", size=32))
-    assert findings["volumes"] == 6 and findings["structures"] == {"LV": 6, "MYO": 6, "RV": 6} and not findings["unusable"]
+    assert findings["volumes"] == 10 and findings["structures"] == {"LV": 10, "MYO": 10, "RV": 10} and not findings["unusable"]
     assert "spacing mm: 1.25 x 1.25 x 9.00" in capsys.readouterr().out
     mms(tmp_path, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
     with pytest.raises(DataError, match="leakage between splits"):
         check(Config(data=str(tmp_path)))
+    mms(tmp_path / "other", {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}, "C0S9V9": {"folder": "Testing", "Vendor": "B"}})
+    with pytest.raises(UsageError, match="Vendor=B has no Validation volumes"):                # before a diffusion model is trained for it
+        check(Config(data=str(tmp_path / "other"), target="Vendor=B", size=32))
     bad = tmp_path / "OpenDataset" / "Testing" / "B0S9V9" / "B0S9V9_sa.nii.gz"
     bad.write_bytes(bad.read_bytes()[:500])
     read_nifti.cache_clear()

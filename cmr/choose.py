@@ -92,7 +92,7 @@ def signs(look_before, look_after, logits_before, logits_after):
 def _entropy(probabilities):
     """Predictive entropy summed over the volume, per voxel of predicted foreground; large for an empty one."""
     total = -(probabilities * np.log(probabilities + 1e-9)).sum()
-    return (total + 1) / ((probabilities.argmax(0) > 0).sum() + 1)
+    return (total + 1) / ((labels_of(probabilities) > 0).sum() + 1)
 
 
 def _fragments(labels):
@@ -198,9 +198,9 @@ class Choice:
         return rows
 
 
-def patients(rows, of):
-    """How many patients (one volume each) the rows of a use or of a domain are about."""
-    return len({r["case"] for r in rows if of in (r["use"], r["domain"])})
+def patients(rows, domain):
+    """[validation patients of the source, of the domain], one volume of each; of neither may there be fewer than FEWEST."""
+    return [len({r["case"] for r in rows if of in (r["use"], r["domain"])}) for of in ("calibration", domain)]
 
 
 def choose(rows, networks, domains, candidates):
@@ -217,7 +217,7 @@ def choose(rows, networks, domains, candidates):
                 here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
                 gains = [(r["gain"], r["gain_hd95_mm"]) for r in here if r["gain"] is not None]
                 predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), np.mean(gains, 0).tolist() if gains else (None, None)
-            choice[domain][network] = pick(predicted, fitted.error) if min(patients(rows, "calibration"), patients(rows, domain)) >= FEWEST else NONE
+            choice[domain][network] = pick(predicted, fitted.error) if min(patients(rows, domain)) >= FEWEST else NONE
             known = {NONE: (0.0, 0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], *hindsight[c]) for c in candidates}}     # `none` changes nothing, surely
             predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
                                 **dict(zip(PREDICTED_COLUMNS[4:], values))} for candidate, values in known.items()]
@@ -238,7 +238,7 @@ def main(argv=None):
         gains = {r["domain"]: r["hindsight"] for r in known if (r["network"], r["candidate"]) == (network, candidate)}
         print(f"{network} {candidate}: gain in hindsight " + ", ".join(f"{d} {gain:+.3f}" for d, gain in gains.items()))
     for domain, of in choice.items():
-        of_source, of_domain = patients(rows, "calibration"), patients(rows, domain)
+        of_source, of_domain = patients(rows, domain)
         if min(of_source, of_domain) < FEWEST:
             print(f"{domain}: {of_source} validation patients of the source and {of_domain} of the domain; nothing is chosen by fewer than {FEWEST}")
         print(f"{domain}: " + "; ".join(f"{network} {candidate}" for network, candidate in of.items()))

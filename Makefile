@@ -1,3 +1,5 @@
+# The experiment, stage by stage; `make plan` prints what each reads and writes for the given settings.
+#
 # Rules between stages are file to file; each stage writes its last file only when it has finished, so a killed `make`
 # goes on where it stopped.  Code is not a prerequisite: editing a comment must not retrain for two days.  To redo a
 # stage, delete its folder.
@@ -5,15 +7,17 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce report test check bench clean
+.PHONY: help reproduce plan report test check bench clean
 
-PRESET  ?= demo
-DATA    ?=
-SOURCE  ?= Vendor=A
-TARGET  ?= Vendor=B,C,D
+# ---- Settings ----------------------------------------------------------------------------------------------------
+
+PRESET   ?= demo
+DATA     ?=
+SOURCE   ?= Vendor=A
+TARGET   ?= Vendor=B,C,D
 NETWORKS ?= vanilla nnunet2d nnunet3d
-# What each network is trained on; `demo` leaves real + synthetic together out, to stay within half an hour on two cores.
-TRAINED ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
+# What each network is trained on; `demo` leaves real + synthetic out, to stay within half an hour on two cores.
+TRAINED  ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
 # changed but that no diffusion model has seen.
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
@@ -21,20 +25,28 @@ CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnu
 # phantom gets some).  DOSES="1 2 4 8": DG with so many synthetic images per reference.  SHUFFLED=1: DG whose masks were
 # exchanged between references, which must fail.  LONG=1: `demo` with nnU-Nets trained twice as long and 8 images per
 # reference in DG.
-UPPER   ?=
-DOSES   ?=
+UPPER    ?=
+DOSES    ?=
 SHUFFLED ?=
-LONG    ?=
-ifneq ($(and $(LONG),$(filter-out demo,$(PRESET))),)
-$(error LONG=1 is for PRESET=demo; `paper` trains in full)
-endif
-SEED    ?= 0
-SEEDS   ?= 1# trainings from SEED on; more than one adds a table of their spread
-RUNS    ?= runs
+LONG     ?=
+SEED     ?= 0
+SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
+RUNS     ?= runs
 # Stages at a time.  Two small networks train 1.4 times as fast beside each other, one thread each, than one after the
 # other on two; a GPU takes one at a time.
-JOBS    ?= $(if $(filter paper,$(PRESET)),1,2)
-THREADS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
+JOBS     ?= $(if $(filter paper,$(PRESET)),1,2)
+THREADS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
+
+ifdef LONG
+ifneq ($(PRESET),demo)
+$(error LONG=1 is for PRESET=demo; `paper` trains in full)
+endif
+SAMPLES        := --samples 8
+FLAGS_nnunet2d := --steps 6240
+FLAGS_nnunet3d := --steps 6240
+endif
+
+# ---- Names that follow from them ---------------------------------------------------------------------------------
 
 # The interpreter: .venv, made from requirements.txt, unless PYTHON names one that already has the packages.
 ifdef PYTHON
@@ -45,29 +57,37 @@ PY   := .venv/bin/python
 VENV := .venv/installed
 endif
 
-# The dataset: the phantom of the preset, written on demand, or DATA.
-ifeq ($(DATA),)
-DATASET := data/phantom-$(PRESET)$(if $(UPPER),-upper)
-PHANTOM := $(DATASET)/phantom_params.json
-else
+# The dataset: DATA, or the phantom of the preset, written on demand.
+ifdef DATA
 DATASET := $(DATA)
 PHANTOM :=
+else
+DATASET := data/phantom-$(PRESET)$(if $(UPPER),-upper)
+PHANTOM := $(DATASET)/phantom_params.json
 endif
-comma := ,
-list   = $(subst $() ,$(comma),$(strip $(1)))
-R     := $(RUNS)/$(PRESET)$(if $(LONG),-long)/$(subst $() ,+,$(notdir $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))))-$(subst $(comma),+,$(subst =,-,$(SOURCE)-to-$(TARGET)))-seed$(SEED)
-ARGS   = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
-# What LONG=1 changes: of DG, and of a network's training.
-SAMPLES := $(if $(LONG),--samples 8)
-steps    = $(if $(LONG),$(if $(filter nnunet%,$(1)),--steps 6240))
-SEG   := $(foreach network,$(NETWORKS),$(R)/segmenter-$(network))
-# Vendor=B,C,D as Vendor-B Vendor-C Vendor-D, if each has its own networks.
-column := $(firstword $(subst =, ,$(TARGET)))
-OWN   := $(if $(UPPER),$(addprefix $(column)-,$(subst $(comma), ,$(lastword $(subst =, ,$(TARGET))))))
-FIRST := $(firstword $(NETWORKS))
-COMPARED := $(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TRAINED) $(OWN)) $(filter $(network)-%,$(CONTROLS))) \
-            $(addprefix $(FIRST)-,$(if $(SHUFFLED),shuffled) $(DOSES:%=dose%))
-AUDITOR := $(R)/segmenter-$(FIRST)-real/final.pt
+
+comma   := ,
+commas   = $(subst $() ,$(comma),$(strip $(1)))
+as_path  = $(subst $(comma),+,$(subst =,-,$(1)))
+FOLDERS := $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))
+NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))-$(call as_path,$(SOURCE)-to-$(TARGET))
+BASE    := $(RUNS)/$(PRESET)$(if $(LONG),-long)/$(NAME)
+R       := $(BASE)-seed$(SEED)
+ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
+ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
+
+# Segmenters are called NETWORK-TRAININGSET.  An upper bound's training set is a target: Vendor-B, Vendor-C, Vendor-D.
+FIRST    := $(firstword $(NETWORKS))
+COLUMN   := $(firstword $(subst =, ,$(TARGET)))
+TARGETS  := $(addprefix $(COLUMN)-,$(subst $(comma), ,$(lastword $(subst =, ,$(TARGET)))))
+BOUNDS   := $(if $(UPPER),$(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TARGETS))))
+EXTRAS   := $(addprefix $(FIRST)-,$(if $(SHUFFLED),shuffled) $(DOSES:%=dose%))
+of        = $(addprefix $(1)-,$(TRAINED)) $(filter $(1)-%,$(BOUNDS)) $(filter $(1)-%,$(CONTROLS))
+COMPARED := $(foreach network,$(NETWORKS),$(call of,$(network))) $(EXTRAS)
+files     = $(1:%=$(R)/segmenter-%/final.pt)
+AUDITOR  := $(call files,$(FIRST)-real)
+
+# ---- Commands ----------------------------------------------------------------------------------------------------
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -76,13 +96,14 @@ help: ## show this list
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
 	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   LONG=1   TRAINED=\"real synthetic both\""
 
-seeds := $(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1)))
-of_seed = $(R:%-seed$(SEED)=%-seed$(1))
-
 reproduce: ## run what is missing of both experiments and print the table
-	@for seed in $(seeds); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$$seed report; done
-	@$(foreach seed,$(seeds),cat "$(call of_seed,$(seed))/results/report.md"; echo; echo "figures and per-case numbers: $(call of_seed,$(seed))/results";)
-	@$(if $(filter-out 1,$(SEEDS)),$(PY) -m cmr.spread --runs "$(call list,$(foreach seed,$(seeds),$(call of_seed,$(seed))))" --out "$(call of_seed,$(SEED))/results/seeds.md")
+	@for run in $(ALL_R); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$${run##*-seed} report; done
+	@for run in $(ALL_R); do cat "$$run/results/report.md"; echo; echo "figures and per-case numbers: $$run/results"; done
+	@$(if $(filter-out 1,$(SEEDS)),$(PY) -m cmr.seed_spread --runs "$(call commas,$(ALL_R))" --out "$(R)/results/seeds.md")
+
+plan: ## print the stages in order: whether done, what each reads and writes
+	@echo "data $(DATASET)   run folder $(R)"
+	@$(MAKE) --no-print-directory -B -j 1 PLAN=1 report
 
 report: $(R)/results/report.md
 
@@ -90,7 +111,7 @@ test: $(VENV) ## run the tests
 	$(PY) -m pytest -q tests
 
 check: $(VENV) $(PHANTOM) ## look the dataset over: counts, spacings, labels, anomalies, leakage
-	$(PY) -m cmr.check "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)"
+	$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)"
 
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) -m cmr.bench
@@ -98,72 +119,87 @@ bench: $(VENV) ## measure the speed of the parts on this machine
 clean: ## delete runs and the phantom; your own data and .venv stay
 	rm -rf "$(RUNS)" data/phantom-*
 
+# ---- The stages, in order ----------------------------------------------------------------------------------------
+
+# A stage's command; with PLAN=1 (make plan) a description in its place.  A stage is to be done if its file is missing or
+# older than what it is made from, or if that is to be done itself.
+in_run = $(patsubst $(R)/%,%,$(1))
+to_do  = $(or $(filter $(TO_DO),$^),$(shell test -e "$@" || echo yes; for f in $^; do test ! "$$f" -nt "$@" || echo yes; done))
+define describe
+$(eval STATE := $(if $(to_do),to do,done))
+$(eval TO_DO += $(if $(filter done,$(STATE)),,$@))
+@printf '%-6s %s\n       reads %s\n' "$(STATE)" "$(call in_run,$@)" "$(or $(call in_run,$^),$(FOLDERS))"
+endef
+stage = $(if $(PLAN),$(describe),$(1))
+
 .venv/installed: requirements.txt
-	python3 -m venv .venv
-	.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
-	@touch $@
+	$(call stage,python3 -m venv .venv)
+	$(if $(PLAN),,.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt)
+	$(if $(PLAN),,@touch $@)
 
 data/phantom-%/phantom_params.json: | $(VENV)
-	$(PY) -m cmr.phantom --preset $* --out "$(@D)"
+	$(call stage,$(PY) -m cmr.phantom --preset $* --out "$(@D)")
 
 data/phantom-%-upper/phantom_params.json: | $(VENV)
-	$(PY) -m cmr.phantom --preset $* --target-training $(if $(filter tiny,$*),2,40) --out "$(@D)"
+	$(call stage,$(PY) -m cmr.phantom --preset $* --target-training $(if $(filter tiny,$*),2,40) --out "$(@D)")
 
+# 1. Is the dataset what the experiment needs?
 $(R)/check/check.json: $(PHANTOM) | $(VENV)
-	$(PY) -m cmr.check "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)"
+	$(call stage,$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)")
 
+# 2. The diffusion model of the source (SD-DM), and every network on the source's real images: the baselines.
 $(R)/diffusion/final.pt: $(R)/check/check.json
-	$(PY) train_diffusion.py $(ARGS) --out "$(@D)"
+	$(call stage,$(PY) train_diffusion.py $(ARGS) --out "$(@D)")
 
-$(SEG:=-real/final.pt): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
-	$(PY) train_unet.py $(ARGS) --network $* $(call steps,$*) --out "$(@D)"
+train = $(PY) train_unet.py $(ARGS) --network $(1) $(FLAGS_$(1)) --out "$(@D)"
+$(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
+	$(call stage,$(call train,$*))
 
-# DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
+# 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
+dg = $(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm dg $(SAMPLES) --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+	$(call stage,$(dg) $(SAMPLES))
 
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm dg $(SAMPLES) --strength none --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
-
-$(R)/choice/choice.json: $(R)/diffusion/final.pt $(SEG:=-real/final.pt)
-	$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call list,$(NETWORKS))" --out "$(@D)"
-
-$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
-	$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
-
-# The same plan, and so the same batches, whatever the network is trained on.
-plan = $(if $(filter nnunet%,$(1)),--plan "$(R)/segmenter-$(1)-real/plan.json")
-
-paired = $(PY) train_unet.py $(ARGS) --network $(1) $(call steps,$(1)) $(call plan,$(1)) --train-on $(2) --synthetic "$(<D)" --out "$(@D)"
-
-$(SEG:=-synthetic/final.pt): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,$*,synthetic)
-
-$(SEG:=-both/final.pt): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,$*,both)
-
-$(SEG:=-shifted/final.pt): $(R)/segmenter-%-shifted/final.pt: $(R)/shifted/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,$*,synthetic)
-
-$(R)/segmenter-$(FIRST)-shuffled/final.pt: $(R)/segmenter-%-shuffled/final.pt: $(R)/dg/manifest.csv $(R)/segmenter-%-real/final.pt
-	$(call paired,$*,synthetic) --shuffle-masks
+	$(call stage,$(dg) $(SAMPLES) --strength none)
 
 $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(PY) -m cmr.synthesize $(ARGS) --arm dg --samples $(lastword $(DOSES)) --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+	$(call stage,$(dg) --samples $(lastword $(DOSES)))
 
-$(DOSES:%=$(R)/segmenter-$(FIRST)-dose%/final.pt): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose/manifest.csv $(R)/segmenter-$(FIRST)-real/final.pt
-	$(call paired,$(FIRST),synthetic) --dose $*
+# 4. DA: how strongly each target is translated, and the translated test studies.
+$(R)/choice/choice.json: $(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real))
+	$(call stage,$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
 
-$(foreach network,$(NETWORKS),$(OWN:%=$(R)/segmenter-$(network)-%/final.pt)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
-	$(PY) train_unet.py $(ARGS) --source $(column)=$(lastword $(subst -$(column)-, ,$*)) --network $(firstword $(subst -$(column)-, ,$*)) $(call steps,$*) --out "$(@D)"
+$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
+	$(call stage,$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
 
-$(R)/segmenter-vanilla-augmented/final.pt: $(R)/check/check.json
-	$(PY) train_unet.py $(ARGS) --network vanilla --augment --out "$(@D)"
+# 5. The networks trained on synthetic pairs, in place of the real images or beside them.
+pairs = $(call train,$(1)) --train-on $(2) --synthetic "$(<D)"
+$(call files,$(NETWORKS:%=%-synthetic)): $(R)/segmenter-%-synthetic/final.pt: $(R)/dg/manifest.csv
+	$(call stage,$(call pairs,$*,synthetic))
 
-# In the order in which two at a time are busy until the end: the longest trainings first, the short ones last.
-reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
-TRAININGS := $(call reverse,$(COMPARED:%=$(R)/segmenter-%/final.pt))
-LONGEST := $(R)/segmenter-nnunet3d-%
+$(call files,$(NETWORKS:%=%-both)): $(R)/segmenter-%-both/final.pt: $(R)/dg/manifest.csv
+	$(call stage,$(call pairs,$*,both))
 
-$(R)/results/report.md: $(R)/dg/manifest.csv $(filter $(LONGEST),$(TRAININGS)) $(R)/da/manifest.csv $(filter-out $(LONGEST),$(TRAININGS))
-	$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call list,$(COMPARED))" --run "$(R)" --out "$(@D)"
+$(call files,$(NETWORKS:%=%-shifted)): $(R)/segmenter-%-shifted/final.pt: $(R)/shifted/manifest.csv
+	$(call stage,$(call pairs,$*,synthetic))
+
+$(call files,$(FIRST)-shuffled): $(R)/dg/manifest.csv
+	$(call stage,$(call pairs,$(FIRST),synthetic) --shuffle-masks)
+
+$(call files,$(DOSES:%=$(FIRST)-dose%)): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose/manifest.csv
+	$(call stage,$(call pairs,$(FIRST),synthetic) --dose $*)
+
+# 6. Controls on real images: more augmentation; the upper bound, on each target's own training studies.
+$(call files,$(NETWORKS:%=%-augmented)): $(R)/segmenter-%-augmented/final.pt: $(R)/check/check.json
+	$(call stage,$(call train,$*) --augment)
+
+bound = $(subst -$(COLUMN)-, ,$*)
+$(call files,$(BOUNDS)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
+	$(call stage,$(call train,$(firstword $(bound))) --source "$(COLUMN)=$(lastword $(bound))")
+
+# 7. Every row on every domain's test studies.  The longest trainings come first: two at a time are busy until the end.
+LONG_ONES := $(call files,$(filter nnunet3d-%,$(COMPARED)))
+THE_REST  := $(call files,$(filter nnunet2d-%,$(COMPARED)) $(filter-out nnunet2d-% nnunet3d-%,$(COMPARED)))
+$(R)/results/report.md: $(R)/dg/manifest.csv $(LONG_ONES) $(R)/da/manifest.csv $(THE_REST)
+	$(call stage,$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")

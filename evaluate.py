@@ -1,34 +1,69 @@
-"""Segment every domain's test studies with every (network, training data, test input), measure, test, write the report."""
+"""Segment every domain's test studies with every (network, training data, test input), measure, test, write the report.
+
+    test volume -> its inputs (raw, translated, matched, ...) -> segmenters -> labels on the original grid -> metrics
+    metrics of all volumes -> metrics.csv, tests.csv, report.md
+
+Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
+"""
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cmr import baselines, checkpoint
-from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
+from cmr.baselines import fda, low_pass_swap
+from cmr.comparison import METRIC_COLUMNS
+from cmr.errors import CheckpointError, DataError, run_script
+from cmr.experiment import rows_to_measure, training_set
+from cmr.figures import Example
+from cmr.files import writable_folder, write_csv
+from cmr.grid import Grid, at_same_height
+from cmr.intensities import match_quantiles
+from cmr.labels import VALUES, labelled, labels_of
 from cmr.metrics import measure
-from cmr.parallel import over_volumes
-from cmr.report import ARMS, METRIC_COLUMNS, Example, write_report
-from cmr.segment import Segmenter, labels_on_original, softmax
-from cmr.studies import STRUCTURES, Domain, find, in_role, labelled, require_unseen, split_by_subject
-from cmr.synthesize import DEFAULT_STRENGTH
-from cmr.training import pick_device, rng
-from cmr.translate import NONE, SourceModel, Strength, read_choice
-from cmr.volumes import Grid, at_same_height, labels_of, load, prepare, write_like
+from cmr.networks import split_name
+from cmr.nifti import read_volume, write_like
+from cmr.prediction import softmax
+from cmr.records import Domain
+from cmr.report import write_report
+from cmr.seeds import rng
+from cmr.segmenter import Segmenter, labels_on_original
+from cmr.settings import DataConfig, opt, parse
+from cmr.source_model import SourceModel
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, read_choice
+from cmr.studies import find, in_role, require_unseen, split_by_subject
+from cmr.workers import over_volumes, pick_device
+from cmr.working import prepare
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    target: str    = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
-    run: str       = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/")
-    segmenters: str = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real one of each network is its baseline")
-    fixed: str     = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that da/ was made with")
-    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, DG + DA and the cheap baselines")
-    out: str       = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
-    processes: int = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
+    target: str        = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
+    run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/")
+    segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
+                                                               "one of each network is its baseline")
+    fixed: str         = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that "
+                                                     "da/ was made with")
+    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, "
+                                                          "DG + DA and the cheap baselines")
+    out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
+    processes: int     = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
 
 
-PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="vanilla"), "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="vanilla"),
+           "paper": dict(size=128, spacing_mm=1.5)}
+
+
+def main(argv=None):
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    out = writable_folder(c.out)
+    evaluation = Evaluation(c)                                    # what is missing is found before the long work
+    results = over_volumes(evaluation, Evaluation, c, c.processes)
+    rows, examples = [], {str(domain): [] for domain in evaluation.domains}
+    for (domain, _), (measured, example) in zip(evaluation.jobs, results):
+        rows += measured
+        examples[str(domain)].append(example)
+    write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
+    write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c))
 
 
 class Evaluation:
@@ -36,107 +71,123 @@ class Evaluation:
 
     def __init__(self, c):
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
-        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+        self.domains = [self.source, *Domain.parse(c.target).each()]
         self.fixed = str(Strength.parse(c.fixed))
-        self.segmenters = {tuple(name.split("-", 1)): Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device) for name in c.segmenters.split(",")}
-        self.networks = list(dict.fromkeys(network for network, _ in self.segmenters))
-        without = [network for network in self.networks if (network, "real") not in self.segmenters]
-        if without:
-            raise UsageError(f"--segmenters: {without[0]}-real is missing, which the others are compared with")
-        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-        self.domains = [source, *Domain.parse(c.target).each()]
-        self.compared = [(network, arm) for network in self.networks for arm in ARMS if all((network, self.training_set(arm, d)) in self.segmenters for d in self.domains)
-                         and (not arm.secondary or network in c.all_inputs_of.split(","))]
-        unused = set(self.segmenters) - {(network, self.training_set(arm, d)) for network, arm in self.compared for d in self.domains}
-        if unused:
-            raise UsageError(f"--segmenters: {'-'.join(min(unused))} belongs to no row of the table; an upper bound needs a network of every target")
-        self.styles = prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work)
+        names = {split_name(name): name for name in c.segmenters.split(",")}
+        self.networks = list(dict.fromkeys(network for network, _ in names))
+        self.compared = rows_to_measure(list(names), self.domains, c.all_inputs_of.split(","))
+        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
+                           for key, name in names.items()}
+
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), self.source)
+        self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.choice = read_choice(run / "choice" / "choice.json", self.domains, self.networks)
-        samples = prepare(find(run / "da"), grid, c.work)                        # their metadata are the rows of the manifest
-        stale = {sample.record.metadata["sd_dm"] for sample in samples} - {self.model.hash}
-        if stale:
-            raise checkpoint.CheckpointError(f"{run / 'da'}: translated by another diffusion model ({stale.pop()}); delete it and run cmr.synthesize again")
-        self.translated_of = {}                                                  # (case, strength) -> images
-        for sample in samples:
-            key = sample.record.metadata["reference"], str(Strength.parse(sample.record.metadata["strength"]))
-            self.translated_of.setdefault(key, []).append(np.asarray(sample.image))
-        self.jobs, self.structures = [], {}                                      # (domain, working volume); structures to measure in a domain
-        trained = self.segmenters[self.networks[0], "real"].structures
+        self.translated_of = self._translations(run / "da", grid)
+        self.jobs, self.structures = [], {}                       # (domain, working volume); what is measured there
         for domain in self.domains:
-            workings = [w for w in prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work) if w.label is not None]
-            self.structures[domain] = [s for s in labelled(workings) if s in trained]
-            if not self.structures[domain]:
-                raise DataError(f"{c.data}: {domain} labels none of {', '.join(trained)}; nothing can be measured there")
-            wanted = {self.fixed, *(self.translation(domain, network) for network in self.networks)} - {"raw"}
-            absent = [w.record.case for w in workings for strength in wanted if (w.record.case, strength) not in self.translated_of]
-            if absent:
-                raise DataError(f"{run / 'da'}: no translation of {absent[0]}; run cmr.synthesize --arm da again")
+            workings = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
+            workings = [w for w in workings if w.label is not None]
+            self.structures[domain] = self._measurable(domain, workings)
+            self._require_translations(domain, workings)
             self.jobs += [(domain, w) for w in workings]
+        tested = [w.record for _, w in self.jobs]
         for (network, trained_on), segmenter in self.segmenters.items():
-            require_unseen([w.record for _, w in self.jobs], segmenter.subjects, f"{network}-{trained_on}")
+            require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
 
-    def training_set(self, arm, domain):
-        """What the segmenter of a row was trained on; an upper bound has one for each domain, on the source the baseline."""
-        if arm.trained_on != "target":
-            return arm.trained_on
-        return "real" if domain is self.domains[0] else domain.file_name
+    def _translations(self, folder, grid):
+        """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""
+        images = {}
+        for sample in prepare(find(folder), grid, self.c.work):
+            row = sample.record.metadata
+            if row["sd_dm"] != self.model.hash:
+                raise CheckpointError(f"{folder}: translated by another diffusion model ({row['sd_dm']}); "
+                                      "delete it and run cmr.synthesize again")
+            key = row["reference"], str(Strength.parse(row["strength"]))
+            images.setdefault(key, []).append(np.asarray(sample.image))
+        return images
 
-    def test_inputs(self, working):
-        """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
+    def _measurable(self, domain, workings):
+        """Structures that a domain labels and the networks know."""
+        trained = self.segmenters[self.networks[0], "real"].structures
+        structures = [name for name in labelled(workings) if name in trained]
+        if not structures:
+            raise DataError(f"{self.c.data}: {domain} labels none of {', '.join(trained)}; "
+                            "nothing can be measured there")
+        return structures
 
-        FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
-        """
-        image = np.asarray(working.image)
-        style = at_same_height(self.styles[rng("style", working.record.case).integers(len(self.styles))].image, len(image))
-        slicewise = lambda f: np.stack([f(x, y) for x, y in zip(image, style)])
-        return {"raw": [image], "matched": [baselines.match_quantiles(image, self.model.quantiles)], "fda": [slicewise(baselines.fda)],
-                "swap": [slicewise(lambda x, y: baselines.low_pass_swap(x, y, working.geometry.grid[0]))],
-                **{strength: images for (case, strength), images in self.translated_of.items() if case == working.record.case}}
+    def _require_translations(self, domain, workings):
+        """Raise DataError if a test volume was not translated as one of the rows asks."""
+        wanted = {self.fixed, *(self.translation(domain, network) for network in self.networks)} - {"raw"}
+        for w in workings:
+            if any((w.record.case, strength) not in self.translated_of for strength in wanted):
+                folder = Path(self.c.run) / "da"
+                raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --arm da again")
 
     def translation(self, domain, network):
         """The test input that was chosen for a domain and a network; `raw` where nothing is worth a translation."""
         text = self.choice[str(domain)][network]
         return "raw" if text == NONE else str(Strength.parse(text))
 
+    def test_inputs(self, working):
+        """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
+
+        FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
+        """
+        image, case = np.asarray(working.image), working.record.case
+        drawn = rng("style", case).integers(len(self.styles))
+        style = at_same_height(self.styles[drawn].image, len(image))
+        spacing_mm, _ = working.geometry.grid
+        inputs = {"raw": [image],
+                  "matched": [match_quantiles(image, self.model.quantiles)],
+                  "fda": [np.stack([fda(x, y) for x, y in zip(image, style)])],
+                  "swap": [np.stack([low_pass_swap(x, y, spacing_mm) for x, y in zip(image, style)])]}
+        for (of_case, strength), images in self.translated_of.items():
+            if of_case == case:
+                inputs[strength] = images
+        return inputs
+
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
         domain, working = self.jobs[index]
         record, inputs = working.record, self.test_inputs(working)
-        _, truth, nifti, _ = load(record)
-        diagonal_mm = float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))
+        _, truth, nifti, _ = read_volume(record)
+        common = {"domain": str(domain), "role": "source" if domain == self.source else "target",
+                  "subject": record.subject, "phase": record.phase, "vendor": record.vendor,
+                  "pathology": record.pathology,
+                  "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
         rows, found, seen = [], {}, {}
         for network, arm in self.compared:
-            name = {"translated": self.translation(domain, network), "fixed": self.fixed}.get(arm.test_input, arm.test_input)
-            key = network, self.training_set(arm, domain), name                  # two rows that see the same are computed once
+            trained_on = training_set(arm, domain, self.source)
+            named = {"translated": self.translation(domain, network), "fixed": self.fixed}
+            name = named.get(arm.test_input, arm.test_input)
+            key = network, trained_on, name                       # two rows that see the same are computed once
             if key not in seen:
-                seen[key] = self.segmented(self.segmenters[key[:2]], inputs[name], working, truth, nifti, self.structures[domain])
+                segmenter = self.segmenters[network, trained_on]
+                seen[key] = segmented(segmenter, inputs[name], working, truth, nifti, self.structures[domain])
             found[network, arm.name], labels, metrics = seen[key]
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
-            rows += [{"domain": str(domain), "role": "source" if domain is self.domains[0] else "target", "subject": record.subject, "phase": record.phase,
-                      "vendor": record.vendor, "pathology": record.pathology, "structure": structure, "network": network, "arm": arm.name,
-                      "trained_on": arm.trained_on, "test_input": arm.test_input, "diagonal_mm": diagonal_mm, **measured} for structure, measured in metrics.items()]
-        return rows, Example(record.case, np.asarray(working.image), inputs[self.fixed][0], np.asarray(working.label), found)
-
-    @staticmethod
-    def segmented(segmenter, images, working, truth, nifti, structures):
-        """(labels on the working grid, labels on the original grid, {structure: metrics}) of one segmenter; its softmax is averaged over `images`."""
-        logits = [segmenter.logits(image, working.spacing_mm) for image in images]
-        labels = labels_on_original(logits, working.geometry)
-        value = lambda structure: STRUCTURES.index(structure) + 1
-        metrics = {s: measure(labels.transpose(2, 1, 0) == value(s), truth.transpose(2, 1, 0) == value(s), nifti.spacing_mm[::-1]) for s in structures}
-        return labels_of(np.mean([softmax(sample) for sample in logits], 0)), labels, metrics
+            of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
+            rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]
+        image, translated = np.asarray(working.image), inputs[self.fixed][0]
+        return rows, Example(record.case, image, translated, np.asarray(working.label), found)
 
 
-def main(argv=None):
-    c = parse(Config, PRESETS, argv, __doc__)
-    out = checkpoint.writable_folder(c.out)
-    evaluation = Evaluation(c)                                                   # what is missing is found before the long work
-    results = over_volumes(evaluation, Evaluation, c, c.processes)
-    rows = [row for found, _ in results for row in found]
-    examples = {str(domain): [example for (d, _), (_, example) in zip(evaluation.jobs, results) if d is domain] for domain in evaluation.domains}
-    checkpoint.write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
-    write_report(out, rows, examples, str(evaluation.domains[0]), Path(c.run), asdict(c))
+def segmented(segmenter, images, working, truth, nifti, structures):
+    """(labels on the working grid, labels on the original grid, {structure: metrics}) of one segmenter.
+
+    Its softmax is averaged over `images`.
+    """
+    logits = [segmenter.logits(image, working.spacing_mm) for image in images]
+    labels = labels_on_original(logits, working.geometry)
+    on_working = labels_of(np.mean([softmax(sample) for sample in logits], 0))
+    to_dhw = lambda array: array.transpose(2, 1, 0)
+    metrics = {}
+    for name in structures:
+        pred, ref = to_dhw(labels == VALUES[name]), to_dhw(truth == VALUES[name])
+        metrics[name] = measure(pred, ref, nifti.spacing_mm[::-1])
+    return on_working, labels, metrics
 
 
 if __name__ == "__main__":

@@ -1,19 +1,27 @@
-"""Train the source-domain diffusion model (SD-DM) on all slices of the source's training studies, without labels."""
+"""Train the source-domain diffusion model (SD-DM) on all slices of the source's training studies, without labels.
+
+    slices of the source -> batches of noised slices -> denoiser -> averaged weights -> final.pt; are samples copies?
+"""
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
-from cmr import checkpoint
-from cmr.audit import COPIED, memorisation
-from cmr.baselines import intensity_statistics
-from cmr.config import DataConfig, DataError, opt, parse, run_script
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
-from cmr.pictures import save_png, sheet, with_contours
-from cmr.studies import Domain, find, in_role, split_by_subject
-from cmr.training import Run, generator, initialised, pick_device
-from cmr.translate import build_denoiser
-from cmr.volumes import Grid, fingerprint, prepare
+from cmr.errors import DataError, run_script
+from cmr.files import writable_folder, write_csv
+from cmr.grid import Grid
+from cmr.intensities import intensity_statistics
+from cmr.memorisation import COPIED, memorisation
+from cmr.panels import save_png, sheet, with_contours
+from cmr.records import Domain
+from cmr.seeds import generator, initialised
+from cmr.settings import DataConfig, opt, parse
+from cmr.source_model import build_denoiser
+from cmr.studies import find, in_role, split_by_subject
+from cmr.training import Run
+from cmr.workers import pick_device
+from cmr.working import fingerprint, prepare
 
 
 @dataclass(frozen=True)
@@ -43,27 +51,31 @@ class Config(DataConfig):
 
 
 PRESETS = {
-    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20, save_every=20, sample_every=60),
+    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20, save_every=20,
+                 sample_every=60),
     "demo": {},
-    "paper": dict(size=128, spacing_mm=1.5, base=96, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32, patch=1, steps=100_000,
-                  batch=32, lr=1e-4, warmup=1000, ema=0.9999, bfloat16=True, log_every=200, save_every=2000, sample_every=10_000),
+    "paper": dict(size=128, spacing_mm=1.5, base=96, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64,
+                  groups=32, patch=1, steps=100_000, batch=32, lr=1e-4, warmup=1000, ema=0.9999, bfloat16=True,
+                  log_every=200, save_every=2000, sample_every=10_000),
 }
+N_SAMPLES, SAMPLE_STEPS = 16, 40                 # of a sheet of unconditional samples
 
 
 def main(argv=None):
-    c = parse(Config, PRESETS, argv, __doc__)
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
     device = pick_device(c.device)
-    out = checkpoint.writable_folder(c.out)
+    out = writable_folder(c.out)
 
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
-    source = Domain.parse(c.source)
+    source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
     everyone = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-    records = in_role(everyone, source, "Training")
-    workings = prepare(records, Grid(c.spacing_mm, c.size), c.work)
-    slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]              # (N, 1, H, W)
+    workings = prepare(in_role(everyone, source, "Training"), grid, c.work)
+    slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)
+    subjects = sorted({w.record.subject for w in workings})
     if len(slices) < c.batch:
-        raise DataError(f"{c.data}: {len(slices)} source slices, but --batch is {c.batch}; lower it or choose a larger source")
-    print(f"{source}: {len({r.subject for r in records})} subjects, {len(records)} volumes, {len(slices)} slices on {device}", flush=True)
+        raise DataError(f"{c.data}: {len(slices)} source slices, but --batch is {c.batch}; "
+                        "lower it or choose a larger source")
+    print(f"{source}: {len(subjects)} subjects, {len(workings)} volumes, {len(slices)} slices on {device}", flush=True)
     if len(slices) < 500:
         print("note: under 500 slices a diffusion model tends to copy its training set; look at the memorisation audit")
 
@@ -73,34 +85,47 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     run = Run(out, asdict(c), fingerprint(workings), net, optimizer, ema_decay=c.ema, clip_norm=1.0)
 
-    def sample(step, n=16):
-        """Unconditional samples of the averaged weights, always from the same noise."""
-        averaged = build_denoiser(asdict(c)).to(device).eval()
-        averaged.load_state_dict(run.averaged())
-        g = generator(c.seed, "sheet")
-        noise = lambda _=None: torch.randn(n, 1, c.size, c.size, generator=g).to(device)
-        x = denoise(schedule, averaged, c.parameterisation, noise(), levels(c.T, 40), noise)[:, 0].cpu().numpy()
-        save_png(out / f"samples_{step:06d}.png", sheet([[with_contours(i, zoom=2) for i in x[r:r + 8]] for r in range(0, n, 8)]))
-        return x
-
     # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
     for step in run.steps(c.steps):
         g = generator(c.seed, "step", step)
         with run.waiting():
-            x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)         # (N, 1, H, W)
+            x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)           # (N, 1, H, W)
         for group in optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
             loss = diffusion_loss(schedule, net, x_0, g, c.parameterisation, c.weighting)
         run.update(loss)
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps:
-            sample(step + 1)
-    held_out = [w.image for w in prepare(in_role(everyone, source, "Validation"), Grid(c.spacing_mm, c.size), c.work)]
-    ratios = memorisation(sample(c.steps), slices[:, 0].numpy(), np.concatenate(held_out) if held_out else [])
-    checkpoint.write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
-    print(f"memorisation: distance to the nearest training slice over the nearest held-out one: mean {ratios.mean():.2f}, least {ratios.min():.2f}; {(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
+            draw(out, step + 1, sample(c, schedule, run.averaged(), device))
+
+    # Are samples copies of training slices?  Then the weights, and what the sampler must know of the source.
+    samples = sample(c, schedule, run.averaged(), device)
+    draw(out, c.steps, samples)
+    held_out = [w.image for w in prepare(in_role(everyone, source, "Validation"), grid, c.work)]
+    ratios = memorisation(samples, slices[:, 0].numpy(), np.concatenate(held_out) if held_out else [])
+    write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
+    print("memorisation: distance to the nearest training slice over the nearest held-out one: "
+          f"mean {ratios.mean():.2f}, least {ratios.min():.2f}; "
+          f"{(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
-    run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std), subjects=sorted({r.subject for r in records}))
+    run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
+               subjects=subjects)
+
+
+def sample(c, schedule, weights, device):
+    """Unconditional samples (n, H, W) of the averaged weights, always from the same noise."""
+    averaged = build_denoiser(asdict(c)).to(device).eval()
+    averaged.load_state_dict(weights)
+    g = generator(c.seed, "sheet")
+    noise = lambda step=None: torch.randn(N_SAMPLES, 1, c.size, c.size, generator=g).to(device)
+    x_T = noise()
+    return denoise(schedule, averaged, c.parameterisation, x_T, levels(c.T, SAMPLE_STEPS), noise)[:, 0].cpu().numpy()
+
+
+def draw(out, step, samples):
+    """Write a sheet of samples, eight a row."""
+    panels = [with_contours(image, zoom=2) for image in samples]
+    save_png(out / f"samples_{step:06d}.png", sheet([panels[i:i + 8] for i in range(0, len(panels), 8)]))
 
 
 if __name__ == "__main__":

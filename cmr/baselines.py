@@ -1,34 +1,17 @@
-"""What translation costs without diffusion: intensity matching, Fourier domain adaptation, low-pass swap.
+"""What translation costs without diffusion: Fourier domain adaptation and a swap of low frequencies.
 
-All images in [-1, 1].  Public: `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`, `low_pass_swap`.
+The third competitor, histogram matching, is `cmr.intensities.match_quantiles`, which the sampler can use too.
+
+All images in [-1, 1].  Public: `fda`, `low_pass_swap`.
 """
 import numpy as np
 import torch
 
 from cmr.bands import Band, band_mask
 
-QUANTILES = np.linspace(0, 1, 257)
-
-
-def intensity_statistics(images):
-    """Mean quantile function of volumes at QUANTILES (257,), and the means of their means and standard deviations."""
-    images = [np.asarray(x, np.float64) for x in images]
-    return np.mean([np.quantile(x, QUANTILES) for x in images], 0), np.mean([x.mean() for x in images]), np.mean([x.std() for x in images])
-
-
-def match_mean_std(image, mean, std):
-    """Shift and scale a volume linearly to the given mean and standard deviation; clipped to [-1, 1]."""
-    return np.clip((image - image.mean()) / max(float(image.std()), 1e-6) * std + mean, -1, 1).astype(np.float32)
-
-
-def match_quantiles(image, quantiles):
-    """Histogram matching of a volume: each voxel's rank goes to that quantile of the source, (257,) at QUANTILES."""
-    own = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9                 # clipped voxels tie; keep the axis increasing
-    return np.interp(np.interp(image, own, QUANTILES), QUANTILES, quantiles).astype(np.float32)
-
 
 def fda(image, style, beta=0.03):
-    """Fourier domain adaptation (Yang & Soatto 2020) of one slice: the low-frequency amplitude of `style`, the phase of `image`.
+    """Fourier domain adaptation (Yang & Soatto 2020) of a slice: low-frequency amplitude of `style`, phase of `image`.
 
     image, style : (H, W).  beta : half-width of the swapped square window, as a share of the smaller edge.
     """
@@ -38,7 +21,8 @@ def fda(image, style, beta=0.03):
     window = np.s_[h // 2 - half:h // 2 + half + 1, w // 2 - half:w // 2 + half + 1]
     amplitude = np.abs(own)
     amplitude[window] = np.abs(other)[window]
-    return np.clip(np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own)))).real, -1, 1).astype(np.float32)
+    swapped = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own))))
+    return np.clip(swapped.real, -1, 1).astype(np.float32)
 
 
 def low_pass_swap(image, style, spacing_mm, shortest_mm=64.0):

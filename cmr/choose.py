@@ -1,38 +1,43 @@
 """Choose how strongly to translate each target domain, without its labels: `python -m cmr.choose`.
 
-A translation that helps where the gap is large harms where it is small, and the segmenter's own confidence is fooled: it
-likes translated images better while they are worse.  So what a candidate gains is measured where labels are allowed, on
-the source's validation patients, as they are and under random changes of appearance (each one a stand-in for an unseen
-domain), and a ridge regression learns which label-free *signs* go with a gain.  On a target's validation volumes the
-signs alone predict it; `none` is chosen unless some candidate's predicted gain exceeds what the regression errs by for that
-candidate on a stand-in it has not seen: the rule of one standard error.  Of fewer than FEWEST patients, of the source or of the
-target, no mean is trusted.
+A translation that helps where the gap is large harms where it is small, and the segmenter's own confidence is fooled:
+it likes translated images better while they are worse.  So what a candidate gains is measured where labels are
+allowed, on the source's validation patients, as they are and under random changes of appearance (each one a stand-in
+for an unseen domain), and a ridge regression learns which label-free *signs* (`cmr.signs`) go with a gain.  On a
+target's validation volumes the signs alone predict it; `none` is chosen unless some candidate's predicted gain
+exceeds what the regression errs by for that candidate on a stand-in it has not seen: the rule of one standard error.
+Of fewer than FEWEST patients, of the source or of the target, no mean is trusted.
 
-Public: `CANDIDATES`, `SIGNS`, `Look`, `signs`, `Calibration`, `pick`.
+Public: `CANDIDATES`, `Calibration`, `pick`, `choose`.
 """
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from scipy import ndimage
 
-from cmr import checkpoint
-from cmr.audit import Likeness, mean_dice, mean_hd95_mm
-from cmr.config import DataConfig, opt, parse, run_script
-from cmr.diffusion import estimates, noised
-from cmr.metrics import dice
-from cmr.parallel import over_volumes
-from cmr.segment import Segmenter, softmax
-from cmr.shifts import random_shift
-from cmr.studies import STRUCTURES, Domain, find, in_role, split_by_subject
-from cmr.training import generator, pick_device, rng
-from cmr.translate import NONE, SourceModel, Strength, translate
-from cmr.volumes import Grid, labels_of, prepare
+from cmr.domain_likeness import SourceLook
+from cmr.errors import run_script
+from cmr.files import writable_folder, write_csv, write_json
+from cmr.grid import Grid
+from cmr.labels import labels_of
+from cmr.metrics import mean_dice, mean_hd95_mm
+from cmr.records import Domain
+from cmr.rescan import random_shift
+from cmr.sampler import translate
+from cmr.seeds import rng
+from cmr.segmenter import Segmenter
+from cmr.settings import DataConfig, opt, parse
+from cmr.signs import SIGNS, Look, signs
+from cmr.source_model import SourceModel
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength
+from cmr.studies import find, in_role, split_by_subject
+from cmr.workers import over_volumes, pick_device
+from cmr.working import prepare
 
-CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2", "t0=500,guide_mm=30,steps=2", "t0=500,match=mean_std,guide_mm=30,steps=2",
-              "t0=500,match=quantile,guide_mm=30,steps=2", "t0=700,match=mean_std,guide_mm=60,steps=2", "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
-SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain", "likeness before", "denoising change")
+CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2",
+              "t0=500,guide_mm=30,steps=2", DEFAULT_STRENGTH["da"], "t0=500,match=quantile,guide_mm=30,steps=2",
+              "t0=700,match=mean_std,guide_mm=60,steps=2",
+              "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
@@ -41,72 +46,113 @@ RIDGE = 1.0
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    target: str    = opt("Vendor=B,C,D", "target domains")
-    run: str       = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/")
-    networks: str  = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
+    target: str     = opt("Vendor=B,C,D", "target domains")
+    run: str        = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/")
+    networks: str   = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
     candidates: str = opt(";".join(CANDIDATES), "strengths to choose from, beside none, separated by ';'")
-    shifts: int    = opt(4, "changes of appearance to calibrate on, beside the unchanged source")
-    out: str       = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
+    shifts: int     = opt(4, "changes of appearance to calibrate on, beside the unchanged source")
+    out: str        = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
 
 PRESETS = {"tiny": dict(shifts=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
+HINDSIGHT = ("hindsight", "hindsight_hd95_mm")
+PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", *HINDSIGHT)
+GAINS = ("gain", "gain_hd95_mm")
+COLUMNS = ("domain", "use", "case", "network", "candidate", *GAINS, *SIGNS)
 
 
-def denoising_error(model, image, t=100):
-    """Root mean squared error of the SD-DM's clean image from one fixed noise at t: large for what it has never seen."""
-    device = next(model.net.parameters()).device
-    x_0 = torch.tensor(np.asarray(image), device=device)[:, None]
-    z = torch.randn(1, 1, *x_0.shape[2:], generator=generator("denoising error")).to(device)
-    with torch.no_grad():
-        x_t = noised(model.schedule, x_0, t, z)
-        found, _ = estimates(model.schedule, model.parameterisation, model.net(x_t, torch.full((len(x_0),), t, device=device)).float(), x_t, t)
-    return float(((found - x_0) ** 2).mean().sqrt())
+def main(argv=None):
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    out = writable_folder(c.out)
+    volumes = Volumes(c)                                          # what is missing is found before the long work
+    rows = [row for some in over_volumes(volumes, Volumes, c) for row in some]
+    write_csv(out / "signs.csv", rows, COLUMNS)
+    domains = [c.source, *map(str, volumes.targets)]
+    choice, predicted = choose(rows, c.networks.split(","), domains, volumes.candidates)
+    write_csv(out / "predicted.csv", predicted, PREDICTED_COLUMNS)
+    write_json(out / "choice.json", choice)
+    _print(choice, predicted, rows)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the signs need of an image, whatever segments it."""
-    distance: float                              # from the source, by Likeness
-    denoising: float                             # denoising_error of the SD-DM
-    edges: np.ndarray                            # gradient magnitude, flat
-
-    @classmethod
-    def of(cls, image, likeness, model):
-        return cls(likeness.distance(image), denoising_error(model, image), ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), (0, 1, 1)).ravel())
+class Job:
+    """One volume to be translated with every candidate."""
+    use: str                                     # calibration or target
+    domain: str                                  # or the name of a stand-in
+    shift: int                                   # which change of look comes first; 0: none
+    working: object
 
 
-def signs(look_before, look_after, logits_before, logits_after):
-    """The label-free signs of one candidate on one volume, in the order of SIGNS.
+class Volumes:
+    """The models and the volumes; one volume at a time through all candidates and networks."""
 
-    look_* : of the volume before and after its translation.  logits_* : (4, D, H, W) of the segmenter on each.
-    """
-    before, after = softmax(logits_before), softmax(logits_after)
-    labels_before, labels_after = labels_of(before), labels_of(after)
-    overlaps = [dice(labels_before == v, labels_after == v) for v in range(1, 1 + len(STRUCTURES))]
-    return np.array([np.log(_entropy(after) / _entropy(before)), np.nanmean(overlaps) if np.isfinite(overlaps).any() else 0.0,
-                     abs(np.log(((labels_after > 0).sum() + 1) / ((labels_before > 0).sum() + 1))), _fragments(labels_after) - _fragments(labels_before),
-                     np.corrcoef(look_before.edges, look_after.edges)[0, 1], look_before.distance - look_after.distance, look_before.distance,
-                     np.log(look_after.denoising / look_before.denoising)])
+    def __init__(self, c):
+        self.c, self.device, run = c, pick_device(c.device), Path(c.run)
+        self.candidates = {text: Strength.parse(text) for text in c.candidates.split(";")}
+        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
+        self.segmenters = {network: Segmenter.load(run / f"segmenter-{network}-real" / "final.pt", self.device)
+                           for network in c.networks.split(",")}
+        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        workings = lambda domain, split, labelled: prepare(in_role(records, domain, split, labelled), grid, c.work)
+        self.source_look = SourceLook.of([np.asarray(w.image) for w in workings(source, "Training", True)])
+        self.targets = Domain.parse(c.target).each()
+        own = one_volume_each(workings(source, "Validation", True))
+        self.jobs = [Job("calibration", str(source), 0, w) for w in own]
+        for k in range(1, 1 + c.shifts):
+            self.jobs += [Job("calibration", f"shift {k}", k, w) for w in own]
+        for target in self.targets:
+            unlabelled = one_volume_each(workings(target, "Validation", False))
+            self.jobs += [Job("target", str(target), 0, w) for w in unlabelled]
+
+    def volume(self, index):
+        """Rows of one volume: every network's signs for every candidate, and where there are labels its gains.
+
+        A target's gains are written down for hindsight; nothing is chosen by them.
+        """
+        job = self.jobs[index]
+        working, spacing_mm = job.working, self.c.spacing_mm
+        reference = np.asarray(working.image)
+        if job.shift:                                             # one key for all patients: the same change, a domain
+            reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", job.shift))
+        segment = lambda network, image: self.segmenters[network].logits(image, working.spacing_mm, mirror=False)
+        before = {network: segment(network, reference) for network in self.segmenters}
+        scores_before = {network: _scores(logits, working) for network, logits in before.items()}
+        look_before, rows = Look.of(reference, self.source_look, self.model), []
+        for candidate, strength in self.candidates.items():
+            image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
+            look_after = Look.of(image, self.source_look, self.model)
+            for network in self.segmenters:
+                after = segment(network, image)
+                found = signs(look_before, look_after, before[network], after)
+                gains = np.subtract(_scores(after, working), scores_before[network]).tolist() or [None, None]
+                rows.append({"domain": job.domain, "use": job.use, "case": working.record.case, "network": network,
+                             "candidate": candidate, **dict(zip(GAINS, gains)), **dict(zip(SIGNS, found.tolist()))})
+        return rows
 
 
-def _entropy(probabilities):
-    """Predictive entropy summed over the volume, per voxel of predicted foreground; large for an empty one."""
-    total = -(probabilities * np.log(probabilities + 1e-9)).sum()
-    return (total + 1) / ((labels_of(probabilities) > 0).sum() + 1)
+def one_volume_each(workings):
+    """The first volume of every subject, ED, in the given order."""
+    first = {}
+    for w in workings:
+        first.setdefault(w.record.subject, w)
+    return list(first.values())
 
 
-def _fragments(labels):
-    """Share of the foreground outside its largest component; 1 if there is none: a collapse is no success."""
-    components, n = ndimage.label(labels > 0)
-    return 1 - np.bincount(components.ravel())[1:].max() / (labels > 0).sum() if n else 1.0
+def _scores(logits, working):
+    """(mean Dice, minus mean HD95 in mm) of a segmentation, larger is better; () where there are no labels."""
+    if working.label is None:
+        return ()
+    labels = labels_of(logits)
+    return mean_dice(labels, working.label), -mean_hd95_mm(labels, working.label, working.spacing_mm)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ridge regression from signs to gain, and how much it errs for each candidate on the mean of a domain it has not seen.
+    """Ridge regression from signs to gain, and how much it errs on the mean of a domain it has not seen.
 
-    Gains beyond LARGE count as that, so that one collapse mended does not outweigh many small losses; signs beyond what the
-    calibration saw count as its extremes, so that nothing is extrapolated.
+    Gains beyond LARGE count as that, so that one collapse mended does not outweigh many small losses; signs beyond what
+    the calibration saw count as its extremes, so that nothing is extrapolated.
     """
     low: np.ndarray
     high: np.ndarray
@@ -114,21 +160,24 @@ class Calibration:
     scale: np.ndarray
     weights: np.ndarray
     intercept: float
-    error: dict                                  # candidate -> root mean squared error of a domain's mean gain, leaving one stand-in out
+    error: dict                                  # candidate -> root mean squared error of a domain's mean, left out
 
     @classmethod
     def fit(cls, features, gains, domains, candidates):
-        """features : (n, signs).  gains : (n,).  domains, candidates : (n,) names; a stand-in domain is left out at a time."""
-        features, gains, domains, candidates = np.asarray(features), np.clip(gains, -LARGE, LARGE), np.asarray(domains), np.asarray(candidates)
+        """features : (n, signs).  gains : (n,).  domains, candidates : (n,) names; a stand-in is left out at a time."""
+        features, gains = np.asarray(features), np.clip(gains, -LARGE, LARGE)
+        domains, candidates = np.asarray(domains), np.asarray(candidates)
         errors = {candidate: [] for candidate in np.unique(candidates)}
         for domain in np.unique(domains):
             seen = domains != domain
-            if seen.any() and not seen.all():
-                left_out = cls._ridge(features[seen], gains[seen], {})
-                for candidate in np.unique(candidates[~seen]):
-                    own = ~seen & (candidates == candidate)
-                    errors[candidate].append(left_out.predict(features[own]).mean() - gains[own].mean())
-        return cls._ridge(features, gains, {c: float(np.sqrt(np.mean(np.square(e)))) if e else np.inf for c, e in errors.items()})
+            if not seen.any() or seen.all():
+                continue
+            without = cls._ridge(features[seen], gains[seen], {})
+            for candidate in np.unique(candidates[~seen]):
+                own = ~seen & (candidates == candidate)
+                errors[candidate].append(without.predict(features[own]).mean() - gains[own].mean())
+        rms = {candidate: float(np.sqrt(np.mean(np.square(e)))) if e else np.inf for candidate, e in errors.items()}
+        return cls._ridge(features, gains, rms)
 
     @classmethod
     def _ridge(cls, features, gains, error):
@@ -144,7 +193,7 @@ class Calibration:
 
 
 def pick(predicted, error):
-    """The candidate of largest predicted gain among those whose gain exceeds its error by MARGIN (one standard error), or `none`.
+    """The candidate of largest predicted gain among those whose gain exceeds its error by MARGIN, or `none`.
 
     predicted : {candidate: mean over a target's volumes, Dice}.  error : {candidate: Calibration.error}.
     """
@@ -152,95 +201,62 @@ def pick(predicted, error):
     return max(clear, key=clear.get) if clear else NONE
 
 
-PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", "hindsight", "hindsight_hd95_mm")
-COLUMNS = ("domain", "use", "case", "network", "candidate", "gain", "gain_hd95_mm", *SIGNS)
-
-
-class Choice:
-    """The models and the volumes; one volume at a time through all candidates and networks."""
-
-    def __init__(self, c):
-        self.c, self.device, run = c, pick_device(c.device), Path(c.run)
-        self.candidates = {text: Strength.parse(text) for text in c.candidates.split(";")}
-        self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
-        self.segmenters = {n: Segmenter.load(run / f"segmenter-{n}-real" / "final.pt", self.device) for n in c.networks.split(",")}
-        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-        volumes = lambda domain, split, labelled: prepare(in_role(records, domain, split, labelled_only=labelled), grid, c.work)
-        one_each = lambda workings: list({w.record.subject: w for w in reversed(workings)}.values())[::-1]      # the first phase, ED
-        self.likeness = Likeness.of([np.asarray(w.image) for w in volumes(source, "Training", True)])
-        self.targets = Domain.parse(c.target).each()
-        self.jobs = [("calibration", f"shift {k}" if k else str(source), k, w) for k in range(1 + c.shifts) for w in one_each(volumes(source, "Validation", True))]
-        self.jobs += [("target", str(d), 0, w) for d in self.targets for w in one_each(volumes(d, "Validation", False))]
-
-    def volume(self, index):
-        """Rows of one volume: every network's signs for every candidate, and where there are labels its gain, in Dice and in mm HD95.
-
-        A target's gains are written down for hindsight; nothing is chosen by them.
-        """
-        use, domain, shift, working = self.jobs[index]
-        reference, spacing_mm = np.asarray(working.image), self.c.spacing_mm
-        if shift:                                                               # one key for all patients: the same change, a domain
-            reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", shift))
-        before = {n: s.logits(reference, working.spacing_mm, mirror=False) for n, s in self.segmenters.items()}
-        scores = lambda labels: (mean_dice(labels, working.label), -mean_hd95_mm(labels, working.label, working.spacing_mm))
-        scores_before = {n: scores(labels_of(logits)) for n, logits in before.items()} if working.label is not None else {}
-        look_before, rows = Look.of(reference, self.likeness, self.model), []
-        for candidate, strength in self.candidates.items():
-            image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
-            look_after = Look.of(image, self.likeness, self.model)
-            for network, segmenter in self.segmenters.items():
-                after = segmenter.logits(image, working.spacing_mm, mirror=False)
-                found = signs(look_before, look_after, before[network], after)
-                gains = np.subtract(scores(labels_of(after)), scores_before[network]).tolist() if scores_before else (None, None)
-                rows.append({"domain": domain, "use": use, "case": working.record.case, "network": network, "candidate": candidate,
-                             **dict(zip(("gain", "gain_hd95_mm"), gains)), **dict(zip(SIGNS, found.tolist()))})
-        return rows
-
-
 def patients(rows, domain):
-    """[validation patients of the source, of the domain], one volume of each; of neither may there be fewer than FEWEST."""
-    return [len({r["case"] for r in rows if of in (r["use"], r["domain"])}) for of in ("calibration", domain)]
+    """(validation patients of the source, of the domain), one volume of each; there must be FEWEST of both."""
+    of_source = {row["case"] for row in rows if row["use"] == "calibration"}
+    of_domain = {row["case"] for row in rows if row["domain"] == domain}
+    return len(of_source), len(of_domain)
 
 
 def choose(rows, networks, domains, candidates):
     """({domain: {network: candidate}}, rows of predicted.csv) from the rows of all volumes."""
-    choice, predicted_rows = {d: {} for d in domains}, []
+    choice, predicted_rows = {domain: {} for domain in domains}, []
     for network in networks:
-        own = [r for r in rows if r["network"] == network]
-        calibration = [r for r in own if r["use"] == "calibration"]
-        features = lambda some: np.array([[r[s] for s in SIGNS] for r in some])
-        fitted = Calibration.fit(features(calibration), [r["gain"] for r in calibration], [r["domain"] for r in calibration], [r["candidate"] for r in calibration])
+        own = [row for row in rows if row["network"] == network]
+        fitted = _calibrated([row for row in own if row["use"] == "calibration"])
         for domain in domains:
-            predicted, hindsight = {}, {}
-            for candidate in candidates:
-                here = [r for r in own if r["domain"] == domain and r["candidate"] == candidate]
-                gains = [(r["gain"], r["gain_hd95_mm"]) for r in here if r["gain"] is not None]
-                predicted[candidate], hindsight[candidate] = float(fitted.predict(features(here)).mean()), np.mean(gains, 0).tolist() if gains else (None, None)
-            choice[domain][network] = pick(predicted, fitted.error) if min(patients(rows, domain)) >= FEWEST else NONE
-            known = {NONE: (0.0, 0.0, 0.0, 0.0), **{c: (predicted[c], fitted.error[c], *hindsight[c]) for c in candidates}}     # `none` changes nothing, surely
-            predicted_rows += [{"domain": domain, "network": network, "candidate": candidate, "chosen": int(candidate == choice[domain][network]),
-                                **dict(zip(PREDICTED_COLUMNS[4:], values))} for candidate, values in known.items()]
+            here = [row for row in own if row["domain"] == domain]
+            of = {candidate: [row for row in here if row["candidate"] == candidate] for candidate in candidates}
+            predicted = {candidate: float(fitted.predict(_features(some)).mean()) for candidate, some in of.items()}
+            chosen = pick(predicted, fitted.error) if min(patients(rows, domain)) >= FEWEST else NONE
+            choice[domain][network] = chosen
+            known = {NONE: (0.0, 0.0, 0.0, 0.0)}                  # changes nothing, surely
+            for candidate, some in of.items():
+                known[candidate] = (predicted[candidate], fitted.error[candidate], *_mean_gains(some))
+            for candidate, figures in known.items():
+                predicted_rows.append({"domain": domain, "network": network, "candidate": candidate,
+                                       "chosen": int(candidate == chosen),
+                                       **dict(zip(("predicted", "error", *HINDSIGHT), figures))})
     return choice, predicted_rows
 
 
-def main(argv=None):
-    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
-    out = checkpoint.writable_folder(c.out)
-    everything = Choice(c)
-    rows = [row for some in over_volumes(everything, Choice, c) for row in some]
-    checkpoint.write_csv(out / "signs.csv", rows, COLUMNS)
-    choice, predicted = choose(rows, c.networks.split(","), [c.source, *map(str, everything.targets)], everything.candidates)
-    checkpoint.write_csv(out / "predicted.csv", predicted, PREDICTED_COLUMNS)
-    checkpoint.write_json(out / "choice.json", choice)
-    known = [r for r in predicted if r["hindsight"] is not None]
-    for network, candidate in dict.fromkeys((r["network"], r["candidate"]) for r in known):
-        gains = {r["domain"]: r["hindsight"] for r in known if (r["network"], r["candidate"]) == (network, candidate)}
-        print(f"{network} {candidate}: gain in hindsight " + ", ".join(f"{d} {gain:+.3f}" for d, gain in gains.items()))
+def _features(rows):
+    return np.array([[row[sign] for sign in SIGNS] for row in rows])
+
+
+def _calibrated(rows):
+    columns = ([row[name] for row in rows] for name in ("gain", "domain", "candidate"))
+    return Calibration.fit(_features(rows), *columns)
+
+
+def _mean_gains(rows):
+    """(Dice, mm HD95) gained on the volumes that have labels; (None, None) if none has."""
+    gains = [[row[name] for name in GAINS] for row in rows if row["gain"] is not None]
+    return np.mean(gains, 0).tolist() if gains else (None, None)
+
+
+def _print(choice, predicted, rows):
+    """What each candidate gained in hindsight, and what was chosen."""
+    known = [row for row in predicted if row["hindsight"] is not None]
+    for network, candidate in dict.fromkeys((row["network"], row["candidate"]) for row in known):
+        own = [row for row in known if (row["network"], row["candidate"]) == (network, candidate)]
+        gains = ", ".join(f"{row['domain']} {row['hindsight']:+.3f}" for row in own)
+        print(f"{network} {candidate}: gain in hindsight {gains}")
     for domain, of in choice.items():
         of_source, of_domain = patients(rows, domain)
         if min(of_source, of_domain) < FEWEST:
-            print(f"{domain}: {of_source} validation patients of the source and {of_domain} of the domain; nothing is chosen by fewer than {FEWEST}")
+            print(f"{domain}: {of_source} validation patients of the source and {of_domain} of the domain; "
+                  f"nothing is chosen by fewer than {FEWEST}")
         print(f"{domain}: " + "; ".join(f"{network} {candidate}" for network, candidate in of.items()))
 
 

@@ -17,11 +17,13 @@ class Denoiser(nn.Module):
     At initialisation the output is exactly 0, because every last convolution is.
     """
 
-    def __init__(self, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16,), head=64, groups=32, dropout=0.0, size=128, patch=1):
+    def __init__(self, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16,), head=64, groups=32, dropout=0.0,
+                 size=128, patch=1):
         super().__init__()
         self.base, self.patch, self.multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
         if size % self.multiple:
-            raise ValueError(f"size {size}: this denoiser needs multiples of {self.multiple} (patch {patch}, {len(multipliers)} levels)")
+            raise ValueError(f"size {size}: this denoiser needs multiples of {self.multiple} "
+                             f"(patch {patch}, {len(multipliers)} levels)")
         embedding = 4 * base
         res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, embedding, groups, dropout, resample)
         attention = lambda c: Attention(c, head, groups)
@@ -50,11 +52,13 @@ class Denoiser(nn.Module):
                     layers.append(res(c, c, "up"))
                     edge *= 2
                 self.up.append(nn.ModuleList(layers))
-        self.head = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), _zero(nn.Conv2d(current, patch ** 2, 3, padding=1)))
+        last = _zero(nn.Conv2d(current, patch ** 2, 3, padding=1))
+        self.head = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), last)
 
     def forward(self, x_t, t):
         if x_t.shape[-1] % self.multiple or x_t.shape[-2] % self.multiple:
-            raise ValueError(f"image is {x_t.shape[-2]}x{x_t.shape[-1]}, but this denoiser needs multiples of {self.multiple}; pad it")
+            raise ValueError(f"image is {x_t.shape[-2]}x{x_t.shape[-1]}, but this denoiser needs multiples of "
+                             f"{self.multiple}; pad it")
         emb = self.embed(time_features(t, self.base).to(x_t.dtype))
         h = self.stem(F.pixel_unshuffle(x_t, self.patch))         # (N, patch^2, H/patch, W/patch) -> (N, C, ...)
         skips = [h]
@@ -73,7 +77,8 @@ class Denoiser(nn.Module):
 
 def time_features(t, width):
     """Sinusoidal features of the time, float32 (N, width): [cos, sin] of t / 10000^(j / (width/2))."""
-    frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=t.device, dtype=torch.float32) / (width // 2))
+    j = torch.arange(width // 2, device=t.device, dtype=torch.float32)
+    frequencies = torch.exp(-math.log(1e4) * j / (width // 2))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -85,7 +90,7 @@ def _zero(layer):
 
 
 class ResBlock(nn.Module):
-    """Residual block with the time as scale and shift; `resample` (down: 2x2 mean, up: nearest) acts on both branches."""
+    """Residual block with the time as scale and shift; `resample` (down: mean, up: nearest) acts on both branches."""
 
     def __init__(self, c_in, c_out, embedding, groups, dropout, resample=None):
         super().__init__()
@@ -109,10 +114,13 @@ class Attention(nn.Module):
     def __init__(self, channels, head, groups):
         super().__init__()
         self.heads = max(1, channels // head)
-        self.norm, self.qkv, self.out = nn.GroupNorm(groups, channels), nn.Conv2d(channels, 3 * channels, 1), _zero(nn.Conv2d(channels, channels, 1))
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x, emb):
         n, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, h * w).transpose(-1, -2).unbind(1)   # (N, heads, HW, C/heads)
+        qkv = self.qkv(self.norm(x)).view(n, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)                 # (N, heads, HW, C/heads)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
         return x + self.out(attended)

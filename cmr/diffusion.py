@@ -81,8 +81,8 @@ def target_of(schedule, parameterisation, x_0, eps, t):
 def loss_weight(schedule, t, parameterisation, weighting, gamma=5.0):
     """Weight of the squared error at t, (N,) float64: one objective per `weighting`, whatever the parameterisation.
 
-    simple (Ho et al. 2020), snr+1 (Salimans & Ho 2022), min-snr (Hang et al. 2023, gamma 5), written as the weight of the
-    squared error of x_0 and divided by |d output|^2 / |d x_0|^2, which is SNR for eps, 1 for x0 and SNR + 1 for v.
+    simple (Ho et al. 2020), snr+1 (Salimans & Ho 2022), min-snr (Hang et al. 2023, gamma 5), written as the weight of
+    the squared error of x_0 and divided by |d output|^2 / |d x_0|^2, which is SNR for eps, 1 for x0 and SNR + 1 for v.
     """
     snr = schedule.snr(t)
     of_x0 = {"simple": snr, "snr+1": snr + 1, "min-snr": snr.clamp(max=gamma)}[weighting]
@@ -99,18 +99,22 @@ def stratified_t(T, n, generator):
 def diffusion_loss(schedule, net, x_0, generator, parameterisation="v", weighting="min-snr"):
     """Weighted mean squared error of the network's output (Algorithm 1 and Eq. 14, Ho).
 
-    x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.  net : callable (x_t, t) -> (N, 1, H, W), t (N,) in 1..T.
+    x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.
+    net : callable (x_t, t) -> (N, 1, H, W); t is (N,) int64 in 1..T.
     Returns a scalar.  Draws t, then eps, from `generator` (CPU) and nowhere else.
     """
     t = stratified_t(schedule.T, len(x_0), generator)
     eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
-    error = (net(noised(schedule, x_0, t, eps), t.to(x_0.device)).float() - target_of(schedule, parameterisation, x_0, eps, t)) ** 2
+    output = net(noised(schedule, x_0, t, eps), t.to(x_0.device)).float()
+    error = (output - target_of(schedule, parameterisation, x_0, eps, t)) ** 2
     weight = loss_weight(schedule, t, parameterisation, weighting).to(device=x_0.device, dtype=x_0.dtype)
     return (weight * error.flatten(1).mean(1)).mean()
 
 
 def ddim_step(schedule, x_t, x_0, eps, t, s, eta=0.0, z=None):
-    """x_s from x_t's estimates, any t, s in 0..T (Eq. 12, Song et al. 2021).  eta = 1 is the DDPM step; s > t inverts (eta 0).
+    """x_s from x_t's estimates, any t, s in 0..T (Eq. 12, Song et al. 2021).
+
+    eta = 1 is the DDPM step; s > t inverts (eta 0).
 
     z : standard normal like x_t, needed for eta > 0; ignored at s = 0, where no noise is added.
     """
@@ -136,9 +140,9 @@ def ddpm_step(schedule, x_t, x_0, t, s, z, variance="small"):
 def levels(t_start, steps, kind="quadratic"):
     """The times a sampler visits: strictly decreasing, from t_start (or near it) to 0, the clean image.
 
-    leading, trailing, linspace : the usual uniform grids.  quadratic : fine steps at small noise, where few uniform steps
-    leave texture under-dispersed.  The state is noised at the first entry and each entry's successor is the next one:
-    never arithmetic like t - T // steps, which is wrong whenever steps does not divide T.
+    leading, trailing, linspace : the usual uniform grids.  quadratic : fine steps at small noise, where few uniform
+    steps leave texture under-dispersed.  The state is noised at the first entry and each entry's successor is the next
+    one: never arithmetic like t - T // steps, which is wrong whenever steps does not divide T.
     """
     if not 1 <= steps <= t_start:
         raise ValueError(f"{steps} steps from t = {t_start}: use between 1 and {t_start}")
@@ -165,7 +169,8 @@ def denoise(schedule, net, parameterisation, x, times, noise, eta=1.0, edit=None
     eps is re-derived after x_0 was edited or clamped: otherwise eta = 1 is no longer DDPM and contrast saturates.
     """
     for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-        x_0, eps = estimates(schedule, parameterisation, net(x, torch.full((len(x),), t, device=x.device)).float(), x, t)
+        output = net(x, torch.full((len(x),), t, device=x.device)).float()
+        x_0, eps = estimates(schedule, parameterisation, output, x, t)
         if edit or clip:
             x_0 = edit(x_0, t) if edit else x_0
             x_0 = x_0.clamp(-1, 1) if clip else x_0

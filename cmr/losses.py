@@ -10,8 +10,8 @@ def dice_ce_loss(logits, target, batch_dice=True, smooth=1e-5):
     """Mean cross-entropy minus the mean soft Dice of the foreground classes; -1 is perfect.
 
     logits : (N, C, *space).  target : (N, *space) int64 in 0..C-1.
-    batch_dice : sums over the whole batch, so that a slice without a structure contributes its false positives; otherwise
-    the Dice of each sample by itself, where a class absent from both counts as 1.  All sums are float32.
+    batch_dice : sums over the whole batch, so that a slice without a structure contributes its false positives;
+    otherwise the Dice of each sample by itself, where a class absent from both counts as 1.  All sums are float32.
     """
     logits = logits.float()
     probabilities = logits.softmax(1)
@@ -29,7 +29,7 @@ def deep_supervision_weights(heads):
 
 
 def deep_supervision_loss(outputs, target, batch_dice):
-    """Weighted `dice_ce_loss` over the logits of all decoder stages, finest first; a stage of weight 0 is not evaluated.
+    """Weighted `dice_ce_loss` over the logits of all decoder stages, finest first; one of weight 0 is not evaluated.
 
     target : (N, *space) of the finest; the coarser ones see it through "nearest-exact" sampling.
     """

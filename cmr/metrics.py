@@ -4,7 +4,8 @@ Convention (that of MONAI and MetricsReloaded): the border is every voxel of the
 and outside the array counts as background; distances are exact and Euclidean between voxel centres; HD95 is the larger
 of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the same name.
 
-Public: `dice`, `border`, `bounding_box`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `ejection_fraction`.
+Public: `dice`, `border`, `bounding_box`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`,
+`mean_dice`, `mean_hd95_mm`, `ejection_fraction`.
 """
 import math
 
@@ -12,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 SURFACE = ("hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred")
+STATUS = {(True, True): "ok", (False, True): "missed", (True, False): "spurious", (False, False): "absent_both"}
 
 
 def dice(pred, ref):
@@ -34,7 +36,7 @@ def border(mask):
 
 
 def bounding_box(mask):
-    """Slices of the smallest box that holds a non-empty boolean array; axis by axis, each search within the last one's cut."""
+    """Slices of the smallest box that holds a non-empty boolean array; each axis within the last one's cut."""
     box = []
     for axis in range(mask.ndim):
         cut = np.moveaxis(mask[tuple(box)], axis, 0)
@@ -60,8 +62,13 @@ def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
     d_pr, d_rp = border_distances(pred, ref, spacing_mm)
     both = np.concatenate([d_pr, d_rp])
     quantile = lambda d: float(np.quantile(d, 0.95))
-    return {"hd": float(both.max()), "hd95": max(quantile(d_pr), quantile(d_rp)), "hd95_pooled": quantile(both), "assd": float(both.mean()),
-            "masd": float((d_pr.mean() + d_rp.mean()) / 2), "asd_pred_to_ref": float(d_pr.mean()), "asd_ref_to_pred": float(d_rp.mean()),
+    return {"hd": float(both.max()),
+            "hd95": max(quantile(d_pr), quantile(d_rp)),
+            "hd95_pooled": quantile(both),
+            "assd": float(both.mean()),
+            "masd": float((d_pr.mean() + d_rp.mean()) / 2),
+            "asd_pred_to_ref": float(d_pr.mean()),
+            "asd_ref_to_pred": float(d_rp.mean()),
             "nsd": float((both <= tolerance_mm).mean())}
 
 
@@ -81,25 +88,44 @@ def in_plane_metrics(pred, ref, spacing_mm):
 def measure(pred, ref, spacing_mm):
     """Everything about one structure: boolean (D, H, W) arrays of one shape, spacing (slice, row, column) in mm.
 
-    `status` is ok, missed (pred empty), spurious (ref empty) or absent_both.  A missed or spurious structure has Dice 0,
-    NSD 0 and infinite distances: it is never dropped and never 0 mm.  absent_both leaves every metric nan.
+    `status` is ok, missed (pred empty), spurious (ref empty) or absent_both.  A missed or spurious structure has
+    Dice 0, NSD 0 and infinite distances: it is never dropped and never 0 mm.  absent_both leaves every metric nan.
     """
     pred, ref = np.asarray(pred, bool), np.asarray(ref, bool)
     spacing_mm = tuple(float(s) for s in spacing_mm)
     if pred.shape != ref.shape or pred.ndim != len(spacing_mm):
-        raise ValueError(f"prediction {pred.shape}, reference {ref.shape}, spacing {spacing_mm}: shapes must agree, one spacing an axis")
+        raise ValueError(f"prediction {pred.shape}, reference {ref.shape}, spacing {spacing_mm}: "
+                         "shapes must agree, one spacing an axis")
     voxel_ml = math.prod(spacing_mm) / 1000
     if (pred | ref).any():                                        # nothing outside the joint box changes any metric
         box = bounding_box(pred | ref)
         pred, ref = pred[box], ref[box]
-    status = {(True, True): "ok", (False, True): "missed", (True, False): "spurious", (False, False): "absent_both"}[bool(pred.any()), bool(ref.any())]
-    row = {"status": status, "dice": dice(pred, ref), "volume_pred_ml": pred.sum() * voxel_ml, "volume_ref_ml": ref.sum() * voxel_ml}
+    status = STATUS[bool(pred.any()), bool(ref.any())]
     if status == "ok":
         surface = surface_metrics(pred, ref, spacing_mm)
+    elif status == "absent_both":
+        surface = dict.fromkeys((*SURFACE, "nsd"), math.nan)
     else:
-        far = math.nan if status == "absent_both" else math.inf
-        surface = {**dict.fromkeys(SURFACE, far), "nsd": math.nan if status == "absent_both" else 0.0}
-    return {**row, **surface, **(in_plane_metrics(pred, ref, spacing_mm) if pred.ndim == 3 else {})}
+        surface = {**dict.fromkeys(SURFACE, math.inf), "nsd": 0.0}
+    in_plane = in_plane_metrics(pred, ref, spacing_mm) if pred.ndim == 3 else {}
+    volumes = {"volume_pred_ml": pred.sum() * voxel_ml, "volume_ref_ml": ref.sum() * voxel_ml}
+    return {"status": status, "dice": dice(pred, ref), **volumes, **surface, **in_plane}
+
+
+def mean_dice(labels, mask):
+    """Mean Dice over the structures present in mask; (D, H, W) labels of one numbering; nan for an empty mask."""
+    values = [dice(labels == v, mask == v) for v in np.unique(mask) if v]
+    return float(np.mean(values)) if values else math.nan
+
+
+def mean_hd95_mm(labels, mask, spacing_mm):
+    """Mean HD95 over the structures present in mask, as `mean_dice`; spacing (slice, row, column).
+
+    A structure that was not found counts as the volume's diagonal.  nan for an empty mask.
+    """
+    diagonal_mm = float(np.linalg.norm(np.multiply(mask.shape, spacing_mm)))
+    distances = [measure(labels == v, mask == v, spacing_mm)["hd95"] for v in np.unique(mask) if v]
+    return float(np.mean([min(d, diagonal_mm) for d in distances])) if distances else math.nan
 
 
 def ejection_fraction(edv_ml, esv_ml):

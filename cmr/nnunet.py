@@ -1,22 +1,37 @@
-"""The nnU-Net network (PlainConvUNet of Isensee et al. 2021), 2D and 3D, with deep supervision.
+"""nnU-Net (Isensee et al. 2021, v2), 2D and 3D: the network, how it is trained, and its presets.
 
-Strided convolutions downwards, transposed convolutions upwards, instance normalisation, leaky ReLU; the kernel and
-stride of every stage come from the plan (`cmr.plan`), so that thick slices are not mixed before the in-plane
-resolution is as coarse as they are.
+The network is PlainConvUNet: strided convolutions downwards, transposed convolutions upwards, instance normalisation,
+leaky ReLU; the kernel and stride of every stage come from the plan (`cmr.nnunet_plan`), so that thick slices are not
+mixed before the in-plane resolution is as coarse as they are.  Preprocessing, patches and augmentation have rooms of
+their own.
 
-Public: `NnUNet`.
+Public: `NnUNet`, `recipe`, `NNUNET_2D`, `NNUNET_3D`.
 """
+import functools
+import itertools
 import math
+from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import nn
+
+from cmr.errors import UsageError
+from cmr.losses import deep_supervision_loss
+from cmr.nnunet_augment import Augmentation
+from cmr.nnunet_patches import Volume, draw_batch
+from cmr.nnunet_plan import Plan, make_plan
+from cmr.nnunet_preprocess import back_to_volume, from_zero, nonzero_box, preprocess
+from cmr.prediction import predict
+from cmr.recipe import Network, Recipe
+from cmr.seeds import initialised, rng
 
 
 class NnUNet(nn.Module):
     """(N, 1, *space) z-scored patches -> logits (N, classes, *space), or in training the list of all resolutions.
 
     features : channels of each stage, finest first.
-    kernels, strides : one tuple per stage with one entry per axis; 2 axes make a 2D network, 3 a 3D one.  strides[0] is 1.
+    kernels, strides : a tuple per stage with one entry per axis; 2 axes make a 2D network, 3 a 3D one; strides[0] is 1.
     In train mode `forward` returns the logits of every decoder stage, finest first (deep supervision); in eval mode
     the finest alone.  Nothing else differs: there is no dropout and no batch statistic.
     Raises ValueError for a plan of one stage, which has no decoder.
@@ -25,12 +40,14 @@ class NnUNet(nn.Module):
     def __init__(self, classes, features, kernels, strides):
         super().__init__()
         if len(features) < 2:
-            raise ValueError(f"a plan of {len(features)} stage has no decoder; the patch is too small for an nnU-Net (at least 8 pixels on two axes, or 12 on one)")
+            raise ValueError(f"a plan of {len(features)} stage has no decoder; the patch is too small for an nnU-Net "
+                             "(at least 8 pixels on two axes, or 12 on one)")
         dims = len(strides[0])
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for c_in, c_out, kernel, stride in zip([1, *features], features, kernels, strides):
-            self.encoder.append(nn.Sequential(_block(dims, c_in, c_out, kernel, stride), _block(dims, c_out, c_out, kernel, 1)))
-        for i in reversed(range(len(features) - 1)):                             # coarsest first
+            first, second = _block(dims, c_in, c_out, kernel, stride), _block(dims, c_out, c_out, kernel, 1)
+            self.encoder.append(nn.Sequential(first, second))
+        for i in reversed(range(len(features) - 1)):              # coarsest first
             self.decoder.append(_UpStage(dims, features[i + 1], features[i], kernels[i], strides[i + 1], classes))
         self.apply(_he_normal)
 
@@ -48,7 +65,7 @@ class NnUNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """One step up: enlarge, put the encoder's features behind, two blocks.  The head belongs to the stage, trained or not."""
+    """One step up: enlarge, put the encoder's features behind, two blocks; the head is the stage's, used or not."""
 
     def __init__(self, dims, c_in, c_out, kernel, stride, classes):
         super().__init__()
@@ -57,7 +74,8 @@ class _UpStage(nn.Module):
         self.head = _layer("Conv", dims)(c_out, classes, 1)
 
     def forward(self, x, skip):
-        return self.blocks(torch.cat([self.enlarge(x), skip], 1))                # the enlarged first: weights are exchangeable with nnU-Net's
+        # The enlarged first: weights are exchangeable with nnU-Net's.
+        return self.blocks(torch.cat([self.enlarge(x), skip], 1))
 
 
 def _layer(name, dims):
@@ -71,8 +89,101 @@ def _block(dims, c_in, c_out, kernel, stride):
 
 
 def _he_normal(module):
-    """He et al. 2015 for leaky ReLU.  fan_in is weight.shape[1] times the kernel, which for a transposed convolution is its *output* side."""
+    """He et al. 2015 for leaky ReLU.
+
+    fan_in is weight.shape[1] times the kernel, which for a transposed convolution is its *output* side.
+    """
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         fan_in = module.weight.shape[1] * math.prod(module.kernel_size)
         nn.init.normal_(module.weight, 0, math.sqrt(2 / ((1 + 0.01 ** 2) * fan_in)))
         nn.init.zeros_(module.bias)
+
+
+def build(settings, n_classes, plan):
+    """The network of a plan, as plain values."""
+    plan = Plan.from_dict(plan)
+    return NnUNet(n_classes, plan.features, plan.kernels, plan.strides)
+
+
+def recipe(t, dims):
+    """Plan, preprocess, augmented patches, SGD, deep supervision, pseudo-Dice per epoch.  t : cmr.recipe.Training."""
+    c = t.settings
+    if c.steps % c.epoch_steps:
+        raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
+                         f"{c.epoch_steps}")
+    plan = Plan.read(c.plan) if c.plan else plan_for(dims, t.real, t.n_classes, c.features, c.memory_gb)
+    if plan.dims != dims:
+        raise UsageError(f"--plan {c.plan}: a {plan.dims}D plan, but --network {c.network}")
+    volumes, held_out = ([_preprocessed(w, plan, t.classes) for w in some] for some in (t.volumes, t.validation))
+    augmentation = Augmentation(plan.patch, plan.masked_norm)
+    net = initialised(lambda: build(vars(c), t.n_classes, asdict(plan)), c.seed).to(t.device)
+
+    def batch(step):
+        g = rng(c.seed, "patches", step)
+        images, labels = draw_batch(volumes, plan.patch, augmentation.loaded, plan.batch, g)
+        images, labels = torch.from_numpy(images).to(t.device), torch.from_numpy(labels).to(t.device)
+        streams = [rng(c.seed, "augmentation", step, j) for j in range(plan.batch)]
+        samples = [augmentation(*sample) for sample in zip(images, labels, streams)]
+        return torch.stack([x for x, _ in samples])[:, None], torch.stack([y for _, y in samples]).long()
+
+    def learning_rate(step):
+        return c.lr * (1 - step // c.epoch_steps / (c.steps // c.epoch_steps)) ** 0.9
+
+    def loss(outputs, labels):
+        return deep_supervision_loss(outputs, labels, plan.batch_dice)
+
+    def validate(net, epoch):
+        streams = [rng(c.seed, "validation", epoch, i) for i in range(c.validation_batches)]
+        batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g) for g in streams)
+        return pseudo_dice(net, batches, t.n_classes, t.device)
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=c.lr, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    return Recipe(net, optimizer, batch, learning_rate, loss, clip_norm=12, validate=validate, plan=asdict(plan))
+
+
+def plan_for(dims, workings, n_classes, first_features, memory_gb):
+    """The plan that follows from working volumes: their spacings and their shapes after the non-zero crop."""
+    boxes = [nonzero_box(from_zero(w.image))[0] for w in workings]
+    shapes = [tuple(side.stop - side.start for side in box) for box in boxes]
+    kept = float(np.median([math.prod(shape) / w.image.size for shape, w in zip(shapes, workings)]))
+    spacings = [w.spacing_mm for w in workings]
+    return make_plan(dims, spacings, shapes, len(workings), n_classes, kept, first_features, memory_gb)
+
+
+def _preprocessed(working, plan, classes):
+    return Volume.of(preprocess(from_zero(working.image), working.spacing_mm, plan, classes[working.label]))
+
+
+@torch.no_grad()
+def pseudo_dice(net, batches, n_classes, device):
+    """Dice per foreground class, pooled over the voxels of all (images, labels); NaN where a class occurs nowhere."""
+    hits, sizes = torch.zeros(n_classes), torch.zeros(n_classes)
+    net.eval()
+    for images, labels in batches:
+        found = net(torch.from_numpy(images)[:, None].to(device)).argmax(1).cpu()
+        truth = torch.from_numpy(labels).clamp(min=0)
+        for k in range(1, n_classes):
+            hits[k] += ((found == k) & (truth == k)).sum()
+            sizes[k] += (found == k).sum() + (truth == k).sum()
+    net.train()
+    return (2 * hits / sizes)[1:].tolist()
+
+
+def logits(net, image, spacing_mm, plan, mirror):
+    """Logits (n_classes, D, H, W) of a working volume (D, H, W), averaged over its mirrored copies if `mirror`."""
+    plan = Plan.from_dict(plan)
+    case = preprocess(from_zero(image), spacing_mm, plan)
+    axes = range(-plan.dims, 0)
+    flips = [f for n in range(plan.dims + 1 if mirror else 1) for f in itertools.combinations(axes, n)]
+    found = predict(net, case.image, plan.patch, flips, 2 * plan.batch)
+    return back_to_volume(found, case, plan, np.shape(image))
+
+
+# A short training is narrow and fitted to little memory, so that its patches and batches are small.
+_PRESETS = {
+    "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
+                 save_every=10),
+    "demo": dict(features=8, memory_gb=0.08, steps=3120, epoch_steps=120, validation_batches=4, log_every=100),
+    "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_every=2500)}
+NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _PRESETS)
+NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _PRESETS)

@@ -1,21 +1,68 @@
-"""Copy a dataset with some of its domains put through a simulated change of scanner: `python -m cmr.rescan`.
+"""A simulated change of scanner, made of known parts: random changes of look that leave the anatomy where it is.
 
-Contrast, coil shading, sharpness, noise and resolution change at random, alike for all studies of a domain; masks, grids
-and tables stay.  On real hearts it makes a gap whose truth is known: the same patients as they were scanned.
+`python -m cmr.rescan` copies a dataset with some of its domains changed, alike for all studies of a domain; masks,
+grids and tables stay.  On real hearts it makes a gap whose truth is known: the same patients as they were scanned.
+The same changes make stand-ins for unseen domains (`cmr.choose`) and vary the references of DG (`cmr.synthesize`).
 
-Public: `Config`, `rescan`.
+Public: `random_shift`, `Config`, `rescan`.
 """
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmr.checkpoint import writable_folder
-from cmr.config import UsageError, opt, parse, run_script
-from cmr.shifts import random_shift
-from cmr.studies import Domain, find
-from cmr.training import rng
-from cmr.volumes import as_integers, read_nifti, write_like
+import numpy as np
+from scipy import ndimage
+
+from cmr.errors import UsageError, run_script
+from cmr.files import writable_folder
+from cmr.nifti import as_integers, read_nifti, write_like
+from cmr.records import Domain
+from cmr.seeds import rng
+from cmr.settings import opt, parse
+from cmr.studies import find
+
+GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5
+
+
+def random_shift(image, spacing_mm, g, strength=1.0):
+    """Contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) in [-1, 1], changed at random.
+
+    spacing_mm : in-plane.  g : numpy Generator.  strength : 0 changes nothing, 1 is about as far as another vendor.
+    The result is scaled to [-1, 1] as every working volume is.
+    """
+    u = (np.asarray(image, np.float64) + 1) / 2
+    u = u ** np.exp(strength * GAMMA_SD * g.standard_normal())
+    u = u * _shading(u.shape[1:], strength * SHADING * g.uniform(-0.5, 0.5, 4))
+    if g.random() < 0.5:                                          # softer, or sharper
+        u = _blurred(u, strength * g.uniform(0, BLUR_MM) / spacing_mm)
+    else:
+        u = u + strength * g.uniform(0, 1) * (u - _blurred(u, BLUR_MM / spacing_mm))
+    if g.random() < 0.3:
+        u = _coarser(u, 1 - strength * g.uniform(0, ZOOM))
+    u = u + strength * g.uniform(0, NOISE_SD) * g.standard_normal(u.shape)
+    low, high = np.percentile(u, [0.5, 99.5])
+    return np.clip((u - low) / max(high - low, 1e-6) * 2 - 1, -1, 1).astype(np.float32)
+
+
+def _shading(shape, coefficients):
+    """Receive sensitivity (H, W): the exponential of a polynomial, one coil for all slices."""
+    y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    a, b, c, d = coefficients
+    return np.exp(a * x + b * y + c * (x ** 2 + y ** 2 - 2 / 3) + d * x * y)
+
+
+def _blurred(volume, sigma):
+    """In-plane; sigma in pixels."""
+    return ndimage.gaussian_filter(volume, (0, sigma, sigma))
+
+
+def _coarser(volume, factor):
+    """Acquired on a grid of `factor` times as many pixels along each in-plane axis, and interpolated back."""
+    shape = volume.shape[1:]
+    small = [max(2, round(n * factor)) for n in shape]
+    zoom = lambda a, by: ndimage.zoom(a, (1, *by), order=1, grid_mode=True, mode="nearest")
+    return zoom(zoom(volume, np.divide(small, shape)), np.divide(shape, small))
 
 
 @dataclass(frozen=True)
@@ -38,16 +85,23 @@ def rescan(c):
     if out.exists():
         raise UsageError(f"--out {out}: exists; choose another or delete it")
     records = find(c.data)
-    changed = {r.image_path: domain for domain in Domain.parse(c.domain).each() for r in domain.select(records)}
+    domain_of = {r.image_path: domain for domain in Domain.parse(c.domain).each() for r in domain.select(records)}
     partial = writable_folder(out.with_name(f".{out.name}.partial"))
     shutil.copytree(c.data, partial, dirs_exist_ok=True)
-    for path, domain in changed.items():
+    for path, domain in domain_of.items():
         nifti = read_nifti(path)
-        stack = nifti.array.reshape(*nifti.array.shape[:2], -1).transpose(2, 1, 0)                  # (X, Y, Z[, T]) -> (slices of all frames, Y, X)
-        shifted = random_shift(stack, nifti.spacing_mm[0], rng(c.seed, "scanner", str(domain)), c.strength)
-        write_like(partial / Path(path).relative_to(c.data), as_integers(shifted.transpose(2, 1, 0)).reshape(nifti.array.shape), nifti)
+        shifted = _rescanned(nifti, rng(c.seed, "scanner", str(domain)), c.strength)
+        write_like(partial / Path(path).relative_to(c.data), shifted, nifti)
     os.replace(partial, out)
-    print(f"{out}: {len(changed)} images of {c.domain} changed")
+    print(f"{out}: {len(domain_of)} images of {c.domain} changed")
+
+
+def _rescanned(nifti, g, strength):
+    """The voxels (X, Y, Z[, T]) of a file after the change, as integers; all frames alike."""
+    shape = nifti.array.shape
+    stack = nifti.array.reshape(*shape[:2], -1).transpose(2, 1, 0)                   # (slices of all frames, Y, X)
+    shifted = random_shift(stack, nifti.spacing_mm[0], g, strength)
+    return as_integers(shifted.transpose(2, 1, 0)).reshape(shape)
 
 
 def main(argv=None):

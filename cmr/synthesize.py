@@ -1,55 +1,76 @@
 """Write the synthetic training set (DG) or the translated test set (DA): `python -m cmr.synthesize --arm dg|da`.
 
 The output is a valid nnU-Net raw dataset on the working grid, with `manifest.csv` written last: one row per image with
-its reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to `excluded/`.
-Interrupted, it makes only what is missing.
+its reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to
+`excluded/`.  Interrupted, it makes only what is missing.
 
-Public: `Config`, `PRESETS`.
+Public: `Config`, `PRESETS`, `synthesize`.
 """
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from cmr import checkpoint
-from cmr.audit import SourceClassifier, boundary_displacement_mm, mean_dice, still_fits, through_plane_correlation
-from cmr.config import DataConfig, DataError, UsageError, opt, parse, run_script
-from cmr.pictures import long_axis, save_png, sheet, with_contours
-from cmr.segment import Segmenter
-from cmr.shifts import random_shift
-from cmr.studies import Domain, find, in_role, network_classes, require_unseen, split_by_subject
-from cmr.training import pick_device, rng
-from cmr.translate import NONE, SourceModel, Strength, read_choice, translate
-from cmr.volumes import Grid, Working, as_integers, prepare, read_nifti, working_affine, write_nifti
-
-COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "pathology", "split", "reference", "reference_content", "shift", "strength", "seed",
-           "sd_dm", "segmenter", "redrawn", "kept", "dice_reference", "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm",
-           "through_plane_reference", "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
+from cmr.domain_likeness import SourceClassifier
+from cmr.errors import DataError, UsageError, run_script
+from cmr.files import writable_folder, write_csv, write_json
+from cmr.grid import Grid
+from cmr.metrics import mean_dice
+from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
+from cmr.records import Domain
+from cmr.rescan import random_shift
+from cmr.sampler import translate
+from cmr.seeds import rng
+from cmr.segmenter import Segmenter
+from cmr.settings import DataConfig, opt, parse
+from cmr.source_model import SourceModel
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_strength, read_choice
+from cmr.studies import find, in_role, require_unseen, split_by_subject
+from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
+from cmr.workers import pick_device
+from cmr.working import Working, prepare
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
     """Settings of one synthetic set."""
-    arm: str       = opt("dg", "dg: source training references with their masks; da: test studies of source and targets, without")
+    arm: str       = opt("dg", "dg: source training references with their masks; da: test studies of source and "
+                               "targets, without")
     target: str    = opt("", "target domains (da)")
     diffusion: str = opt("", "final.pt of train_diffusion.py")
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
-    shift: str     = opt("", "how far the look of a reference is changed at random before it is projected, 1: about as far as another vendor; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
-    strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by ';', are taken in turn by the samples; empty: the arm's default")
-    choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside --strength")
+    shift: str     = opt("", "how far the look of a reference is changed at random before it is projected, 1: about as "
+                             "far as another vendor; several, separated by ';', are taken in turn by the samples; "
+                             "empty: the arm's default")
+    strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by "
+                             "';', are taken in turn by the samples; empty: the arm's default")
+    choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside "
+                             "--strength")
     samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# Both are guided, so that the anatomy stays to the pixel.  DG: one sample near the source, one that keeps part of a
-# changed look.  DA goes further, from matched intensities.
-DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": "t0=500,match=mean_std,guide_mm=30,steps=2"}
+# DG: one sample near the source, one of a changed look.
 DEFAULT_SHIFT = {"dg": "0;1", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
 PRESETS = {"tiny": dict(samples=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
+SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
+              "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
+
+
+def main(argv=None):
+    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+
+
+@dataclass(frozen=True)
+class Models:
+    """What makes an image, and what it is judged by."""
+    sd_dm: SourceModel
+    segmenter: Segmenter
+    classifiers: dict                            # domain -> SourceClassifier
 
 
 @dataclass(frozen=True)
@@ -63,157 +84,199 @@ class Job:
     case: str
 
 
-def _folders(arm, kept):
-    """Where an image and its mask lie."""
-    return ("imagesTs", None) if arm == "da" else ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
-
-
-def _one(c, model, segmenter, classifier, job):
-    """Make, audit and write one synthetic volume; return its manifest row."""
-    working, shift, strength, sample = job.working, job.shift, job.strength, job.sample
-    record = working.record
-    reference, mask = np.asarray(working.image), working.label
-    given = random_shift(reference, c.spacing_mm, rng(c.seed, "shift", record.case, sample), shift) if shift else reference
-    image, redrawn = translate(model, given, c.spacing_mm, strength, c.seed, record.subject, sample) if strength != NONE else (given, 0)
-    found_on_reference, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
-    row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": sample, "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre,
-           "pathology": record.pathology, "split": record.split, "reference": record.case, "reference_content": working.content[:16],
-           "shift": shift, "strength": str(strength), "seed": c.seed, "sd_dm": model.hash, "segmenter": segmenter.hash, "redrawn": redrawn}
-    if c.arm == "dg":
-        row["dice_reference"], row["dice_synthetic"] = mean_dice(found_on_reference, mask), mean_dice(found_on_image, mask)
-        row["dice_change"] = row["dice_synthetic"] - row["dice_reference"]
-    # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
-    boundary = mask if c.arm == "dg" else found_on_reference
-    row["displacement_median_mm"], row["displacement_p95_mm"] = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
-    row["kept"] = int(c.arm == "da" or strength == NONE or still_fits(row["displacement_median_mm"], row["dice_change"], c.spacing_mm))
-    row["through_plane_reference"], row["through_plane_synthetic"] = through_plane_correlation(reference), through_plane_correlation(image)
-    if classifier:
-        row["of_source_reference"], row["of_source_synthetic"] = classifier.probability(given), classifier.probability(image)
-
-    affine, spacing = working_affine(working.geometry)
-    images, labels = _folders(c.arm, row["kept"])
-    stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))                         # (D, H, W) -> (X, Y, Z)
-    write_nifti(f"{c.out}/{images}/{job.case}_0000.nii.gz", stored(as_integers(image)), affine, spacing, "synthetic")
-    if c.arm == "dg":
-        classes = network_classes(segmenter.structures)[np.asarray(mask)]                         # nnU-Net wants consecutive labels
-        write_nifti(f"{c.out}/{labels}/{job.case}.nii.gz", stored(classes), affine, spacing, "mask of the reference")
-    return row
-
-
 def synthesize(c):
     """Make every missing volume of the set, then the manifest."""
+    shifts, fixed = _checked(c)
+    device, grid, source = pick_device(c.device), Grid(c.spacing_mm, c.size), Domain.parse(c.source)
+    sd_dm, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
+    checkpoint.require_settings(c.diffusion, {name: sd_dm.settings[name] for name in asdict(grid)}, asdict(grid))
+    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+    chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
+    _require_fitting(c, chosen, strengths, sd_dm, segmenter)
+
+    out = writable_folder(c.out)
+    _keep_settings(c, out, sd_dm, strengths)
+    workings = [w for w in prepare(list(chosen), grid, c.work) if c.arm == "da" or w.label is not None]
+    jobs = _jobs(workings, chosen, strengths, shifts, _n_samples(c))
+    models = Models(sd_dm, segmenter, _classifiers(c, source, records, grid))
+    rows = _made(c, out, models, jobs)
+    kept = [row for row in rows if row["kept"]]
+    if c.arm == "dg":
+        _report_pairs(out, rows, kept, {w.record.case: w for w in workings})
+    draw_long_axes(out, c.arm, workings, kept)
+    write_dataset_json(out, segmenter.structures, len(kept) if c.arm == "dg" else 0)
+    write_csv(out / "manifest.csv", rows, COLUMNS)
+    _print_summary(out, rows)
+
+
+def _checked(c):
+    """(shifts, fixed strengths or NONE) of the settings; raises UsageError for what does not fit the arm."""
     if c.arm not in ("dg", "da"):
         raise UsageError(f"--arm {c.arm}: use dg or da")
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
-    device = pick_device(c.device)
-    samples = c.samples or DEFAULT_SAMPLES[c.arm]
     try:
         shifts = [float(text) for text in (c.shift or DEFAULT_SHIFT[c.arm]).split(";")]
     except ValueError as error:
         raise UsageError(f"--shift {c.shift!r}: use numbers, separated by ';'") from error
-    fixed = [NONE if s == NONE else Strength.parse(s) for s in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
-    model, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
-    grid = Grid(c.spacing_mm, c.size)
-    checkpoint.require_settings(c.diffusion, {k: model.settings[k] for k in asdict(grid)}, asdict(grid))
-    source = Domain.parse(c.source)
-    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-    if c.arm == "dg":                                                                               # the samples of a reference take the strengths in turn
-        domains = (source,)
-        chosen = in_role(records, source, "Training", labelled_only=True)
-        strengths = {r.case: [fixed[n % len(fixed)] for n in range(samples)] for r in chosen}
-    else:                                                                                           # every strength of the domain, with all samples
-        domains = (source, *Domain.parse(c.target).each())
-        choice = read_choice(c.choice, domains) if c.choice else {str(d): {} for d in domains}
-        of_domain = {d: list(dict.fromkeys([*fixed, *(Strength.parse(text) for text in sorted({*choice[str(d)].values()} - {NONE}))])) for d in domains}
-        chosen = [r for d in domains for r in in_role(records, d, "Testing")]
-        strengths = {r.case: [s for s in of_domain[d] for _ in range(samples)] for d in domains for r in chosen if r in d}
-    for s in {s for some in strengths.values() for s in some} - {NONE}:
-        if s.t0 > model.schedule.T:
-            raise UsageError(f"strength {s}: t0 exceeds the model's T = {model.schedule.T}")
+    return shifts, [parse_strength(text) for text in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
+
+
+def _n_samples(c):
+    return c.samples or DEFAULT_SAMPLES[c.arm]
+
+
+def _of_dg(c, records, source, fixed):
+    """({reference: its domain}, {domain: strength of each image of a reference}): the samples take them in turn."""
+    chosen = in_role(records, source, "Training", labelled_only=True)
+    return dict.fromkeys(chosen, source), {source: [fixed[n % len(fixed)] for n in range(_n_samples(c))]}
+
+
+def _of_da(c, records, source, fixed):
+    """The same for DA: every strength of the domain, fixed and chosen, with all samples."""
+    domains = (source, *Domain.parse(c.target).each())
+    choice = read_choice(c.choice, domains) if c.choice else {str(domain): {} for domain in domains}
+    chosen, strengths = {}, {}
+    for domain in domains:
+        chosen.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
+        picked = sorted({*choice[str(domain)].values()} - {NONE})
+        own = dict.fromkeys([*fixed, *map(Strength.parse, picked)])
+        strengths[domain] = [strength for strength in own for _ in range(_n_samples(c))]
+    return chosen, strengths
+
+
+def _require_fitting(c, chosen, strengths, sd_dm, segmenter):
+    """Raise UsageError for a strength beyond the model's times, or a test subject that a model was trained on."""
+    for strength in _all(strengths):
+        if strength != NONE and strength.t0 > sd_dm.schedule.T:
+            raise UsageError(f"strength {strength}: t0 exceeds the model's T = {sd_dm.schedule.T}")
     if c.arm == "da":
         require_unseen(chosen, segmenter.subjects, c.segmenter)
-        require_unseen(chosen, model.subjects, c.diffusion)
-
-    out = checkpoint.writable_folder(c.out)
-    settings = {**{k: v for k, v in asdict(c).items() if k not in ("diffusion", "segmenter")}, "sd_dm": model.hash,
-                "strengths": sorted({str(s) for some in strengths.values() for s in some})}
-    if (out / "config.json").exists():
-        checkpoint.require_settings(out / "config.json", json.loads((out / "config.json").read_text()), settings)
-    checkpoint.write_json(out / "config.json", settings)
-    labels = {"background": 0, **{s: i for i, s in enumerate(segmenter.structures, 1)}}
-    workings = [w for w in prepare(chosen, grid, c.work) if c.arm == "da" or w.label is not None]
-    domain_of = lambda w: next(d for d in domains if w.record in d)
-    jobs = [Job(w, domain_of(w), shifts[n % samples % len(shifts)], strength, n % samples, f"{w.record.case}_s{n}")
-            for w in workings for n, strength in enumerate(strengths[w.record.case])]
-    classifiers = _classifiers(c, source, domains, records, grid)
-    rows = []
-    for job in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
-        done = out / "items" / f"{job.case}.json"
-        if not done.exists():
-            checkpoint.write_json(done, _one(c, model, segmenter, classifiers.get(job.domain), job))
-        rows.append(json.loads(done.read_text()))
-        if len(rows) % 20 == 0 and not sys.stderr.isatty():
-            print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
-    kept, excluded = ([r for r in rows if r["kept"] == k] for k in (1, 0))
-    if c.arm == "dg":
-        print(f"{out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: {', '.join(r['case'] for r in excluded) or 'none'}")
-        if not kept:
-            raise DataError(f"{out}: not one of {len(rows)} synthetic images fits its mask; train the diffusion model longer or choose a weaker --strength")
-        for name, some in (("kept", kept), ("excluded", excluded)):
-            _draw_worst(out / f"worst_{name}.png", c, some, {w.record.case: w for w in workings})
-    _draw_long_axes(c, workings, kept)
-    checkpoint.write_json(out / "dataset.json", {"channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": len(kept) if c.arm == "dg" else 0,
-                                                 "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"})
-    checkpoint.write_csv(out / "manifest.csv", rows, COLUMNS)
-    for name in ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference", "through_plane_synthetic", "of_source_reference", "of_source_synthetic"):
-        values = np.array([r[name] for r in rows if r.get(name) is not None and np.isfinite(r[name])])
-        if len(values):
-            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {values.max() if name.startswith('displacement') else values.min():.3f} (n {len(values)})")
+        require_unseen(chosen, sd_dm.subjects, c.diffusion)
 
 
-def _classifiers(c, source, domains, records, grid):
-    """{domain: SourceClassifier}: the source's training volumes against what is known of a domain without labels, for DA its
-    validation volumes; DG knows no target, so there the others are the same volumes with their look changed.  The source of DA
-    has none, as it is no other domain."""
+def _all(strengths):
+    """Every strength once, whatever the domain."""
+    return {strength for some in strengths.values() for strength in some}
+
+
+def _keep_settings(c, out, sd_dm, strengths):
+    """Write config.json; raise CheckpointError where a set of other settings has been begun."""
+    own = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
+    settings = {**own, "sd_dm": sd_dm.hash, "strengths": sorted(map(str, _all(strengths)))}
+    path = out / "config.json"
+    if path.exists():
+        checkpoint.require_settings(path, json.loads(path.read_text()), settings)
+    write_json(path, settings)
+
+
+def _jobs(workings, domain_of, strengths, shifts, samples):
+    """Every image of every reference; the samples take the shifts in turn."""
+    jobs = []
+    for w in workings:
+        domain = domain_of[w.record]
+        for n, strength in enumerate(strengths[domain]):
+            sample = n % samples
+            jobs.append(Job(w, domain, shifts[sample % len(shifts)], strength, sample, f"{w.record.case}_s{n}"))
+    return jobs
+
+
+def _classifiers(c, source, records, grid):
+    """{domain: SourceClassifier}, the source's training volumes against what is known of a domain without labels.
+
+    For DA its validation volumes; the source has none, as it is no other domain.  DG knows no target: there the others
+    are the same volumes with their look changed.
+    """
     images = lambda some: [np.asarray(w.image) for w in prepare(some, grid, c.work)]
     own = images(in_role(records, source, "Training", labelled_only=True))
     if c.arm == "dg":
-        return {source: SourceClassifier.fit(own, [random_shift(x, c.spacing_mm, rng(c.seed, "classifier", i)) for i, x in enumerate(own)])}
-    unlabelled = {d: [r for r in d.select(records) if r.split == "Validation"] for d in domains if d != source}
-    return {d: SourceClassifier.fit(own, images(some)) for d, some in unlabelled.items() if some}
+        streams = [rng(c.seed, "classifier", i) for i in range(len(own))]
+        return {source: SourceClassifier.fit(own, [random_shift(x, c.spacing_mm, g) for x, g in zip(own, streams)])}
+    classifiers = {}
+    for domain in Domain.parse(c.target).each():
+        unlabelled = [r for r in domain.select(records) if r.split == "Validation"]
+        if unlabelled:
+            classifiers[domain] = SourceClassifier.fit(own, images(unlabelled))
+    return classifiers
 
 
-def _stored_image(c, row):
-    """(D, H, W) in [-1, 1] of a synthetic volume."""
-    return read_nifti(Path(c.out) / _folders(c.arm, row["kept"])[0] / f"{row['case']}_0000.nii.gz").array.transpose(2, 1, 0) / 1000 - 1
-
-
-def _draw_worst(path, c, rows, workings, n=10):
-    """The n pairs whose boundary moved furthest: the reference and its synthetic image at the largest slice of the mask, which is drawn on both."""
-    worst = sorted(rows, key=lambda r: (-np.nan_to_num(r["displacement_p95_mm"]), r["dice_change"]))[:n]
-    panels = []
-    for row in worst:
-        working = workings[row["reference"]]
-        k = (working.label > 0).sum((1, 2)).argmax()
-        panels.append([with_contours(image[k], mask) for mask in (None, working.label[k]) for image in (working.image, _stored_image(c, row))])
-    if panels:
-        save_png(path, sheet([left + right for left, right in zip(panels[::2], [*panels[1::2], []])]))
-
-
-def _draw_long_axes(c, workings, kept):
-    """`through_plane.png`: three references cut along the heart across their slices, each beside its synthetic volumes."""
+def _made(c, out, models, jobs):
+    """Manifest rows of all jobs; what an earlier run has made is not made again."""
     rows = []
-    for working in workings[::max(1, len(workings) // 3)][:3]:
-        synthetic = [_stored_image(c, row) for row in kept if row["reference"] == working.record.case]
-        middle = working.image.shape[1] // 2
-        rows.append([long_axis(volume[:, middle], working.spacing_mm[0] / working.spacing_mm[1]) for volume in [np.asarray(working.image), *synthetic]])
-    height = max(row[0].shape[0] for row in rows)
-    save_png(Path(c.out) / "through_plane.png", sheet([[np.pad(panel, ((0, height - len(panel)), (0, 0), (0, 0))) for panel in row] for row in rows]))
+    for job in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
+        item = out / "items" / f"{job.case}.json"
+        if not item.exists():
+            write_json(item, _make(c, models, job))
+        rows.append(json.loads(item.read_text()))
+        if len(rows) % 20 == 0 and not sys.stderr.isatty():
+            print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
+    return rows
 
 
-def main(argv=None):
-    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+def _make(c, models, job):
+    """Make, audit and write one synthetic volume; return its manifest row."""
+    working, record = job.working, job.working.record
+    reference, given, redrawn = np.asarray(working.image), np.asarray(working.image), 0
+    if job.shift:
+        given = random_shift(reference, c.spacing_mm, rng(c.seed, "shift", record.case, job.sample), job.shift)
+    image = given
+    if job.strength != NONE:
+        seed = c.seed, record.subject, job.sample
+        image, redrawn = translate(models.sd_dm, given, c.spacing_mm, job.strength, *seed)
+    row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
+           "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre, "pathology": record.pathology,
+           "split": record.split, "reference": record.case, "reference_content": working.content[:16],
+           "shift": job.shift, "strength": str(job.strength), "seed": c.seed, "sd_dm": models.sd_dm.hash,
+           "segmenter": models.segmenter.hash, "redrawn": redrawn}
+    row.update(_audit(c, models, job, given, image))
+    write_pair(c.out, c.arm, row, image, working, models.segmenter.structures)
+    return row
+
+
+def _audit(c, models, job, given, image):
+    """Figures of one image, and whether it is kept.  given : the reference as it was projected."""
+    working, figures = job.working, {}
+    reference, mask = np.asarray(working.image), working.label
+    found_on_given, found_on_image = (models.segmenter.labels(x, working.spacing_mm) for x in (given, image))
+    # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
+    boundary = found_on_given
+    if c.arm == "dg":
+        boundary = mask
+        before, after = mean_dice(found_on_given, mask), mean_dice(found_on_image, mask)
+        figures.update(dice_reference=before, dice_synthetic=after, dice_change=after - before)
+    median, p95 = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
+    may_be_excluded = c.arm == "dg" and job.strength != NONE
+    kept = not may_be_excluded or still_fits(median, figures["dice_change"], c.spacing_mm)
+    figures.update(displacement_median_mm=median, displacement_p95_mm=p95, kept=int(kept),
+                   through_plane_reference=through_plane_correlation(reference),
+                   through_plane_synthetic=through_plane_correlation(image))
+    classifier = models.classifiers.get(job.domain)
+    if classifier:
+        figures.update(of_source_reference=classifier.probability(given),
+                       of_source_synthetic=classifier.probability(image))
+    return figures
+
+
+def _report_pairs(out, rows, kept, workings):
+    """Say and draw which pairs fit; raises DataError if none does."""
+    excluded = [row for row in rows if not row["kept"]]
+    names = ", ".join(row["case"] for row in excluded) or "none"
+    print(f"{out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: {names}")
+    if not kept:
+        raise DataError(f"{out}: not one of {len(rows)} synthetic images fits its mask; train the diffusion model "
+                        "longer or choose a weaker --strength")
+    draw_worst(out / "worst_kept.png", out, kept, workings)
+    draw_worst(out / "worst_excluded.png", out, excluded, workings)
+
+
+def _print_summary(out, rows):
+    """Mean, SD and worst of each audit figure."""
+    for name in SUMMARISED:
+        values = np.array([row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])])
+        if len(values):
+            worst = values.max() if name.startswith("displacement") else values.min()
+            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {worst:.3f} "
+                  f"(n {len(values)})")
 
 
 if __name__ == "__main__":

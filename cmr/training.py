@@ -1,9 +1,10 @@
-"""What both training scripts share: seeds, device, averaged weights, and a run that survives being killed.
+"""The training loop that both training scripts share: a run that survives being killed, and averaged weights.
 
-Public: `rng`, `generator`, `initialised`, `pick_device`, `update_ema`, `Run`.
+What is trained on what, and with which loss, is said by the scripts and by the networks.
+
+Public: `Run`, `update_ema`.
 """
 import contextlib
-import hashlib
 import math
 import os
 import signal
@@ -11,60 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from cmr import checkpoint
-from cmr.config import NumericalError, UsageError
+from cmr.errors import NumericalError
+from cmr.files import write_json, write_text
 
-
-def _entropy(key):
-    """Integers for numpy's SeedSequence; text goes through SHA-256, since Python's own hash changes between runs."""
-    return [int.from_bytes(hashlib.sha256(str(k).encode()).digest()[:4], "big") if isinstance(k, str) else int(k) for k in key]
-
-
-def rng(*key):
-    """numpy Generator that is a function of `key` (integers and strings) alone."""
-    return np.random.default_rng(np.random.SeedSequence(_entropy(key)))
-
-
-def generator(*key):
-    """torch Generator on the CPU that is a function of `key` alone; numbers are drawn there and moved."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(_entropy(key)).generate_state(1, np.uint64)[0] >> 1))
-
-
-def initialised(build, seed):
-    """build() with its initial weights drawn from `seed`; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`; raises UsageError when it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: no CUDA device here; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from error
-
-
-def update_ema(ema, net, decay, step):
-    """Exponential moving average of the weights, in place, with the warm-up min(decay, (1 + step) / (10 + step)).
-
-    ema : dict of float32 tensors like net.state_dict().  step : number of updates made before this one.
-    Without the warm-up the initial weights stay in the average for thousands of steps.
-    """
-    d = min(decay, (1 + step) / (10 + step))
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            ema[name].mul_(d).add_(value.float(), alpha=1 - d)
-        else:
-            ema[name].copy_(value)
+LOG_COLUMNS = ("step", "loss", "lr", "seconds_per_step", "waiting_share")
 
 
 class Run:
@@ -94,23 +49,27 @@ class Run:
         if self.last.exists():
             self._resume()
         else:
-            checkpoint.write_json(self.out / "config.json", config)
-            checkpoint.write_text(self.log, "step,loss,lr,seconds_per_step,waiting_share\n")
+            write_json(self.out / "config.json", config)
+            write_text(self.log, ",".join(LOG_COLUMNS) + "\n")
 
     def _resume(self):
-        state = checkpoint.load(self.last)
-        checkpoint.require_settings(self.last, {**state["config"], "data_hash": state["data_hash"]},
-                                    {**self.config, "data_hash": self.data_hash})
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["ema"].items():
+        saved = checkpoint.load(self.last)
+        there = {**saved["config"], "data_hash": saved["data_hash"]}
+        checkpoint.require_settings(self.last, there, {**self.config, "data_hash": self.data_hash})
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name, value in saved["ema"].items():
             self.ema[name].copy_(value)
-        self.step, self.state = state["step"], state["state"]
-        rows = self.log.read_text().splitlines()
-        whole = [r for r in rows[1:] if r.count(",") == 4]                     # a killed process may leave half a row
-        kept = [r for r in whole if int(r.split(",")[0]) <= self.step]         # rows after the last checkpoint come again
-        checkpoint.write_text(self.log, "\n".join([rows[0], *kept]) + "\n")
+        self.step, self.state = saved["step"], saved["state"]
+        self._cut_log()
         print(f"{self.out}: going on from step {self.step}", flush=True)
+
+    def _cut_log(self):
+        """Leave out what comes again, rows after the last checkpoint, and the half row of a killed process."""
+        header, *rows = self.log.read_text().splitlines()
+        whole = [row for row in rows if row.count(",") == len(LOG_COLUMNS) - 1]
+        kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
+        write_text(self.log, "\n".join([header, *kept]) + "\n")
 
     def steps(self, steps):
         """Yield the number of the step to make, 0 .. steps-1; saves, and stops cleanly on SIGINT or SIGTERM."""
@@ -136,7 +95,7 @@ class Run:
 
     def _on_signal(self, number, frame):
         if self.stop_signal:
-            os._exit(130)                                                      # asked twice: leave at once
+            os._exit(130)                                         # asked twice: leave at once
         self.stop_signal = number
 
     @contextlib.contextmanager
@@ -150,7 +109,8 @@ class Run:
         """One optimiser step on `loss`, a scalar tensor.  Raises NumericalError if it is not finite."""
         value = loss.item()
         if not math.isfinite(value):
-            raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; the last good state is {self.last}; try a smaller --lr")
+            raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; "
+                                 f"the last good state is {self.last}; try a smaller --lr")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_norm:
@@ -162,16 +122,21 @@ class Run:
 
     def _log_row(self, steps, bar):
         n = len(self.losses)
-        row = dict(loss=sum(self.losses) / n, lr=self.optimizer.param_groups[0]["lr"], seconds=self.seconds / n, waiting=self.waited / self.seconds)
+        loss, lr = sum(self.losses) / n, self.optimizer.param_groups[0]["lr"]
+        seconds, waiting = self.seconds / n, self.waited / self.seconds
         with open(self.log, "a") as file:
-            file.write(f"{self.step},{row['loss']:.6g},{row['lr']:.6g},{row['seconds']:.4f},{row['waiting']:.4f}\n")
-        line = f"step {self.step:6d}/{steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['seconds']:.3f} s/step, {row['waiting']:.1%} waiting for data"
+            file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f}\n")
+        line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
+                f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
         checkpoint.save(self.last, step=self.step, state=self.state, net=self.net.state_dict(), ema=self.ema,
-                        optimizer=self.optimizer.state_dict(), config=self.config, data_hash=self.data_hash)
+                        optimizer=self.optimizer.state_dict(), **self._provenance())
+
+    def _provenance(self):
+        return {"config": self.config, "data_hash": self.data_hash}
 
     def averaged(self):
         """The weights to use: the moving average if there is one, the raw ones otherwise."""
@@ -182,6 +147,21 @@ class Run:
         weights = {k: v.detach().cpu().clone() for k, v in self.averaged().items()}
         broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
         if broken:
-            raise NumericalError(f"{self.out}: weights {broken[0]} are not finite after step {self.step}; final.pt was not written")
-        checkpoint.save(self.final, step=self.step, net=weights, config=self.config, data_hash=self.data_hash, **extra)
+            raise NumericalError(f"{self.out}: weights {broken[0]} are not finite after step {self.step}; "
+                                 "final.pt was not written")
+        checkpoint.save(self.final, step=self.step, net=weights, **self._provenance(), **extra)
         self.last.unlink(missing_ok=True)
+
+
+def update_ema(ema, net, decay, step):
+    """Exponential moving average of the weights, in place, with the warm-up min(decay, (1 + step) / (10 + step)).
+
+    ema : dict of float32 tensors like net.state_dict().  step : number of updates made before this one.
+    Without the warm-up the initial weights stay in the average for thousands of steps.
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            ema[name].mul_(d).add_(value.float(), alpha=1 - d)
+        else:
+            ema[name].copy_(value)

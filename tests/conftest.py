@@ -1,8 +1,20 @@
-"""Shared by all tests.  One thread: the arrays of the tests are small, and results must not depend on how many tests run at a time."""
+"""Shared by all tests: a phantom, and a short experiment on it, each made once.
+
+One thread: the arrays of the tests are small, and results must not depend on how many tests run at a time.
+"""
+import shutil
+
 import pytest
 import torch
 
+import evaluate
+import train_diffusion
+import train_unet
+from cmr import choose, synthesize
+from cmr.files import write_json
 from cmr.phantom import Config, write_dataset
+from cmr.strength import DEFAULT_STRENGTH
+from helpers import CANDIDATES, NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
 
 torch.set_num_threads(1)
 
@@ -12,4 +24,37 @@ def phantom(tmp_path_factory):
     """A phantom dataset of 18 small studies, one of each target for training, written once."""
     root = tmp_path_factory.mktemp("phantom")
     write_dataset(Config(out=str(root), counts="tiny", frames=2, target_training=1))
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(phantom, tmp_path_factory):
+    """The whole path at a handful of steps, in-process: the folder of the experiment."""
+    root = tmp_path_factory.mktemp("run")
+    targets = ["--target", "Vendor=B,D"]
+    train = lambda name, network, *more: train_unet.main([*training(phantom, root, network), *more,
+                                                          "--out", str(root / f"segmenter-{name}")])
+    train_diffusion.main([*training(phantom, root, "diffusion"), "--out", str(root / "diffusion")])
+    for network in NETWORKS:
+        train(f"{network}-real", network)
+    for name, strength in (("dg", "t0=30,steps=2"), ("shifted", "none")):
+        synthesize.main(synthesis(phantom, root, "--strength", strength, "--arm", "dg", "--shift", "0.5", "--out", root / name))
+    choose.main([*on(phantom, root), *targets, "--candidates", ";".join(CANDIDATES), "--run", str(root),
+                 "--out", str(root / "choice")])
+    shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")
+    choice = {domain: dict.fromkeys(NETWORKS, "none") for domain in ("Vendor=A", "Vendor=B", "Vendor=D")}
+    choice["Vendor=B"]["vanilla"] = "t0=30,steps=2"               # networks of 8 steps: force one translation
+    write_json(root / "choice" / "choice.json", choice)
+    synthesize.main(synthesis(phantom, root, "--strength", DEFAULT_STRENGTH["da"], "--arm", "da", *targets,
+                              "--choice", root / "choice" / "choice.json", "--out", root / "da"))
+    for network in NETWORKS:
+        for kind, (folder, *flags) in SYNTHETIC.items():
+            if f"{network}-{kind}" in SEGMENTERS:
+                train_on = "both" if kind == "both" else "synthetic"
+                train(f"{network}-{kind}", network, "--train-on", train_on, "--synthetic", str(root / folder), *flags)
+    train("vanilla-augmented", "vanilla", "--augment")
+    for vendor in "BD":
+        train(f"vanilla-Vendor-{vendor}", "vanilla", "--source", f"Vendor={vendor}")
+    evaluate.main([*on(phantom, root), *targets, "--run", str(root), "--segmenters", ",".join(SEGMENTERS),
+                   "--out", str(root / "results")])
     return root

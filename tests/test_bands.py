@@ -1,4 +1,4 @@
-"""The DCT projection: oracle numbers, projection identities, and the white-noise test that interpolation fails."""
+"""DCT bands: oracle, projection, cut-offs in mm."""
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Parameter counts of the published layout, zero output at the start, gradients, sizes."""
+"""The denoiser: size, start, gradients, time, sizes that do not fit."""
 import pytest
 import torch
 

@@ -1,12 +1,22 @@
-"""Schedule, conversions, steps and grids against published formulas evaluated in float64.
-
-The oracle's row t counts from 0; ours is t + 1, and level -1 (clean) is our 0.
-"""
+"""Schedules, forward process, loss, steps and whole chains against oracle numbers and closed forms."""
 import numpy as np
 import pytest
 import torch
 
-from cmr.diffusion import (Schedule, at, ddim_step, ddpm_step, denoise, diffusion_loss, estimates, levels, loss_weight, noised, stratified_t, target_of)
+from cmr.diffusion import (
+    Schedule,
+    at,
+    ddim_step,
+    ddpm_step,
+    denoise,
+    diffusion_loss,
+    estimates,
+    levels,
+    loss_weight,
+    noised,
+    stratified_t,
+    target_of,
+)
 
 LINEAR, COSINE = Schedule.make("linear"), Schedule.make("cosine")
 SCHEDULES = {"linear": LINEAR, "cosine": COSINE}

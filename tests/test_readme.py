@@ -1,10 +1,11 @@
-"""The README names only what exists, and the code imports only what requirements.txt promises."""
+"""The README names only what exists, its map holds every room, and imports go downwards, to seven packages only."""
 import ast
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
+
+README = (ROOT / "README.md").read_text()
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
 OPTIONAL = {"medpy", "matplotlib"}                                # measured beside ours, drawn with, if installed
 
@@ -12,38 +13,95 @@ OPTIONAL = {"medpy", "matplotlib"}                                # measured bes
 def names(path):
     tree = ast.parse((ROOT / path).read_text())
     inside = [n for c in tree.body if isinstance(c, ast.ClassDef) for n in c.body]
-    return {n.name for n in [*tree.body, *inside] if hasattr(n, "name")} | {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    defined = {n.name for n in [*tree.body, *inside] if hasattr(n, "name")}
+    return defined | {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+
+
+def imported(path):
+    """Names of the modules that a file imports, `cmr.x` for both ways of writing it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "cmr":
+            yield from (f"cmr.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def floors():
+    """[rooms of each floor], the top one first, from the map under *What is where*."""
+    block = README.split("## What is where")[1].split("```")[1]
+    found = []
+    for line in block.splitlines():
+        if re.match(r"[a-z]+ ", line) and not line.startswith("train_"):
+            found.append([])
+        if found:
+            found[-1] += re.findall(r"(\w+)\.py", line)
+    return found
 
 
 def test_every_name_in_the_readme_exists():
-    text = (ROOT / "README.md").read_text()
-    pairs = re.findall(r"`([\w/]+\.py):(\w+)`", text)
+    pairs = re.findall(r"`([\w/]+\.py):(\w+)`", README)
     assert len(pairs) >= 10
     for path, name in pairs:
         assert name in names(path), f"README names {path}:{name}, which does not exist"
-    for path in re.findall(r"`((?:cmr|tests)/[\w.]+)`", text):
+    for path in re.findall(r"`((?:cmr|tests)/[\w.]+)`", README):
         assert (ROOT / path).exists(), f"README names {path}, which does not exist"
+    for module in re.findall(r"python -m cmr\.(\w+)", README):
+        assert module == "X" or (ROOT / "cmr" / f"{module}.py").exists(), f"README runs cmr.{module}, which does not exist"
     tests = {n for p in (ROOT / "tests").glob("test_*.py") for n in names(p.relative_to(ROOT))}
-    for name in re.findall(r"`(test_\w+)`", text):
+    for name in re.findall(r"`(test_\w+)`", README):
         assert name in tests, f"README names {name}, which does not exist"
 
 
 def test_every_make_target_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    for name in re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text()):
+    for name in re.findall(r"`make ([a-z]+)", README):
         assert name in targets, f"README names `make {name}`, which does not exist"
+
+
+def test_the_map_holds_every_room_once_and_every_test_file_mirrors_one():
+    mapped = [room for floor in floors() for room in floor]
+    rooms = {path.stem for path in (ROOT / "cmr").glob("*.py")} - {"__init__"}
+    assert len(mapped) == len(set(mapped)) and set(mapped) == rooms
+    tested = {path.stem[len("test_"):] for path in (ROOT / "tests").glob("test_*.py")}
+    assert tested <= rooms | {"train_unet", "pipeline", "faults", "readme"}, "a test file mirrors no room"
+
+
+def test_imports_go_downwards_and_in_no_circle():
+    floor_of = {room: level for level, floor in enumerate(floors()) for room in floor}
+    below = {room: {m.split(".")[1] for m in imported(ROOT / "cmr" / f"{room}.py") if m.startswith("cmr.")} for room in floor_of}
+    for room, used in below.items():
+        for other in used:
+            assert floor_of[other] >= floor_of[room], f"cmr.{room} imports cmr.{other}, which lies above it"
+    while below:                                                  # take away what imports nothing that is left
+        free = {room for room, used in below.items() if not used & below.keys()}
+        assert free, f"a circle of imports among {sorted(below)}"
+        below = {room: used for room, used in below.items() if room not in free}
+    for path in (ROOT / "cmr").glob("*.py"):
+        assert not {"train_unet", "train_diffusion", "evaluate"} & set(imported(path)), f"{path.name} imports a script"
 
 
 def test_only_the_seven_packages_are_imported():
     for path in [*ROOT.glob("*.py"), *(ROOT / "cmr").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            for module in modules:
-                top = module.split(".")[0]
-                local = top in ("cmr", "tests") or any((ROOT / folder / f"{top}.py").exists() for folder in (".", "tests"))
-                assert local or top in ALLOWED | OPTIONAL or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+        for module in imported(path):
+            top = module.split(".")[0]
+            local = top in ("cmr", "tests") or any((ROOT / folder / f"{top}.py").exists() for folder in (".", "tests"))
+            assert local or top in ALLOWED | OPTIONAL or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 
 def test_requirements_are_the_seven():
     lines = (ROOT / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in lines] == ["torch", "nibabel", "numpy", "scipy", "scikit-image", "tqdm", "pytest"] and all("==" in line for line in lines)
+    packages = [line.split("==")[0] for line in lines]
+    assert packages == ["torch", "nibabel", "numpy", "scipy", "scikit-image", "tqdm", "pytest"] and all("==" in line for line in lines)
+
+
+def test_lines_and_functions_fit_a_screen():
+    for path in [*ROOT.glob("*.py"), *(ROOT / "cmr").glob("*.py")]:
+        text = path.read_text()
+        wide = [i for i, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+        assert not wide, f"{path.name}: lines over 120 columns: {wide}"
+        assert len(text.splitlines()) <= 330, f"{path.name} is longer than one sitting"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name} does not fit a screen"

@@ -1,0 +1,172 @@
+"""Look a dataset over before anything long starts: `python -m cmr.check_dataset DATA`.
+
+Counts per domain, split and phase; spacings; label values; every anomaly; leakage between splits by subject and by
+image content.  All unusable files are listed at once; then the exit code is 3.
+
+Public: `Config`, `check_dataset`.
+"""
+import hashlib
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmr.errors import DataError, UsageError, run_script
+from cmr.files import writable_folder, write_json
+from cmr.grid import Grid, to_original, to_working
+from cmr.labels import STRUCTURES, VALUES
+from cmr.metrics import dice
+from cmr.nifti import read_volume
+from cmr.records import SPLITS, Domain
+from cmr.settings import DataConfig, opt, parse
+from cmr.studies import find, in_role, split_by_subject
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    """Settings of the check."""
+    target: str = opt("", "target domain; each of its values must hold validation and labelled test volumes")
+    out: str    = opt("", "folder for check.json; empty: print only")
+
+
+PRESETS = {"tiny": {}, "demo": {}, "paper": dict(size=128, spacing_mm=1.5)}
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--data", *argv]
+    config = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    if not config.data:
+        raise UsageError("no dataset; python -m cmr.check_dataset DATA")
+    check_dataset(config)
+
+
+def check_dataset(config):
+    """Read every volume of the dataset and return the findings as a dictionary; raises DataError if any is unusable."""
+    source = Domain.parse(config.source)
+    records = split_by_subject(find(config.data, config.use_unlabeled_masks), source)
+    _require_roles(records, source, config.target)
+    survey = _Survey(Grid(config.spacing_mm, config.size))
+    for record in records:
+        survey.add(record)
+    findings = survey.findings()
+    _print(findings)
+    if config.out:
+        write_json(writable_folder(config.out) / "check.json", findings)
+    _refuse(config.data, findings)
+    return findings
+
+
+def _require_roles(records, source, target):
+    """Raise UsageError where a domain lacks the volumes of a role, or where a target is not unseen."""
+    for split in SPLITS if target else ("Training",):
+        in_role(records, source, split, labelled_only=True)
+    for domain in Domain.parse(target).each() if target else ():
+        in_role(records, domain, "Validation")
+        in_role(records, domain, "Testing", labelled_only=True)
+        both = sorted({r.subject for r in records if r in domain and r in source})
+        if both:
+            raise UsageError(f"{both[0]} is in the target {domain} and in the source {source} ({len(both)} such "
+                             "subjects); a target must be unseen")
+
+
+class _Survey:
+    """What is found on the way through the volumes."""
+
+    def __init__(self, grid):
+        self.grid, self.n_volumes, self.unusable, self.cropped = grid, 0, [], []
+        self.notes, self.spacings, self.counts, self.structures = Counter(), Counter(), Counter(), Counter()
+        self.owners_of, self.splits_of, self.there_and_back = defaultdict(set), defaultdict(set), defaultdict(list)
+
+    def add(self, record):
+        """Read one volume."""
+        self.n_volumes += 1
+        self.splits_of[record.subject].add(record.split)
+        self.notes.update(record.flags)
+        try:
+            image, label, nifti, notes = read_volume(record)
+        except DataError as error:
+            self.unusable.append(str(error))
+            return
+        self.notes.update(notes)
+        self.spacings[" x ".join(f"{s:.2f}" for s in nifti.spacing_mm)] += 1
+        self.owners_of[hashlib.sha256(image.tobytes()).hexdigest()].add((record.subject, record.split))
+        labelled = "unlabelled" if label is None else "labelled"
+        self.counts[record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled] += 1
+        if label is not None:
+            self._add_label(record, image, nifti, label)
+
+    def _add_label(self, record, image, nifti, label):
+        """What the working grid does to a mask: how it comes back, how much of it lies outside the field of view."""
+        _, working_label, geometry = to_working(image, nifti, self.grid, label)
+        one_hot = working_label == np.arange(1 + len(STRUCTURES))[:, None, None, None]
+        back = to_original(one_hot.astype(np.float32), geometry)
+        for name, value in VALUES.items():
+            if (label == value).any():
+                self.structures[name] += 1
+                self.there_and_back[name].append(dice(back == value, label == value))
+        pixel_mm2 = np.prod(nifti.spacing_mm[:2])
+        share = (working_label > 0).sum() * self.grid.spacing_mm ** 2 / ((label > 0).sum() * pixel_mm2)
+        if share < 0.97:
+            self.cropped.append(f"{record.case} ({100 * (1 - share):.0f} %)")
+
+    def findings(self):
+        """Everything as plain values, in the order in which it is printed."""
+        several = lambda owners, i: len({owner[i] for owner in owners}) > 1
+        twice = [sorted(owners) for owners in self.owners_of.values() if several(owners, 0) or several(owners, 1)]
+        kept = {name: self.there_and_back[name] for name in STRUCTURES if name in self.there_and_back}
+        return {"volumes": self.n_volumes,
+                "subjects": len(self.splits_of),
+                "counts": {" ".join(key): n for key, n in sorted(self.counts.items())},
+                "spacings_mm": dict(self.spacings.most_common()),
+                "structures": dict(self.structures),
+                "working_grid_dice": {name: [float(np.mean(d)), float(np.min(d))] for name, d in kept.items()},
+                "notes": dict(self.notes),
+                "heart_outside_working_field": self.cropped,
+                "same_image_twice": twice,
+                "subject_in_two_splits": sorted(s for s, splits in self.splits_of.items() if len(splits) > 1),
+                "unusable": self.unusable}
+
+
+def _refuse(data, findings):
+    """Raise DataError for what must not be trained on: unusable files, leakage between splits, no label at all."""
+    unusable, shared = findings["unusable"], findings["subject_in_two_splits"]
+    if len(unusable) == 1:
+        raise DataError(unusable[0])
+    if unusable:
+        raise DataError(f"{len(unusable)} of {findings['volumes']} volumes cannot be used; the first: {unusable[0]}")
+    twice = findings["same_image_twice"]
+    across_splits = [owners for owners in twice if len({split for _, split in owners}) > 1]
+    if shared or across_splits:
+        raise DataError(f"{data}: leakage between splits: {(shared or across_splits)[0]}; leave one of them out")
+    if not findings["structures"]:
+        raise DataError(f"{data}: no labelled volume; segmenters cannot be trained")
+
+
+def _print(findings):
+    print(f"{findings['subjects']} subjects, {findings['volumes']} volumes")
+    print("vendor pathology split phase                     volumes")
+    for key, n in findings["counts"].items():
+        print(f"  {key:44s} {n:5d}")
+    print("spacing mm: " + ", ".join(f"{k} ({n})" for k, n in list(findings["spacings_mm"].items())[:8]))
+    print("structures: " + ", ".join(f"{k} in {n} volumes" for k, n in findings["structures"].items()))
+    kept = [f"{s} {mean:.3f} (worst {worst:.3f})" for s, (mean, worst) in findings["working_grid_dice"].items()]
+    if kept:
+        print("a mask sent through the working grid and back, Dice with itself (no network can do better there): "
+              + ", ".join(kept))
+    missing = [s for s in STRUCTURES if s not in findings["structures"]]
+    if missing and findings["structures"]:
+        print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")
+    for note, n in sorted(findings["notes"].items()):
+        print(f"note: {note} ({n} volumes)")
+    for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
+                       ("the same image twice", "same_image_twice"),
+                       ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
+        for item in findings[key]:
+            print(f"{title}: {item}")
+
+
+if __name__ == "__main__":
+    run_script(main)

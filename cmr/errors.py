@@ -1,0 +1,54 @@
+"""What ends a script with one line and its own exit code.  What is checked, and when, is the business of the stages.
+
+Public: `UserError` and its kinds, `run_script`.
+"""
+import os
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend.  Printed as one line; `exit_code` is the process's."""
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """A flag, a preset or a domain filter that does not fit (2)."""
+
+
+class DataError(UserError):
+    """A file or a dataset that does not fit (3)."""
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is damaged or of other settings (4)."""
+    exit_code = 4
+
+
+class ResourceError(UserError):
+    """Disk, memory or permission (5)."""
+    exit_code = 5
+
+
+class NumericalError(UserError):
+    """A loss or an image that is not finite (6)."""
+    exit_code = 6
+
+
+def run_script(main):
+    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C in 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:                                       # the reader of our output has left
+        os._exit(1)
+    except (OSError, MemoryError) as error:
+        named = getattr(error, "filename", None)
+        what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
+        print(f"error: {what}; free some space or memory, or choose another folder", file=sys.stderr)
+        sys.exit(ResourceError.exit_code)

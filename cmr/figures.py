@@ -1,0 +1,199 @@
+"""The report's figures: example slices of each domain, and plots if matplotlib is installed, the one optional extra.
+
+How a slice becomes a panel is `cmr.panels`' business; what is compared, `cmr.comparison`'s.
+
+Public: `Example`, `EXAMPLES`, `draw_examples`, `LEFT_OUT`, `draw_plots`.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmr.comparison import (POOLED, domains_of, largest_diagonal_mm, means, networks_of, patient_values, targets_of)
+from cmr.experiment import BASELINE, DOSES, PRIMARY_ARMS
+from cmr.files import atomic
+from cmr.panels import difference, save_png, sheet, with_contours
+from cmr.records import Domain
+
+try:
+    from matplotlib.figure import Figure
+except ImportError:
+    Figure = None
+
+LEFT_OUT = ("Plots were left out: matplotlib is not installed.  Install it, delete the results folder and run the "
+            "same command again.")
+EXAMPLES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the "
+            "contours of baseline, DA and DG. LV red, MYO green, RV blue. Translated is as in DA fixed; the "
+            "contours are the first network's.")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test volume on the working grid, to be drawn: images (D, H, W) in [-1, 1], labels (D, H, W)."""
+    case: str
+    image: np.ndarray
+    translated: np.ndarray
+    truth: np.ndarray
+    found: dict                                  # (network, arm name) -> labels
+
+
+def draw_examples(out, domain, network, examples, rows):
+    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)]."""
+    of_baseline = [r for r in rows if (r["domain"], r["network"], r["arm"]) == (domain, network, BASELINE)]
+    distance = _distance_of_cases(of_baseline)
+    order = sorted(examples, key=lambda e: (np.nan_to_num(distance[e.case]), e.case))
+    drawn = []
+    for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
+        name = f"{which}_{Domain.parse(domain).file_name}.png"
+        save_png(out / name, sheet(_example_panels(example, network)))
+        measured = f"{example.case}, {distance[example.case]:.1f} mm"
+        drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured})"))
+    return drawn
+
+
+def _distance_of_cases(rows):
+    """{case: mean HD95 over its structures}; what was missed or is spurious counts as the volume's diagonal."""
+    distances = {}
+    for row in rows:
+        distance = {"ok": row["hd95"], "absent_both": np.nan}.get(row["status"], row["diagonal_mm"])
+        distances.setdefault(f"{row['subject']}_{row['phase']}", []).append(distance)
+    return {case: np.nanmean(of) for case, of in distances.items()}
+
+
+def _example_panels(example, network):
+    """Up to three slices of a case: first, middle and last of the labelled ones."""
+    filled = np.flatnonzero(example.truth.any((1, 2)))
+    chosen = filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]
+    arms = [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
+    panels = []
+    for k in chosen:
+        image, translated = example.image[k], example.translated[k]
+        panels.append([with_contours(image), with_contours(translated), difference(image, translated),
+                       with_contours(image, example.truth[k]),
+                       *(with_contours(image, example.found[network, arm][k]) for arm in arms)])
+    return panels
+
+
+def draw_plots(out, rows, predicted, signs):
+    """Write paired.png, strength.png, entropy.png and, if there are doses, dose.png into `out`; [(file name, caption)].
+
+    rows : of metrics.csv.  predicted, signs : of predicted.csv and signs.csv of cmr.choose.  None without matplotlib.
+    """
+    if Figure is None:
+        return None
+    plots = [_plot_patients(out, _patients_hd95(rows)), _plot_predictions(out, predicted), _plot_confidence(out, signs)]
+    doses = _doses(rows)
+    if len(doses[POOLED]) > 1:
+        plots.append(_plot_doses(out, doses))
+    return plots
+
+
+def _save(figure, path):
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _patients_hd95(rows):
+    """{(network, domain): {arm: {subject: HD95 in mm}}} of baseline, DA and DG; failures at their penalty."""
+    penalty_mm, patients = largest_diagonal_mm(rows), {}
+    for network in networks_of(rows):
+        for domain in domains_of(rows):
+            own = [row for row in rows if (row["network"], row["domain"]) == (network, domain)]
+            ran = {row["arm"] for row in own} & {BASELINE, *PRIMARY_ARMS}
+            of_arm = lambda arm: patient_values([row for row in own if row["arm"] == arm], "hd95", penalty_mm)
+            patients[network, domain] = {arm: of_arm(arm) for arm in ran}
+    return patients
+
+
+def _plot_patients(out, patients):
+    networks, domains = (list(dict.fromkeys(key[i] for key in patients)) for i in (0, 1))
+    figure = Figure(figsize=(2.6 * len(domains), 2.4 * len(networks)), layout="constrained")
+    axes = figure.subplots(len(networks), len(domains), sharex=True, sharey=True, squeeze=False)
+    arms = ("DG", BASELINE, "DA")
+    for (network, domain), of in patients.items():
+        ax = axes[networks.index(network), domains.index(domain)]
+        for subject in of[BASELINE]:
+            line = [of.get(arm, {}).get(subject, np.nan) for arm in arms]
+            ax.plot(range(3), line, color="0.5", marker="o", markersize=2.5, linewidth=0.7)
+        medians = [np.median(list(of[arm].values())) if arm in of else np.nan for arm in arms]
+        ax.plot(range(3), medians, color="tab:red", marker="s", markersize=4)
+        ax.set(xticks=range(3), xticklabels=arms, yscale="log", title=f"{network}, {domain}")
+        ax.title.set_fontsize(8)
+    figure.supylabel("HD95, mm")
+    _save(figure, out / "paired.png")
+    return "paired.png", "HD95 of every patient (one line each; the median red), from the baseline to DG and to DA."
+
+
+def _plot_predictions(out, predicted):
+    networks = list(dict.fromkeys(row["network"] for row in predicted))
+    figure = Figure(figsize=(3.4 * len(networks), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, network in zip(axes, networks):
+        for domain in dict.fromkeys(row["domain"] for row in predicted):
+            here = [row for row in predicted if (row["network"], row["domain"]) == (network, domain)]
+            known = [row for row in here if row["hindsight"]]
+            x, y = ([float(row[name]) for row in known] for name in ("predicted", "hindsight"))
+            ax.scatter(x, y, s=12, label=domain)
+        ax.axline((0, 0), slope=1, color="0.7", linewidth=0.7)
+        ax.set(title=network, xlabel="predicted gain, Dice")
+    ax.legend(fontsize=7)
+    figure.supylabel("gain in hindsight, Dice")
+    _save(figure, out / "strength.png")
+    caption = ("Every candidate of cmr.choose: the gain predicted without the target's labels, against the gain by "
+               "those labels.")
+    return "strength.png", caption
+
+
+def _plot_confidence(out, signs):
+    known = [row for row in signs if row["use"] == "target" and row["gain"]]
+    networks, candidates = (list(dict.fromkeys(row[name] for row in signs)) for name in ("network", "candidate"))
+    figure = Figure(figsize=(3.4 * len(networks), 4.5), layout="constrained")
+    axes = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
+    positions = range(len(candidates))
+    for (gain_ax, entropy_ax), network in zip(axes.T, networks):
+        for domain in dict.fromkeys(row["domain"] for row in known):
+            own = [row for row in known if (row["network"], row["domain"]) == (network, domain)]
+            gain_ax.plot(positions, _means_by_candidate(own, candidates, "gain"), marker="o", markersize=3)
+            entropy = _means_by_candidate(own, candidates, "entropy change")
+            entropy_ax.plot(positions, entropy, marker="o", markersize=3, label=domain)
+        gain_ax.set(title=network)
+        for ax in (gain_ax, entropy_ax):
+            ax.axhline(0, color="0.7", linewidth=0.7)
+        entropy_ax.set_xticks(positions, [n + 1 for n in positions])
+    axes[0, 0].set(ylabel="gain in Dice")
+    axes[1, 0].set(ylabel="change of log entropy")
+    axes[1, -1].legend(fontsize=7)
+    figure.supxlabel("strength")
+    _save(figure, out / "entropy.png")
+    numbered = "; ".join(f"{n} {candidate}" for n, candidate in enumerate(candidates, 1))
+    caption = ("Each strength on the targets' validation volumes: what it gains by their labels, and how much less the "
+               "segmenter hesitates (below 0: more confident). Where the two do not mirror each other, confidence is "
+               f"fooled. {numbered}.")
+    return "entropy.png", caption
+
+
+def _means_by_candidate(rows, candidates, name):
+    of = lambda candidate: [float(row[name]) for row in rows if row["candidate"] == candidate]
+    return [np.mean(of(candidate) or [np.nan]) for candidate in candidates]
+
+
+def _doses(rows):
+    """{domain: {synthetic images per reference: {metric: mean}}} of the first network; 0 is the baseline."""
+    mean, first = means(rows), networks_of(rows)[0]
+    names = {0: BASELINE, **DOSES}
+    return {domain: {n: mean[domain, first, arm] for n, arm in names.items() if (domain, first, arm) in mean}
+            for domain in (*targets_of(rows), POOLED)}
+
+
+def _plot_doses(out, doses):
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    for ax, (metric, label) in zip(figure.subplots(1, 2), (("dice", "Dice"), ("hd95", "HD95, mm"))):
+        for domain, of in doses.items():
+            values = [of[n][metric] for n in sorted(of)]
+            ax.plot(range(len(of)), values, marker="o", markersize=4, label=domain)
+            ax.set_xticks(range(len(of)), [n or "real" for n in sorted(of)])
+        ax.set(xlabel="synthetic images per reference", ylabel=label)
+    ax.legend(fontsize=7)
+    _save(figure, out / "dose.png")
+    caption = ("DG against the number of synthetic images per reference, at equal optimiser steps; the first is only "
+               "projected, every second one has its look changed before.")
+    return "dose.png", caption

@@ -1,0 +1,108 @@
+"""Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
+
+Public: `atomic`, `write_text`, `write_json`, `write_csv`, `read_csv`, `writable_folder`, `sha256`.
+"""
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import uuid
+from pathlib import Path
+
+from cmr.errors import DataError, ResourceError
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, delete it otherwise.
+
+    The temporary keeps the suffix, because nibabel and scikit-image choose the format by it.
+    Raises ResourceError when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp.{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except PermissionError:
+        raise
+    except OSError as error:
+        why = error.strerror or error
+        raise ResourceError(f"{path}: cannot be written ({why}); free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, content):
+    """Write JSON atomically, keys in the given order."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path, rows, columns):
+    """Write dictionaries as CSV atomically; floats with a point and up to 6 decimals, missing values empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+def read_csv(path, required):
+    """Rows of a CSV as dictionaries: BOM, stray spaces and the separator handled; columns in lower case, values text.
+
+    required : columns that must be there, in any case.  Raises DataError naming those that are not.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    head = lines[0] if lines else ""
+    separator = ";" if head.count(";") > head.count(",") else ","
+    cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
+    table = [row for row in cells if any(row)]
+    header = table[0] if table else []
+    columns = [c.lower() for c in header]
+    missing = [c for c in required if c.lower() not in columns]
+    if missing:
+        found = ", ".join(c for c in header if c) or "nothing"
+        raise DataError(f"{path}: column {', '.join(missing)} missing; found {found}")
+    kept = [i for i, c in enumerate(columns) if c and not c.startswith("unnamed")]
+    return [{columns[i]: row[i] if i < len(row) else "" for i in kept} for row in table[1:]]
+
+
+def writable_folder(path):
+    """Create the folder `path` if needed and return it; raise ResourceError at once if nothing can be written there."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for stale in path.rglob(".*.tmp.*"):                      # left by a process that was killed while writing
+            stale.unlink()
+        probe = path / f".{uuid.uuid4().hex}.tmp.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot write there ({error.strerror}); choose another --out") from error
+    return path
+
+
+def sha256(path):
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""The working grid, and the way back: orientation, resampling in-plane, cropping, intensities.  No file is read here.
+
+A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], slices from base to apex, rows downwards
+and columns to the right in the clinical short-axis view, resampled in-plane to one spacing and centre-cropped or
+padded to one size; the slices stay as they were acquired.  `Geometry` keeps what is needed to go back to the original
+grid.
+
+Public: `Grid`, `Geometry`, `CANONICAL`, `orientation`, `canonical`, `stored`, `to_working`, `resample_to_original`,
+`to_original`, `image_to_original`, `working_affine`, `at_same_height`.
+"""
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cmr.labels import STRUCTURES, labels_of
+
+# The clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior, rows
+# downwards, slices from base to apex.  Turning every study to it keeps the way of storing from being a domain gap.
+_SLICES = np.array([-0.70, 0.55, -0.45]) / np.linalg.norm([-0.70, 0.55, -0.45])
+_COLUMNS = np.array([-0.6, -0.8, 0.0]) - np.dot([-0.6, -0.8, 0.0], _SLICES) * _SLICES
+_COLUMNS /= np.linalg.norm(_COLUMNS)
+CANONICAL = np.stack([_COLUMNS, np.cross(_COLUMNS, _SLICES), _SLICES], 1)             # world = CANONICAL @ (w, h, d)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The in-plane working grid: square, `size` pixels of `spacing_mm`."""
+    spacing_mm: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a working volume lies in its original file: everything needed to go back."""
+    shape: tuple                                 # original (X, Y, Z)
+    affine: tuple                                # original, 4 x 4
+    spacing_mm: tuple                            # original (x, y, z)
+    transposed: bool                             # canonical columns run along the original axis 1
+    flipped: tuple                               # canonical (d, h, w) axis runs against the original one
+    oriented: bool                               # False: an axis-aligned affine carries no anatomy; kept as stored
+    low: float                                   # original intensity of -1
+    high: float                                  # original intensity of +1
+    grid: tuple                                  # (spacing_mm, size)
+
+    @property
+    def working_axes(self):
+        """((n, spacing) of the rows, of the columns) on the working grid."""
+        spacing_mm, size = self.grid
+        return ((size, spacing_mm),) * 2
+
+    @property
+    def original_axes(self):
+        """((n, spacing) of the canonical rows, of the canonical columns) on the original grid."""
+        (x, y, _), (x_mm, y_mm, _) = self.shape, self.spacing_mm
+        return ((x, x_mm), (y, y_mm)) if self.transposed else ((y, y_mm), (x, x_mm))
+
+
+def orientation(affine):
+    """(transposed, flips of (d, h, w), oriented) that bring stored axes to the clinical short-axis view.
+
+    An axis-aligned affine cannot belong to a short-axis stack: it is a placeholder, so the stored order is kept.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(np.abs(directions).max(0) - 1).max() < 1e-3:
+        return False, (False, False, False), False
+    cosines = directions.T @ CANONICAL                            # (stored axis, canonical axis w, h, d)
+    crossed, straight = abs(cosines[1, 0]) + abs(cosines[0, 1]), abs(cosines[0, 0]) + abs(cosines[1, 1])
+    transposed = crossed > straight
+    along_w, along_h = cosines[1 if transposed else 0, 0], cosines[0 if transposed else 1, 1]
+    return bool(transposed), (bool(cosines[2, 2] < 0), bool(along_h < 0), bool(along_w < 0)), True
+
+
+def canonical(array, geometry):
+    """Stored (X, Y, Z) to canonical (D, H, W); no interpolation."""
+    array = array.transpose(2, 0, 1) if geometry.transposed else array.transpose(2, 1, 0)
+    return np.flip(array, [axis for axis, flip in enumerate(geometry.flipped) if flip])
+
+
+def stored(array, geometry):
+    """Canonical (D, H, W) to stored (X, Y, Z): the inverse of `canonical`."""
+    array = np.flip(array, [axis for axis, flip in enumerate(geometry.flipped) if flip])
+    return array.transpose(1, 2, 0) if geometry.transposed else array.transpose(2, 1, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def resampler(n_in, spacing_in, n_out, spacing_out):
+    """(n_out, n_in) linear interpolation between two centred axes, zero outside.
+
+    The triangle kernel is stretched where the output is coarser: the antialiasing that plain interpolation lacks.
+    """
+    centre_mm = (np.arange(n_out) - (n_out - 1) / 2) * spacing_out
+    position = centre_mm / spacing_in + (n_in - 1) / 2            # of each output sample, in input samples
+    width = max(1.0, spacing_out / spacing_in)
+    weights = np.clip(1 - np.abs(position[:, None] - np.arange(n_in)) / width, 0, None)
+    inside = (position > -0.5 - 1e-9) & (position < n_in - 0.5 + 1e-9)
+    total = weights.sum(1, keepdims=True)
+    return (weights / np.where(total > 0, total, 1) * inside[:, None]).astype(np.float32)
+
+
+def _resample(array, axes_in, axes_out):
+    """(..., H, W) from ((n, spacing) of the rows, of the columns) to others."""
+    (h_in, w_in), (h_out, w_out) = axes_in, axes_out
+    return resampler(*h_in, *h_out) @ array.astype(np.float32) @ resampler(*w_in, *w_out).T
+
+
+def to_working(image, nifti, grid, label=None):
+    """(X, Y, Z) image and label to the working grid: (D, H, W) in [-1, 1], (D, H, W) uint8 or None, Geometry.
+
+    The 0.5 and 99.5 percentiles of the non-zero voxels in the field of view become -1 and 1; beyond them is clipped.
+    """
+    affine = tuple(map(tuple, nifti.affine.tolist()))
+    geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
+                        grid=(grid.spacing_mm, grid.size))
+    darkest = min(0.0, float(image.min()))                        # so that the padding is the darkest value
+    resampled = _resample(canonical(image, geometry) - darkest, geometry.original_axes, geometry.working_axes)
+    foreground = resampled[resampled > 0]
+    low, high = np.percentile(foreground if foreground.size else resampled, [0.5, 99.5])
+    high = max(high, low + 1e-6 * max(1.0, abs(low)))
+    scaled = np.clip((resampled - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+    geometry = replace(geometry, low=float(low + darkest), high=float(high + darkest))
+    if label is None:
+        return scaled, None, geometry
+    values = np.arange(1 + len(STRUCTURES))[:, None, None, None]
+    shares = _resample(canonical(label, geometry)[None] == values, geometry.original_axes, geometry.working_axes)
+    shares[0] += 1 - shares.sum(0)                                # outside the original field of view: background
+    return scaled, labels_of(shares), geometry
+
+
+def resample_to_original(array, geometry):
+    """Working images, logits or probabilities (..., D, H, W) to the original pixels; 0 outside the field of view.
+
+    Still in the canonical orientation: `stored` turns them back.
+    """
+    return _resample(array, geometry.working_axes, geometry.original_axes)
+
+
+def to_original(scores, geometry):
+    """Class scores (C, D, H, W) to labels (X, Y, Z) uint8 on the original grid: interpolated, then the largest.
+
+    Outside the working field of view all scores are 0 and the first class, background, wins.
+    """
+    return stored(labels_of(resample_to_original(scores, geometry)), geometry)
+
+
+def image_to_original(image, geometry):
+    """Working image (D, H, W) in [-1, 1] to original intensities (X, Y, Z) float32; the lowest outside the view."""
+    resampled = resample_to_original((image + 1) / 2, geometry)
+    return stored(geometry.low + resampled * (geometry.high - geometry.low), geometry).astype(np.float32)
+
+
+def working_affine(geometry):
+    """(affine, spacing) of the working array stored as (X, Y, Z) = (W, H, D); directions made orthonormal."""
+    affine = np.array(geometry.affine)
+    u, _, v = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    matrix = (u @ v) * np.array(geometry.spacing_mm)
+    n = np.array(geometry.shape)
+    order = (1, 0, 2) if geometry.transposed else (0, 1, 2)       # stored axis of the canonical w, h, d
+    signs = np.array([-1.0 if flip else 1.0 for flip in geometry.flipped[::-1]])
+    directions = matrix[:, order] * signs
+    spacing_mm, size = geometry.grid
+    spacing = (spacing_mm, spacing_mm, geometry.spacing_mm[2])
+    directions = directions / np.linalg.norm(directions, axis=0) * spacing
+    centre = affine[:3, 3] + matrix @ ((n - 1) / 2)
+    working_centre = (np.array([size, size, n[2]]) - 1) / 2
+    result = np.eye(4)
+    result[:3, :3], result[:3, 3] = directions, centre - directions @ working_centre
+    return result, spacing
+
+
+def at_same_height(volume, depth):
+    """`depth` slices of a volume (D, H, W), each at the same relative height between its first and its last."""
+    return np.asarray(volume)[np.round(np.linspace(0, len(volume) - 1, depth)).astype(int)]

@@ -1,0 +1,205 @@
+"""NIfTI files: read whole and checked, an image with its mask, results written beside them.
+
+Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
+
+Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `as_integers`, `from_integers`.
+"""
+import functools
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from cmr.errors import DataError
+from cmr.files import atomic
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """A file as read: array (X, Y, Z[, T]) float32, affine (4, 4), spacing (x, y, z) mm from the header's zooms."""
+    path: str
+    array: np.ndarray
+    affine: np.ndarray
+    spacing_mm: tuple
+    notes: tuple
+    header: object = None                        # the file's own, for writing results beside it
+
+
+@functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
+def read_nifti(path):
+    """Read a NIfTI file whole, with its checksum; raises DataError for anything that cannot be trusted.
+
+    NaN and infinite voxels become 0 and are counted in `notes`.
+    """
+    path = str(path)
+    image, n_bytes = _decoded(path)
+    kind = image.get_data_dtype()
+    if kind.fields or kind.kind not in "iuf":
+        raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
+    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * kind.itemsize
+    if n_bytes < expected:
+        raise DataError(f"{path}: {n_bytes} bytes, expected {expected} from the header; copy or download it again")
+    array = np.asarray(image.dataobj, np.float32)
+    notes = []
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+        notes.append("trailing axis of size 1")
+    if array.ndim not in (3, 4) or min(array.shape) < 1:
+        raise DataError(f"{path}: shape {image.shape}, expected (X, Y, Z) or (X, Y, Z, T)")
+    broken = ~np.isfinite(array)
+    if broken.any():
+        array = np.where(broken, 0, array)
+        notes.append(f"{int(broken.sum())} non-finite voxels set to 0")
+    spacing_mm = _spacing(path, image)
+    notes += _odd_affine(image.affine, spacing_mm)
+    array.setflags(write=False)
+    return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header)
+
+
+def _decoded(path):
+    """(nibabel image, number of bytes) of a file.
+
+    The gzip stream is decompressed to its end first: nibabel alone stops before the checksum and returns wrong voxels
+    for a flipped bit.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        data = gzip.decompress(raw) if path.endswith(".gz") else raw
+        return nib.Nifti1Image.from_bytes(data), len(data)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        is_gzip = raw[:2] == b"\x1f\x8b"
+        found = "is truncated or damaged (gzip checksum)" if is_gzip else f"begins with {raw[:12]!r}"
+        raise DataError(f"{path}: {found if raw else 'is empty'}; copy or download it again") from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error)[:80]}"
+        raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
+
+
+def _spacing(path, image):
+    """Voxel size (x, y, z) in mm; raises DataError for what cannot be a short-axis stack in mm."""
+    spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
+    if all(0.4 <= s <= 4 for s in spacing[:2]) and 2 <= spacing[2] <= 25:
+        return spacing
+    units = image.header.get_xyzt_units()[0]
+    raise DataError(f"{path}: voxel size {spacing} ({units}), expected 0.4-4 mm in-plane and 2-25 mm between slices; "
+                    "correct the header")
+
+
+def _odd_affine(affine, spacing_mm):
+    """Notes on an affine that says something else than the header, or shears."""
+    notes = []
+    columns = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(columns / spacing_mm - 1).max() > 0.01:
+        notes.append("affine and header spacing disagree; header used")
+    directions = affine[:3, :3] / columns
+    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
+        notes.append("direction cosines not orthonormal")
+    return notes
+
+
+def read_volume(record):
+    """The voxels of one record: image (X, Y, Z) float32, label (X, Y, Z) uint8 in our numbering or None, Nifti, notes.
+
+    record : cmr.records.Record.  Raises DataError if image and label do not fit, or for a label outside the dataset's
+    table.  A label volume without any structure becomes None with a note: files of zeros are how some copies say
+    "unlabelled".
+    """
+    nifti = read_nifti(record.image_path)
+    notes = list(nifti.notes)
+    image = _frame(nifti, record.frame)
+    if image.max() == image.min():
+        constant = f"{record.phase} of {record.subject} is constant ({image.max():g})"
+        raise DataError(f"{nifti.path}: {constant}; leave the study out")
+    if not record.label_path:
+        return image, None, nifti, notes
+    mask = read_nifti(record.label_path)
+    label, mask_notes = _fitting_mask(mask, nifti, image.shape, record.frame)
+    notes += mask_notes
+    label = _our_numbering(label, record.label_map, mask.path)
+    if not label.any():
+        return image, None, nifti, [*notes, "label volume is all zero: unlabelled"]
+    filled = label.any((0, 1))
+    if (filled[:-2] & ~filled[1:-1] & filled[2:]).any():
+        notes.append("interior slice without label")
+    return image, label, nifti, notes
+
+
+def _frame(nifti, frame):
+    array = nifti.array
+    if array.ndim == 3:
+        return array
+    if frame is None:
+        raise DataError(f"{nifti.path}: a cine of {array.shape[3]} frames without a frame number; "
+                        "ED and ES are needed from the CSV")
+    return array[..., frame]
+
+
+def _fitting_mask(mask, nifti, shape, frame):
+    """(label (X, Y, Z) of the frame on the image's grid, notes); raises DataError if it lies on another."""
+    if frame is not None and mask.array.ndim == 3 and nifti.array.ndim == 4:
+        raise DataError(f"{mask.path}: one label volume for a cine of {nifti.array.shape[3]} frames; "
+                        "which frame it belongs to is unknown")
+    if mask.array.ndim == 4 and mask.array.shape[3] != nifti.array.shape[3]:
+        raise DataError(f"{mask.path}: {mask.array.shape[3]} frames, but its image has {nifti.array.shape[3]}; "
+                        "export the labels again")
+    label = _frame(mask, frame)
+    if label.shape != shape:
+        transposed = np.allclose(mask.affine[:, [1, 0, 2, 3]], nifti.affine, atol=1e-3)
+        if label.swapaxes(0, 1).shape == shape and transposed:
+            return label.swapaxes(0, 1), ["label stored transposed"]
+        raise DataError(f"{mask.path}: shape {label.shape}, but its image {nifti.path} has {shape}; "
+                        "nothing is resampled silently, export the label again")
+    if np.abs(np.array(mask.spacing_mm) - nifti.spacing_mm).max() > 1e-3:
+        raise DataError(f"{mask.path}: spacing {mask.spacing_mm} mm, but its image has {nifti.spacing_mm}; "
+                        "correct one of the headers")
+    return label, []
+
+
+def _our_numbering(label, label_map, path):
+    """Label values on disk to ours, uint8; raises DataError for a value that the table does not have."""
+    rounded = np.rint(label)
+    off = np.abs(label - rounded)
+    if off.max() > 2e-3:
+        example = label.flat[off.argmax()]
+        raise DataError(f"{path}: labels are not integers (e.g. {example:g}); was it resampled linearly?")
+    unknown = sorted(set(np.unique(rounded).astype(int).tolist()) - set(label_map))
+    if unknown:
+        raise DataError(f"{path}: label values {unknown}, expected only {sorted(label_map)}; "
+                        "correct the file or its label table")
+    table = np.array([label_map.get(value, 0) for value in range(max(label_map) + 1)], np.uint8)
+    return table[rounded.astype(int)]
+
+
+def write_nifti(path, array, affine, spacing_mm, description=""):
+    """Write (X, Y, Z[, T]) atomically as .nii.gz; equal input gives equal bytes (no time stamp), zooms are exact."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_zooms(tuple(spacing_mm) + (1.0,) * (array.ndim - 3))
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, 2)
+    image.set_qform(affine, 0)
+    image.header["descrip"] = description[:79].encode()
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_like(path, array, nifti):
+    """Write a result (X, Y, Z) on the grid of `nifti` atomically, with its own header: codes, units, description."""
+    image = nib.Nifti1Image(array, nifti.affine, nifti.header)
+    image.set_data_dtype(array.dtype)
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+
+
+def as_integers(image):
+    """An image in [-1, 1] as it is stored, int16 from 0 to 2000."""
+    return np.rint((image + 1) * 1000).astype(np.int16)
+
+
+def from_integers(stored):
+    """A stored image, 0 to 2000, as it was, in [-1, 1]."""
+    return stored / 1000 - 1

@@ -1,0 +1,199 @@
+"""nnU-Net's training augmentation (Isensee et al. 2021, v2), in its order, on tensors of any device.
+
+rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -> gamma (inverted) -> gamma -> mirroring
+
+Every sample draws its own parameters from its own numpy Generator; statistics are those of the sample's patch, padding
+included.  A patch much longer in-plane than deep is rotated in-plane only ("dummy 2D"): rotating thick slices in 3D is
+wrong.
+
+Public: `Augmentation`, and the single transforms.
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cmr.nnunet_plan import ANISOTROPY
+from cmr.nnunet_preprocess import OUTSIDE
+
+# How often, and from which range.
+P_ROTATE, P_SCALE, SCALES = 0.2, 0.2, (0.7, 1.4)
+P_NOISE, NOISE_SD = 0.1, (0, 0.1)
+P_BLUR, BLUR_SIGMA = 0.1, (0.5, 1)
+P_BRIGHTNESS, P_CONTRAST, FACTORS = 0.15, 0.15, (0.75, 1.25)
+P_LOW_RESOLUTION, ZOOMS = 0.125, (0.5, 1)
+P_GAMMA_INVERTED, P_GAMMA, GAMMAS = 0.1, 0.3, (0.7, 1.5)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What of the list applies to patches of one size, (y, x) or (z, y, x)."""
+    patch: tuple
+    masked_norm: bool = False
+
+    @property
+    def in_plane(self):
+        """3D patches that are rotated and scaled slice by slice."""
+        return len(self.patch) == 3 and max(self.patch) > ANISOTROPY * self.patch[0]
+
+    @property
+    def largest_angle(self):
+        """Of rotation, degrees."""
+        if len(self.patch) == 3:
+            return 180 if self.in_plane else 30
+        return 180 if max(self.patch) <= 1.5 * min(self.patch) else 15
+
+    @property
+    def loaded(self):
+        """Size to cut from the volume, so that a rotated patch does not show its corners."""
+        plane = self.patch[1:] if self.in_plane else self.patch
+        return self.patch[:1] * self.in_plane + enlarged(plane, self.largest_angle)
+
+    def __call__(self, image, label, g):
+        """One sample: image (*loaded) float32 and label (*loaded) int8 to (*patch) each; -1 has become background."""
+        rotate, scale = g.random() < P_ROTATE, g.random() < P_SCALE
+        if rotate or scale:
+            n_angles = 3 if len(self._below_depth) == 3 else 1
+            angles = np.zeros(3)
+            if rotate:
+                angles = np.deg2rad(g.uniform(-self.largest_angle, self.largest_angle, n_angles))
+            image, label = spatial(image, label, self.patch, angles, g.uniform(*SCALES) if scale else 1.0)
+        else:
+            image, label = centre(image, self.patch), centre(label, self.patch)
+        image = self.intensities(image, g)
+        mirrored = [axis for axis in range(-len(self.patch), 0) if g.random() < 0.5]
+        image, label = image.flip(mirrored), label.flip(mirrored)
+        if self.masked_norm:
+            image = torch.where(label < 0, 0, image)
+        return image, label.clamp(min=0)
+
+    @property
+    def _below_depth(self):
+        """Axes that are turned, scaled and coarsened together."""
+        return (-2, -1) if self.in_plane else tuple(range(-len(self.patch), 0))
+
+    def intensities(self, image, g):
+        """Noise to gamma of the list, on one z-scored image (*patch); nothing moves."""
+        if g.random() < P_NOISE:
+            sd = g.uniform(*NOISE_SD)
+            image = image + sd * torch.from_numpy(g.standard_normal(self.patch, np.float32)).to(image.device)
+        if g.random() < P_BLUR:
+            image = blur(image, g.uniform(*BLUR_SIGMA, len(self.patch)))
+        if g.random() < P_BRIGHTNESS:
+            image = image * around_one(*FACTORS, g)
+        if g.random() < P_CONTRAST:
+            image = contrast(image, around_one(*FACTORS, g))
+        if g.random() < P_LOW_RESOLUTION:
+            image = low_resolution(image, g.uniform(*ZOOMS), self._below_depth)
+        if g.random() < P_GAMMA_INVERTED:
+            image = -gamma(-image, around_one(*GAMMAS, g))
+        if g.random() < P_GAMMA:
+            image = gamma(image, around_one(*GAMMAS, g))
+        return image
+
+
+def around_one(low, high, g):
+    """Evenly below or above 1, so that shrinking is as frequent as growing."""
+    return g.uniform(low, 1) if g.random() < 0.5 else g.uniform(1, high)
+
+
+def enlarged(patch, angle_degrees):
+    """Size to load so that `patch` stays full when it is rotated by up to the angle.
+
+    Divided by 0.85, as nnU-Net does whatever its scales are.
+    """
+    a = math.radians(min(90, angle_degrees))
+    largest = np.array(patch, float)
+    pairs = [(0, 1)] if len(patch) == 2 else [(1, 2), (0, 2), (0, 1)]
+    for i, j in pairs:
+        u, v = patch[i], patch[j]
+        sign = -1 if (i, j) == (0, 2) else 1                      # the sense of rotation about each axis
+        largest[i] = max(largest[i], abs(u * math.cos(a) + sign * v * math.sin(a)))
+        largest[j] = max(largest[j], abs(v * math.cos(a) - sign * u * math.sin(a)))
+    return tuple(int(n) for n in largest / 0.85)
+
+
+def centre(array, patch):
+    """The middle of a patch, without interpolation."""
+    return array[tuple(slice(n // 2 - q // 2, n // 2 - q // 2 + q) for n, q in zip(array.shape, patch))]
+
+
+def spatial(image, label, patch, angles, scale):
+    """Rotate and scale (> 1 zooms out) about the centre, and cut to `patch`.
+
+    angles : radians, one in-plane, or three about the axes 0, 1, 2.
+    Image and the share of each label are sampled linearly from the same places; beyond the border the image is 0 and
+    the label -1; the largest share wins, the lower label a tie.
+    """
+    plane = patch if len(angles) != 1 and len(patch) == 3 else patch[-2:]
+    in_plane = image.shape[image.ndim - len(plane):]
+    offsets = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in plane]
+    output = torch.stack(torch.meshgrid(*offsets, indexing="ij"), -1)                # (*plane, axes), from the centre
+    places = output @ torch.from_numpy(scale * rotation(angles, len(plane))).T
+    grid = (places / (torch.tensor(in_plane) / 2)).flip(-1)       # grid_sample wants the last axis first
+    grid = grid[None].to(image.device, image.dtype)
+
+    def sample(array):
+        folded = array.reshape(1, -1, *in_plane)                  # slices that turn as one are channels
+        return F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=False).reshape(patch)
+
+    shares = [sample((label == k).to(image.dtype)) for k in range(int(label.max()) + 1)]
+    best, found = 1 - sum(shares), torch.full(patch, OUTSIDE, dtype=label.dtype, device=label.device)
+    for k, share in enumerate(shares):                            # an argmax; torch's own is slow over the first axis
+        better = share > best
+        best, found = torch.where(better, share, best), torch.where(better, k, found)
+    return sample(image), found
+
+
+def rotation(angles, dims):
+    """Rotation matrix on (y, x), or Rz Ry Rx on (z, y, x) where x, y, z rotate about the array axes 0, 1, 2."""
+    if dims == 2:
+        c, s = math.cos(angles[0]), math.sin(angles[0])
+        return np.array([[c, -s], [s, c]])
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_0 = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_1 = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_2 = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_2 @ about_1 @ about_0
+
+
+def blur(image, sigmas):
+    """Separable Gaussian, one sigma (voxels) per axis, reflected at the border.
+
+    An axis too short to be reflected is left alone.
+    """
+    for axis, sigma in enumerate(sigmas):
+        half = round((6 * sigma + 0.5 - 1) / 2)                   # 6 sigma + 0.5, to the nearest odd size
+        if half < 1 or image.shape[axis] <= half:
+            continue
+        kernel = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).to(image.device, image.dtype)
+        lines = image.movedim(axis, -1)
+        padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (half, half), mode="reflect")
+        image = F.conv1d(padded, kernel.view(1, 1, -1)).reshape(lines.shape).movedim(-1, axis)
+    return image
+
+
+def contrast(image, factor):
+    """Stretch about the mean, clipped to the range there was."""
+    mean = image.mean()
+    return ((image - mean) * factor + mean).clamp(image.min(), image.max())
+
+
+def low_resolution(image, zoom, axes):
+    """Nearest-neighbour down to `zoom` of the size along `axes`, linearly up again."""
+    size = list(image.shape)
+    for axis in axes:
+        size[axis] = max(1, round(size[axis] * zoom))
+    lower = F.interpolate(image[None, None], size, mode="nearest-exact")
+    linear = "bilinear" if image.ndim == 2 else "trilinear"
+    return F.interpolate(lower, image.shape, mode=linear, align_corners=False)[0, 0]
+
+
+def gamma(image, exponent):
+    """Power law on the patch's range; its mean and standard deviation are put back."""
+    low, span = image.min(), image.max() - image.min()
+    curved = ((image - low) / span.clamp(min=1e-7)) ** exponent * span + low
+    return (curved - curved.mean()) * image.std() / curved.std().clamp(min=1e-7) + image.mean()

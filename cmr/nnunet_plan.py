@@ -1,0 +1,174 @@
+"""nnU-Net's experiment planning (Isensee et al. 2021, v2): from the training volumes' spacings and shapes to a `Plan`.
+
+    spacings and shapes -> target spacing -> median shape -> patch -> pooling and kernels -> fit to the memory -> batch
+
+Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `round` is half-to-even throughout.
+Public: `Plan`, `make_plan`, `target_spacing`, `axis_order`, `resampled_shape`, `topology`, `memory_estimate`,
+`fit_to_memory`.
+"""
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from cmr.errors import UsageError
+
+ANISOTROPY = 3                                    # an axis more than this much coarser than the others is treated apart
+MINIMUM_EDGE = 4                                  # of a feature map, voxels
+# A reference plan's memory estimate at its batch size on REFERENCE_GB; edge of the largest patch; the most channels.
+REFERENCE_ESTIMATE, REFERENCE_BATCH, REFERENCE_GB = {2: 85e6, 3: 560e6}, {2: 12, 3: 2}, 8
+LARGEST_PATCH, MOST_FEATURES = {2: 2048, 3: 256}, {2: 512, 3: 320}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from the training data: enough to preprocess, train and predict."""
+    order: tuple                                 # which axis of a volume becomes the plan's 0, 1, 2; the coarsest first
+    spacing_mm: tuple                            # of the training grid; a 2D plan keeps each volume's own slices
+    patch: tuple                                 # what the network sees
+    batch: int
+    features: tuple                              # channels per stage, finest first
+    kernels: tuple                               # per stage, one entry per axis
+    strides: tuple                               # per stage; the first is 1
+    batch_dice: bool                             # Dice over the batch (2D) or per patch (3D)
+    masked_norm: bool                            # z-score inside the non-zero mask only
+
+    @property
+    def dims(self):
+        return len(self.patch)
+
+    @classmethod
+    def read(cls, path):
+        """A plan from JSON, as `train_unet.py` writes it or by hand; raises UsageError naming what does not fit."""
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--plan {path}: cannot be read ({error}); give a plan.json of train_unet.py") from error
+        names = {f.name for f in fields(cls)}
+        if not isinstance(content, dict) or set(content) != names:
+            raise UsageError(f"--plan {path}: expected the keys {', '.join(sorted(names))}")
+        return cls.from_dict(content)
+
+    @classmethod
+    def from_dict(cls, content):
+        """The inverse of dataclasses.asdict after JSON, which knows no tuples."""
+        deep = lambda v: tuple(map(deep, v)) if isinstance(v, (list, tuple)) else v
+        return cls(**{k: deep(v) for k, v in content.items()})
+
+
+def make_plan(dims, spacings_mm, shapes, n_training, classes, relative_size=1.0, first_features=32,
+              memory_gb=REFERENCE_GB):
+    """The plan of a 2D or 3D network.
+
+    spacings_mm, shapes : (cases, 3), of the training volumes after the non-zero crop.  n_training : how many there are.
+    classes : labels, background included.  relative_size : median share of a volume's box that the crop keeps.
+    first_features : 32 in nnU-Net; fewer narrow every stage and change nothing else, patch and batch included.
+    memory_gb : what the patch and the batch are fitted to; 8 in nnU-Net.
+    Raises UsageError where the volumes are too small for a network with a decoder.
+    """
+    target = target_spacing(spacings_mm, shapes)
+    order = axis_order(target)
+    target = tuple(target[a] for a in order)
+    in_order = lambda triples: [[triple[a] for a in order] for triple in triples]
+    resampled = [resampled_shape(n, s, target) for n, s in zip(in_order(shapes), in_order(spacings_mm))]
+    median = np.median(resampled, 0).tolist()                     # may end in .5
+    n_voxels = math.prod(median) * n_training                     # of the 3D grid, for a 2D plan too
+    if dims == 3 and median[0] == 1:
+        raise UsageError("the training volumes have one slice each; use nnunet2d")
+    target, median = target[-dims:], tuple(median[-dims:])
+    # A box isotropic in mm, no larger than the volumes.
+    edge_mm = LARGEST_PATCH[dims] * math.prod(target) ** (1 / dims)
+    start = tuple(min(round(edge_mm / s), m) for s, m in zip(target, median))
+    *_, (patch, kernels, strides, estimate) = fit_to_memory(target, start, median, classes, memory_gb)
+    if len(strides) < 2:
+        raise UsageError(f"{start} voxels cannot be halved once; an nnU-Net needs at least 8 on two axes or 12 on one")
+    by_memory = round(REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB / estimate * REFERENCE_BATCH[dims])
+    by_data = round(0.05 * n_voxels / math.prod(patch))           # a batch shows at most 5 % of the data
+    return Plan(order, target, patch, batch=max(min(by_memory, by_data), 2),
+                features=widths(dims, len(strides), first_features), kernels=kernels, strides=strides,
+                batch_dice=dims == 2, masked_norm=relative_size < 0.75)
+
+
+def target_spacing(spacings_mm, shapes):
+    """Median spacing (z, y, x); the 10th percentile on an axis that is thick and short in the median volume.
+
+    So that a few volumes of thin slices do not lose them, without interpolating most others finely.
+    """
+    target, size = np.median(spacings_mm, 0), np.median(shapes, 0)
+    thick = int(target.argmax())
+    others = [a for a in range(3) if a != thick]
+    if target[thick] > ANISOTROPY * max(target[others]) and ANISOTROPY * size[thick] < min(size[others]):
+        fine = float(np.percentile(np.asarray(spacings_mm)[:, thick], 10))
+        target[thick] = max(target[others]) + 1e-5 if fine < max(target[others]) else fine
+    return tuple(target.tolist())
+
+
+def axis_order(spacing_mm):
+    """The coarsest axis first, the others as they are."""
+    thick = int(np.argmax(spacing_mm))
+    return (thick, *(a for a in range(3) if a != thick))
+
+
+def resampled_shape(shape, spacing_mm, target_mm):
+    """Size of a volume on another spacing; the order of the operations decides the rounding."""
+    return tuple(round(s / t * n) for n, s, t in zip(shape, spacing_mm, target_mm))
+
+
+def topology(spacing_mm, patch):
+    """(kernels, strides, patch) of a U-Net: an axis is halved while it is fine and long enough.
+
+    Axes within a factor 2 of the finest that can still be halved go together.  A kernel is 1 along an axis until the
+    others have become as coarse as it is; the kernel of a stage belongs to the spacing *at* that stage.  The patch
+    grows to a multiple of its strides.
+    """
+    dims = len(patch)
+    spacing, size, pools, kernel = list(spacing_mm), list(patch), [0] * dims, [1] * dims
+    kernels, strides = [], [(1,) * dims]
+    while True:
+        long = [a for a in range(dims) if size[a] >= 2 * MINIMUM_EDGE]
+        halved = [a for a in long if spacing[a] / min(spacing[b] for b in long) < 2]
+        if not halved or len(halved) == 1 and size[halved[0]] < 3 * MINIMUM_EDGE:
+            break
+        kernel = [3 if spacing[a] / min(spacing) < 2 else kernel[a] for a in range(dims)]     # once 3, always 3
+        kernels.append(tuple(kernel))
+        strides.append(tuple(2 if a in halved else 1 for a in range(dims)))
+        for a in halved:
+            spacing[a], size[a], pools[a] = 2 * spacing[a], math.ceil(size[a] / 2), pools[a] + 1
+    kernels.append((3,) * dims)                                   # the bottleneck
+    return tuple(kernels), tuple(strides), tuple(math.ceil(n / 2 ** p) * 2 ** p for n, p in zip(patch, pools))
+
+
+def widths(dims, stages, first_features=32):
+    """Channels per stage: doubled at each, up to the most."""
+    return tuple(min(MOST_FEATURES[dims], first_features * 2 ** i) for i in range(stages))
+
+
+def memory_estimate(patch, strides, classes):
+    """Feature-map voxels of one patch in nnU-Net's own widths.
+
+    Two convolutions per stage down; two, and the enlarging one, up; one head.
+    """
+    voxels, size = [], patch
+    for stride in strides:
+        size = tuple(n // s for n, s in zip(size, stride))
+        voxels.append(math.prod(size))
+    maps = [f * v for f, v in zip(widths(len(patch), len(strides)), voxels)]
+    return sum(2 * m for m in maps) + sum(3 * m for m in maps[:-1]) + classes * voxels[0]
+
+
+def fit_to_memory(spacing_mm, patch, median_shape, classes, memory_gb=REFERENCE_GB):
+    """Yield (patch, kernels, strides, estimate), each smaller than the last, until a batch of two fits the memory."""
+    dims = len(patch)
+    kernels, strides, patch = topology(spacing_mm, patch)
+    while True:
+        estimate = memory_estimate(patch, strides, classes)
+        yield patch, kernels, strides, estimate
+        if estimate * 2 / REFERENCE_BATCH[dims] <= REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB:
+            return
+        longest = max(range(dims), key=lambda a: (patch[a] / median_shape[a], a))            # ties: the last axis
+        minus = lambda by: tuple(n - by if a == longest else n for a, n in enumerate(patch))
+        multiple = lambda strides: math.prod(s[longest] for s in strides)
+        _, thinner, _ = topology(spacing_mm, minus(multiple(strides)))    # the step down is that of the patch after it
+        kernels, strides, patch = topology(spacing_mm, minus(multiple(thinner)))

@@ -1,0 +1,126 @@
+"""nnU-Net's preprocessing (Isensee et al. 2021, v2) and its way back: crop, z-score, resample.
+
+Arrays are (z, y, x) or already in the plan's axis order; spacings in mm in the same order; images are 0 where nothing
+was imaged.  A 2D plan keeps each volume's own slices.
+
+Public: `Case`, `from_zero`, `preprocess`, `back_to_volume`, `nonzero_box`, `zscore`, `separate_axis`, `resample`,
+`resample_labels`.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from cmr.nnunet_plan import ANISOTROPY, resampled_shape
+
+OUTSIDE = -1                                     # label of unlabelled voxels outside the non-zero mask
+NEVER = -1e4                                     # logit of a class that cannot be
+
+
+@dataclass(frozen=True)
+class Case:
+    """A volume as the network is trained on it, in the plan's axis order."""
+    image: np.ndarray                            # (Z, Y, X) float32, z-scored
+    label: np.ndarray                            # (Z, Y, X) int8, -1 outside the non-zero mask; None without labels
+    box: tuple                                   # slices of the crop in the volume, plan's order
+    cropped_shape: tuple                         # before resampling
+    spacing_mm: tuple                            # of the volume, plan's order
+    target_mm: tuple                             # of `image`
+
+
+def from_zero(image):
+    """A working volume as nnU-Net expects one: its darkest value, -1, outside the field of view, is nnU-Net's zero."""
+    return np.asarray(image) + 1
+
+
+def preprocess(image, spacing_mm, plan, label=None):
+    """(z, y, x) image, and label with consecutive classes, to a Case: reorder axes, crop, z-score, resample."""
+    spacing = tuple(float(spacing_mm[a]) for a in plan.order)
+    image = np.asarray(image, np.float32).transpose(plan.order)
+    box, mask = nonzero_box(image)
+    image, mask = image[box], mask[box]
+    if label is not None:
+        label = np.asarray(label).astype(np.int8).transpose(plan.order)[box]
+        label = np.where((label == 0) & ~mask, np.int8(OUTSIDE), label)
+    target = spacing[:1] * (3 - plan.dims) + plan.spacing_mm      # a 2D plan leaves the slices alone
+    shape = resampled_shape(image.shape, spacing, target)
+    inside = mask if label is None else label >= 0
+    thick = separate_axis(spacing, target)
+    resampled = resample(zscore(image, inside if plan.masked_norm else None), shape, thick, order=3)
+    labels = None if label is None else resample_labels(label, shape, thick)
+    return Case(resampled, labels, box, image.shape, spacing, target)
+
+
+def back_to_volume(logits, case, plan, volume_shape):
+    """Logits (C, Z, Y, X) of a case to the volume (C, z, y, x); outside the crop only background (class 0) can be."""
+    back = resample(logits, case.cropped_shape, separate_axis(case.target_mm, case.spacing_mm), order=1)
+    shape = tuple(volume_shape[a] for a in plan.order)
+    whole = np.full((len(back), *shape), NEVER, np.float32)
+    whole[0] = 0
+    whole[(slice(None), *case.box)] = back
+    return whole.transpose(0, *(1 + np.argsort(plan.order)))
+
+
+def nonzero_box(image):
+    """(slices of the bounding box, mask) of the non-zero voxels, holes filled; the whole volume if it is all zero."""
+    mask = ndimage.binary_fill_holes(image != 0)
+    box = ndimage.find_objects(mask.astype(np.uint8))
+    return (box[0] if box else tuple(slice(0, n) for n in image.shape)), mask
+
+
+def zscore(image, inside=None):
+    """Zero mean and unit (population) standard deviation, float32: over everything, or over and inside a mask only."""
+    values = image if inside is None else image[inside]
+    scaled = ((image - values.mean()) / max(float(values.std()), 1e-8)).astype(np.float32)
+    return scaled if inside is None else np.where(inside, scaled, image)
+
+
+def separate_axis(spacing_mm, target_mm):
+    """The one thick axis, across which slices are copied and never interpolated; None to resample in 3D."""
+    for spacing in (spacing_mm, target_mm):
+        if max(spacing) / min(spacing) > ANISOTROPY:
+            thick = [a for a in range(len(spacing)) if max(spacing) / spacing[a] == 1]
+            return thick[0] if len(thick) == 1 else None
+    return None
+
+
+def resample(array, shape, thick, order):
+    """(..., Z, Y, X) to (..., *shape) by splines of `order` on a half-pixel grid, clipped to the range of the input.
+
+    Across the `thick` axis the nearest slice is taken, and in-plane every slice is resampled by itself.  No
+    antialiasing: nnU-Net has none, and its networks are trained on what this gives.
+    """
+    if array.shape[-3:] == tuple(shape):
+        return array
+    if array.ndim > 3:
+        return np.stack([resample(a, shape, thick, order) for a in array])
+    if thick is None:
+        return _zoom(array, shape, order)
+    slices = np.moveaxis(array, thick, 0)
+    plane = [n for a, n in enumerate(shape) if a != thick]
+    nearest = np.minimum((np.arange(shape[thick]) + 0.5) * len(slices) / shape[thick], len(slices) - 1).astype(int)
+    resized = np.stack([_zoom(s, plane, order) for s in slices])
+    return np.moveaxis(resized[nearest], 0, thick)
+
+
+def resample_labels(label, shape, thick):
+    """(Z, Y, X) labels to `shape`: every label's share by itself, linearly, then the largest.
+
+    Ties go to the nearest neighbour's label.
+    """
+    if label.shape == tuple(shape):
+        return label
+    values = np.unique(label)
+    shares = np.stack([resample((label == v).astype(np.float64), shape, thick, 1) for v in values])
+    tied = shares >= shares.max(0) - 1e-12
+    nearest = resample(label, shape, thick, 0)
+    among = np.take_along_axis(tied, np.searchsorted(values, nearest)[None], 0)[0]
+    return np.where(among, nearest, values[tied.argmax(0)]).astype(label.dtype)
+
+
+def _zoom(array, shape, order):
+    if array.shape == tuple(shape):
+        return array
+    factors = np.divide(shape, array.shape)
+    zoomed = ndimage.zoom(array.astype(np.float64), factors, order=order, mode="nearest", grid_mode=True)
+    return np.clip(zoomed, array.min(), array.max()).astype(array.dtype)

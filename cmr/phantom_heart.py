@@ -1,0 +1,137 @@
+"""The phantom's heart: implicit shapes evaluated on points, no meshes, and the labels an annotator would draw.
+
+`heart_at` gives the shapes at one moment of the cycle.  Coordinates in mm: u to the right and v down in the clinical
+short-axis view, w along the LV axis from base to apex.  The heart's own frame has x from the LV axis to the RV (the
+septal direction), z from the mitral plane to the apex.
+
+Public: `Heart`, `heart_at`, `to_heart`, `endocardium`, `epicardium`, `rv_surface`, `above_base`, `label_slice`.
+"""
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cmr.labels import VALUES
+from cmr.phantom_subject import Subject
+
+
+@dataclass(frozen=True)
+class Heart:
+    """Shapes at one moment.
+
+    LV cavity: half ellipsoid (a, b, L); wall t; RV: ellipsoid (A_x, A_y, L_r) at c_x, less the LV.
+    """
+    subject: Subject
+    contraction: float                    # 0 at ED, 1 at ES
+    a: float
+    b: float
+    L: float
+    t: float
+    base_mm: float                        # mitral plane along w
+    c_x: float
+    A_x: float
+    A_y: float
+    L_r: float
+
+
+def heart_at(subject, contraction):
+    """The heart at `contraction` in [0, 1] (0 ED, 1 ES).
+
+    The transverse scale follows from EF and long-axis shortening, the wall from conserving its volume.
+    """
+    s = subject
+    ef, q = contraction * s.lv_ef / 100, 1 - contraction * (1 - s.long_axis_factor)
+    a = (3000 * s.lv_edv_ml / (2 * np.pi * s.roundness * s.elongation)) ** (1 / 3)                 # V = 2 pi a b L / 3
+    b, L, t = s.roundness * a, s.elongation * a, s.wall_mm
+    scale = math.sqrt((1 - ef) / q)
+    a_t, b_t = scale * a, scale * b
+    w = (a + t) * (b + t) - a * b                                 # ring area over pi, over 1/q at ES
+    t_t = (-(a_t + b_t) + math.sqrt((a_t + b_t) ** 2 + 4 * w / q)) / 2
+    lean = Heart(s, contraction, a_t, b_t, q * L, t_t, (1 - q) * L, c_x=1.05 * a_t, A_x=0.0,
+                 A_y=46 * (s.rv_edv_ml / 160) ** (1 / 3) * (1 - 0.20 * contraction * s.rv_ef / 55), L_r=0.95 * q * L)
+    return replace(lean, A_x=_solve_rv_width(lean, s.rv_edv_ml * (1 - contraction * s.rv_ef / 100)))
+
+
+def _solve_rv_width(heart, volume_ml):
+    """A_x for the wanted RV volume, by bisection on a 3 mm grid: an ellipsoid less the LV has no closed form."""
+    axes = np.arange(-75, 75, 3.0), np.arange(-15, 110, 3.0), np.arange(1.5, heart.L_r, 3.0)
+    y, x, z = np.meshgrid(*axes, indexing="ij")
+    outside_lv = epicardium(heart, x, y, z, np.arctan2(y, x)) > 0
+    low, high = 5.0, 110.0
+    for _ in range(18):
+        middle = (low + high) / 2
+        cavity = outside_lv & (rv_surface(replace(heart, A_x=middle), x, y, z) < 0) & (x > -5)
+        low, high = (middle, high) if cavity.sum() * 0.027 < volume_ml else (low, middle)
+    return middle
+
+
+def contour_ripple(heart, theta):
+    """Relative change of the LV radius with the angle: harmonics n = 2..4."""
+    return 1 + sum(c * np.cos(n * theta + p) for n, (c, p) in zip((2, 3, 4), heart.subject.harmonics))
+
+
+def half_ellipse(z, length):
+    """Relative radius of a half ellipsoid at height z; straight above the base."""
+    return np.sqrt(np.clip(1 - (np.maximum(z, 0) / length) ** 2, 0, 1))
+
+
+def endocardium(heart, x, y, z, ripple):
+    """Depth in mm below the endocardium, negative outside the cavity (positive inside)."""
+    radius = np.sqrt((x / heart.a) ** 2 + (y / heart.b) ** 2) / ripple
+    return np.where(z < heart.L, (half_ellipse(z, heart.L) - radius) * (heart.a + heart.b) / 2, -9.0)
+
+
+def epicardium(heart, x, y, z, theta):
+    """Distance in mm outside the epicardium, negative inside: wall thickness by height, sector and group."""
+    s = heart.subject
+    septal = 1 + (s.septal_gain - 1) * np.clip(1.4 - np.abs(theta) / math.radians(70), 0, 1)
+    by_height = (1.05, 1.0, 0.8 * s.apical_gain, 0.55 * s.apical_gain)
+    height = np.interp(z / heart.L, (0, 0.5, 0.8, 1.0), by_height).astype(x.dtype)
+    t = heart.t * height * (1 + 0.12 * np.cos(theta)) * septal
+    length = heart.L + 0.7 * heart.t * s.apical_gain
+    radius = np.sqrt((x / (heart.a + t)) ** 2 + (y / (heart.b + t)) ** 2) / contour_ripple(heart, theta)
+    return np.where(z < length, (radius - half_ellipse(z, length)) * (heart.a + heart.t), 9.0)
+
+
+def rv_surface(heart, x, y, z):
+    """Distance in mm outside the RV's outer ellipsoid (approximate), negative inside."""
+    q = np.sqrt(np.clip(1 - (z / heart.L_r) ** 2, 1e-4, 1))
+    dx, dy = (x - heart.c_x * q) / (heart.A_x * q), (y - heart.subject.rv_offset_mm) / (heart.A_y * q)
+    radius = np.sqrt(dx ** 2 + dy ** 2)
+    return np.where(np.abs(z) < heart.L_r, (radius - 1) * q * (heart.A_x + heart.A_y) / 2, 30.0)
+
+
+def to_heart(heart, u, v, w):
+    """Image point (u, v, w) in the heart's frame (x, y, z) and its angle from the septal direction."""
+    s = heart.subject
+    du, dv = u - s.centre_mm[0], v - s.centre_mm[1]
+    septal = math.radians(190) + s.rotation                     # to the left and slightly up in the image
+    x, y = du * math.cos(septal) + dv * math.sin(septal), du * math.sin(septal) - dv * math.cos(septal)
+    z = w + s.tilt[0] * du + s.tilt[1] * dv - heart.base_mm
+    return x, y, np.broadcast_to(z, x.shape), np.arctan2(y, x)
+
+
+def above_base(heart, x, y, z):
+    return z < heart.subject.base_tilt[0] * x + heart.subject.base_tilt[1] * y
+
+
+def label_slice(heart, u, v, w):
+    """Labels an annotator would draw at slice position w: (H, W) uint8, 0 background, 1 LV, 2 MYO, 3 RV.
+
+    u, v : (H, W) mm.  Papillary muscles and trabeculae belong to the cavities; the RV's free wall is background; a
+    basal slice is labelled if at least half of the ring is muscular; areas under 20 mm2 are left out.
+    """
+    x, y, z, theta = to_heart(heart, u, v, w)
+    inside = epicardium(heart, x, y, z, theta) <= 0
+    cavity = endocardium(heart, x, y, z, contour_ripple(heart, theta)) > 0
+    ring = inside & ~cavity
+    label = np.zeros(x.shape, np.uint8)
+    if ring.any() and (above_base(heart, x, y, z) & ring).sum() <= 0.5 * ring.sum() and z[ring].mean() > 0:
+        label[ring], label[cavity & inside] = VALUES["MYO"], VALUES["LV"]
+    rv = (rv_surface(heart, x, y, z) < 0) & ~inside & (x > -5) & (z > heart.subject.rv_base_mm)
+    label[rv] = VALUES["RV"]
+    area_mm2 = abs(u[0, 1] - u[0, 0]) * abs(v[1, 0] - v[0, 0])
+    for value in VALUES.values():
+        if (label == value).sum() * area_mm2 < 20:
+            label[label == value] = 0
+    return label

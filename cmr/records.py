@@ -1,0 +1,83 @@
+"""One volume of a dataset as a `Record`, and a `Domain`: a filter on records' metadata.  No file is read here.
+
+Public: `Record`, `Domain`, `VENDOR_NAMES`, `SPLITS`.
+"""
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cmr.errors import UsageError
+from cmr.labels import MMS_LABELS
+
+VENDOR_NAMES = {"A": "Siemens", "B": "Philips", "C": "GE", "D": "Canon"}
+SPLITS = ("Training", "Validation", "Testing")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One volume: what it is, where it lies, and every anomaly met on the way."""
+    subject: str
+    phase: str                                   # ED, ES, or F<index> for an unlabelled cine frame
+    image_path: str
+    label_path: str = None
+    frame: int = None                            # index into the 4D files, None for a 3D file
+    split: str = ""                              # one of SPLITS, or "" where the dataset has none
+    vendor: str = ""
+    vendor_name: str = ""
+    centre: str = ""
+    pathology: str = ""
+    metadata: dict = field(default_factory=dict, hash=False, compare=False)
+    label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
+    flags: tuple = ()
+
+    @property
+    def case(self):
+        """Name of the volume, unique in its dataset."""
+        return f"{self.subject}_{self.phase}"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A filter on one metadata column, written `Vendor=A` or `Pathology=MINF,DCM`; without regard to case."""
+    column: str
+    values: tuple
+
+    @classmethod
+    def parse(cls, text):
+        column, _, values = text.partition("=")
+        values = tuple(v.strip() for v in values.split(",") if v.strip())
+        if not column.strip() or not values:
+            raise UsageError(f"domain {text!r}: expected Column=Value or Column=Value,Value, e.g. Vendor=A")
+        return cls(column.strip(), values)
+
+    def __str__(self):
+        return f"{self.column}={','.join(self.values)}"
+
+    @property
+    def file_name(self):
+        """Its name as part of a path: `Vendor-B`, `Pathology-MINF+DCM`."""
+        return str(self).replace("=", "-").replace(",", "+")
+
+    def each(self):
+        """One domain per value: targets are reported one by one."""
+        return [Domain(self.column, (value,)) for value in self.values]
+
+    def value(self, record):
+        """What a record has in this domain's column, or None if there is no such column."""
+        named = {"vendor": record.vendor, "vendorname": record.vendor_name, "centre": record.centre,
+                 "pathology": record.pathology}
+        return {**record.metadata, **named}.get(self.column.lower())
+
+    def __contains__(self, record):
+        return (self.value(record) or "").lower() in [value.lower() for value in self.values]
+
+    def select(self, records):
+        """The records of this domain; raises UsageError naming what there is when nothing matches."""
+        chosen = [r for r in records if r in self]
+        if chosen:
+            return chosen
+        found = Counter(self.value(r) for r in records)
+        if set(found) == {None}:
+            columns = sorted({name for r in records for name in r.metadata} | {"vendor", "centre", "pathology"})
+            raise UsageError(f"domain {self}: no metadata column {self.column!r}; there are {', '.join(columns)}")
+        there = ", ".join(f"{value or '(empty)'} ({n})" for value, n in sorted(found.items(), key=str))
+        raise UsageError(f"domain {self} matches none of {len(records)} volumes; {self.column} has {there}")

@@ -1,0 +1,37 @@
+"""Random numbers as a function of a key, such as (seed, "step", 5): nothing random has to be saved, nothing is global.
+
+Public: `rng`, `generator`, `initialised`.
+"""
+import hashlib
+
+import numpy as np
+import torch
+
+
+def rng(*key):
+    """numpy Generator that is a function of `key` (integers and strings) alone."""
+    return np.random.default_rng(_seed_sequence(key))
+
+
+def generator(*key):
+    """torch Generator on the CPU that is a function of `key` alone; numbers are drawn there and moved."""
+    seed = _seed_sequence(key).generate_state(1, np.uint64)[0] >> 1
+    return torch.Generator().manual_seed(int(seed))
+
+
+def initialised(build, seed):
+    """build() with its initial weights drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _seed_sequence(key):
+    return np.random.SeedSequence([_as_integer(part) for part in key])
+
+
+def _as_integer(part):
+    """Text goes through SHA-256, since Python's own hash changes between runs."""
+    if isinstance(part, str):
+        return int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "big")
+    return int(part)

@@ -1,0 +1,70 @@
+"""A trained segmenter: loaded from its checkpoint, asked for a working volume, answered on the original grid.
+
+Public: `Segmenter`, `labels_on_original`.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cmr import checkpoint
+from cmr.errors import CheckpointError
+from cmr.files import sha256
+from cmr.grid import resample_to_original, stored, to_original
+from cmr.labels import STRUCTURES, VALUES, labels_of
+from cmr.networks import NETWORKS
+from cmr.nnunet_preprocess import NEVER
+from cmr.prediction import softmax
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained network, the structures it was trained on (class i + 1 is structures[i]), its settings and plan."""
+    net: torch.nn.Module
+    structures: tuple
+    settings: dict
+    plan: dict                                   # of an nnU-Net; None where nothing is planned
+    subjects: tuple                              # whose volumes it was trained on
+    hash: str
+
+    @classmethod
+    def load(cls, path, device):
+        """Read `final.pt` of train_unet.py; raises CheckpointError for anything else."""
+        saved = checkpoint.load(path)
+        if not {"structures", "plan"} <= saved.keys():
+            raise CheckpointError(f"{path}: not a finished segmenter of this version; give final.pt of train_unet.py")
+        settings, structures = saved["config"], tuple(saved["structures"])
+        if settings["network"] not in NETWORKS:
+            raise CheckpointError(f"{path}: a network {settings['network']!r}; there are {', '.join(NETWORKS)}")
+        net = NETWORKS[settings["network"]].build(settings, 1 + len(structures), saved["plan"])
+        net.load_state_dict(saved["net"])
+        return cls(net=net.to(device).eval(), structures=structures, settings=settings, plan=saved["plan"],
+                   subjects=tuple(saved["subjects"]), hash=sha256(path)[:16])
+
+    def logits(self, image, spacing_mm, mirror=True):
+        """Logits (4, D, H, W) float32, in the project's label order, of a working volume (D, H, W) in [-1, 1].
+
+        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over all mirrored copies; without, it is 4 (2D)
+        or 8 times as fast and a little worse.  A structure the network was not trained on can never win.
+        """
+        network = NETWORKS[self.settings["network"]]
+        found = network.logits(self.net, image, spacing_mm, self.plan, mirror)
+        result = np.full((1 + len(STRUCTURES), *found.shape[1:]), NEVER, np.float32)
+        result[[0] + [VALUES[name] for name in self.structures]] = found
+        return result
+
+    def labels(self, image, spacing_mm):
+        """Most probable label of each voxel of a working volume, (D, H, W) uint8."""
+        return labels_of(self.logits(image, spacing_mm))
+
+
+def labels_on_original(logits, geometry):
+    """Labels (X, Y, Z) uint8 on the original grid from the logits (4, D, H, W) of one volume's samples.
+
+    Logits, not labels, are resampled; of several samples (a translation drawn more than once) the softmax is averaged
+    there.
+    """
+    if len(logits) == 1:
+        return to_original(logits[0], geometry)
+    probabilities = [softmax(resample_to_original(sample, geometry)) for sample in logits]
+    return stored(labels_of(np.mean(probabilities, 0)), geometry)

@@ -1,0 +1,87 @@
+"""Settings and presets: one frozen dataclass per script becomes its command line.
+
+Public: `opt`, `DataConfig`, `parse`, `without_places`, `differing_settings`.
+"""
+import argparse
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+from cmr.errors import UsageError
+
+
+def opt(default, help):
+    """A dataclass field with its help text, which becomes a flag of the same name."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What every stage must agree on: the dataset, the source domain and the working grid."""
+    data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC or nnU-Net raw; several, separated by commas, are taken "
+                        "together")
+    source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
+    out: str = opt("", "output folder of this stage")
+    work: str = opt("runs/work", "cache of working volumes")
+    use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
+    spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm")
+    size: int = opt(64, "height and width of the working grid, pixels")
+    seed: int = opt(0, "every random number is a function of this, the step and the item")
+    device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
+
+
+# Settings that may change between a killed run and its continuation: they say where, not what.
+PLACES = {"data", "out", "work", "device", "log_every", "save_every", "sample_every"}
+
+
+def without_places(settings):
+    """The settings that decide what comes out: all but PLACES."""
+    return {name: value for name, value in settings.items() if name not in PLACES}
+
+
+def differing_settings(saved, now):
+    """{name: (saved, now)} for every setting that differs, PLACES left out."""
+    saved, now = without_places(saved), without_places(now)
+    return {k: (saved.get(k), now.get(k)) for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)}
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, argv=None):
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [f for a in self._actions for f in a.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            raise UsageError(f"unknown argument {unknown[0]}; {hint}")
+        return args
+
+    def error(self, message):
+        raise UsageError(message)
+
+
+def parse(config_class, presets, argv, description, by=None):
+    """The settings of one run: the defaults, then the named preset, then the flags.
+
+    by : name of a setting by whose value a preset is subdivided; None: it is not.
+    Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
+    """
+    help_format = argparse.ArgumentDefaultsHelpFormatter
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=help_format)
+    about_presets = "a named set of values; flags override it"
+    parser.add_argument("--preset", choices=sorted(presets), default="demo", help=about_presets)
+    for f in dataclasses.fields(config_class):
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
+        shown = f"{f.metadata['help']} (default: {f.default!r})"
+        parser.add_argument("--" + f.name.replace("_", "-"), **kind, help=shown, default=argparse.SUPPRESS)
+    given = vars(parser.parse_args(argv))
+    preset = given.pop("preset")
+    chosen = presets[preset]
+    if by:
+        kind = given.get(by, getattr(config_class, by))
+        if kind not in chosen:
+            raise UsageError(f"--{by} {kind}: use {' or '.join(chosen)}")
+        chosen = chosen[kind]
+    config = config_class(**{**chosen, **given})
+    values = dataclasses.asdict(config).items()
+    print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in values), flush=True)
+    return config

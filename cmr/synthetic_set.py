@@ -1,0 +1,90 @@
+"""A synthetic set on disk: where images and masks lie, how they are stored and read back, and pictures of them.
+
+It is a valid nnU-Net raw dataset on the working grid.  How its images are made is `cmr.synthesize`'s business.
+
+Public: `COLUMNS`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
+"""
+from pathlib import Path
+
+import numpy as np
+
+from cmr.files import write_json
+from cmr.grid import working_affine
+from cmr.labels import network_classes
+from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
+from cmr.panels import long_axis, save_png, sheet, with_contours
+
+# Of manifest.csv, one row per image.
+COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "pathology", "split", "reference",
+           "reference_content", "shift", "strength", "seed", "sd_dm", "segmenter", "redrawn", "kept", "dice_reference",
+           "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
+           "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
+WORST = 10                                       # pairs in a picture
+
+
+def _folders(arm, kept):
+    """Where an image and its mask lie: DA has no masks, a pair that no longer fits is kept out of training."""
+    if arm == "da":
+        return "imagesTs", None
+    return ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
+
+
+def write_pair(out, arm, row, image, working, structures):
+    """Write a synthetic image (D, H, W) in [-1, 1], and for DG the mask of its reference in consecutive classes.
+
+    row : of the manifest.  working : the reference.  structures : of the labels in dataset.json.
+    """
+    affine, spacing_mm = working_affine(working.geometry)
+    images, labels = _folders(arm, row["kept"])
+    stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))            # (D, H, W) -> (X, Y, Z)
+    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
+    write_nifti(path, stored(as_integers(image)), affine, spacing_mm, "synthetic")
+    if labels:
+        classes = network_classes(structures)[np.asarray(working.label)]             # nnU-Net wants consecutive labels
+        path = Path(out) / labels / f"{row['case']}.nii.gz"
+        write_nifti(path, stored(classes), affine, spacing_mm, "mask of the reference")
+
+
+def _read_image(out, arm, row):
+    """(D, H, W) in [-1, 1] of a synthetic volume."""
+    images, _ = _folders(arm, row["kept"])
+    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
+    return from_integers(read_nifti(path).array.transpose(2, 1, 0))
+
+
+def write_dataset_json(out, structures, n_training):
+    """What nnU-Net must know of the set."""
+    labels = {"background": 0, **{name: i for i, name in enumerate(structures, 1)}}
+    write_json(Path(out) / "dataset.json",
+               {"channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": n_training,
+                "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"})
+
+
+def draw_worst(path, out, rows, workings):
+    """The pairs whose boundary moved furthest: reference and synthetic image, then the mask on both.
+
+    Each is shown at the largest slice of the mask.  rows : of the manifest, of DG.  workings : {case: reference}.
+    """
+    worst = sorted(rows, key=lambda row: (-np.nan_to_num(row["displacement_p95_mm"]), row["dice_change"]))[:WORST]
+    panels = []
+    for row in worst:
+        working = workings[row["reference"]]
+        k = (working.label > 0).sum((1, 2)).argmax()
+        images = working.image[k], _read_image(out, "dg", row)[k]
+        panels.append([with_contours(image, mask) for mask in (None, working.label[k]) for image in images])
+    if panels:
+        left, right = panels[::2], [*panels[1::2], []]            # two pairs a row
+        save_png(path, sheet([a + b for a, b in zip(left, right)]))
+
+
+def draw_long_axes(out, arm, workings, rows):
+    """`through_plane.png`: three references cut along the heart across their slices, beside their synthetic volumes."""
+    cuts = []
+    for working in workings[::max(1, len(workings) // 3)][:3]:
+        synthetic = [_read_image(out, arm, row) for row in rows if row["reference"] == working.record.case]
+        middle, stretch = working.image.shape[1] // 2, working.spacing_mm[0] / working.spacing_mm[1]
+        volumes = [np.asarray(working.image), *synthetic]
+        cuts.append([long_axis(volume[:, middle], stretch) for volume in volumes])
+    height = max(row[0].shape[0] for row in cuts)
+    pad = lambda panel: np.pad(panel, ((0, height - len(panel)), (0, 0), (0, 0)))
+    save_png(Path(out) / "through_plane.png", sheet([[pad(panel) for panel in row] for row in cuts]))

@@ -1,0 +1,98 @@
+"""The vanilla 2D U-Net (Ronneberger et al. 2015, same padding, batch normalisation): the plain baseline.
+
+Network, training recipe and presets; nnU-Net's are in `cmr.nnunet`.
+
+Public: `UNet`, `recipe`, `VANILLA`.
+"""
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from cmr.losses import dice_ce_loss
+from cmr.nnunet_augment import Augmentation
+from cmr.nnunet_preprocess import zscore
+from cmr.prediction import predict
+from cmr.recipe import Network, Recipe
+from cmr.seeds import generator, initialised, rng
+
+SLICES_AT_A_TIME = 32
+
+
+class UNet(nn.Module):
+    """(N, 1, H, W) z-scored slices -> (N, classes, H, W) logits.  H and W must be multiples of 2^(levels-1)."""
+
+    def __init__(self, classes, base=32, levels=5):
+        super().__init__()
+        widths = [base * 2 ** i for i in range(levels)]
+        self.multiple = 2 ** (levels - 1)
+        self.down = nn.ModuleList(_double_conv(a, b) for a, b in zip([1, *widths], widths))
+        self.pool = nn.MaxPool2d(2)
+        self.raise_ = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(_double_conv(2 * a, a) for a in widths[:-1])
+        self.head = nn.Conv2d(base, classes, 1)
+
+    def forward(self, x):
+        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
+            raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but this U-Net needs multiples of "
+                             f"{self.multiple}; pad it")
+        skips = []
+        for i, block in enumerate(self.down):
+            x = block(self.pool(x) if i else x)
+            skips.append(x)
+        x = skips.pop()
+        for raise_, block in zip(reversed(self.raise_), reversed(self.up)):
+            x = block(torch.cat([skips.pop(), raise_(x)], 1))
+        return self.head(x)
+
+
+def _double_conv(c_in, c_out):
+    layers = []
+    for c in (c_in, c_out):
+        layers += [nn.Conv2d(c, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def build(settings, n_classes, plan=None):
+    """The network of a training run's settings; nothing is planned."""
+    return UNet(n_classes, settings["features"], settings["levels"]).to(memory_format=torch.channels_last)
+
+
+def recipe(t):
+    """Random slices, flips, Adam with a cosine, Dice + CE over the batch; nnU-Net's intensity changes with --augment.
+
+    t : cmr.recipe.Training.
+    """
+    c = t.settings
+    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in t.volumes]))[:, None]       # (N, 1, H, W)
+    labels = torch.from_numpy(np.concatenate([t.classes[w.label] for w in t.volumes]))             # (N, H, W)
+    net = initialised(lambda: build(vars(c), t.n_classes), c.seed).to(t.device)
+    augmentation = Augmentation(images.shape[2:])
+
+    def batch(step):
+        g = generator(c.seed, "step", step)
+        chosen = torch.randint(len(images), (c.batch,), generator=g)
+        flips = [axis for axis, u in zip((-2, -1), torch.rand(2, generator=g)) if u < 0.5]
+        x = images[chosen].flip(flips)
+        if c.augment:
+            streams = [rng(c.seed, "augmentation", step, j) for j in range(len(x))]
+            x = torch.stack([augmentation.intensities(image[0], own) for image, own in zip(x, streams)])[:, None]
+        return x, labels[chosen].flip(flips)
+
+    def learning_rate(step):
+        return c.lr * 0.5 * (1 + math.cos(math.pi * step / c.steps))
+
+    return Recipe(net, torch.optim.Adam(net.parameters(), lr=c.lr, fused=True), batch, learning_rate, dice_ce_loss)
+
+
+def logits(net, image, spacing_mm, plan, mirror):
+    """Logits (n_classes, D, H, W) of a working volume (D, H, W), slice by slice; spacing and mirroring are unused."""
+    return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], SLICES_AT_A_TIME)
+
+
+VANILLA = Network(build, recipe, logits, presets={
+    "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_every=20),
+    "demo": dict(features=8, steps=900, lr=2e-3),
+    "paper": dict(size=128, spacing_mm=1.5, levels=5, steps=40_000, batch=32, lr=1e-3, bfloat16=True,
+                  log_every=250, save_every=2500)})

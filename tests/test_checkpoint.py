@@ -1,0 +1,32 @@
+"""Checkpoints that are damaged or foreign."""
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from cmr import checkpoint
+from cmr.errors import CheckpointError
+
+
+def test_damaged_checkpoints_are_found(tmp_path):
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, net={"w": torch.arange(4000.0)}, config={})
+    good = path.read_bytes()
+    assert torch.equal(checkpoint.load(path)["net"]["w"], torch.arange(4000.0))
+    draw = np.random.default_rng(0)
+    for _ in range(20):                                           # anywhere in the tensor's bytes
+        broken = bytearray(good)
+        broken[int(draw.integers(len(good) // 4, len(good) * 3 // 4))] ^= 1 << int(draw.integers(8))
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+    for content, words in ((good[:len(good) // 2], "damaged"), (b"", "damaged"), (b"text", "damaged")):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.load(path)
+    torch.save({"format": 1, "f": os.system}, path)               # a pickle that would run code
+    with pytest.raises(CheckpointError, match="not a plain checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "absent.pt")

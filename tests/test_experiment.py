@@ -1,0 +1,29 @@
+"""Which rows the given segmenters allow."""
+import pytest
+
+from cmr.errors import UsageError
+from cmr.experiment import ARMS, rows_to_measure, training_set
+from cmr.records import Domain
+
+DOMAINS = [Domain.parse(text) for text in ("Vendor=A", "Vendor=B", "Pathology=HCM,DCM")]
+
+
+def test_rows_follow_from_the_segmenters():
+    names = lambda *segmenters, inputs=(): [(n, arm.name) for n, arm in rows_to_measure(segmenters, DOMAINS, inputs)]
+    assert names(("a", "real")) == [("a", "baseline"), ("a", "DA")]
+    assert names(("a", "real"), ("a", "synthetic"), inputs=["a"]) == [
+        ("a", name) for name in ("baseline", "DA", "DA fixed", "matched", "FDA", "low-pass swap", "DG", "DG + DA")]
+    assert names(("b", "real"), ("a", "real"), ("a", "shifted")) == [
+        ("b", "baseline"), ("b", "DA"), ("a", "baseline"), ("a", "DA"), ("a", "shifted")]
+    bounds = [("a", "real"), ("a", "Vendor-B"), ("a", "Pathology-HCM+DCM")]
+    assert names(*bounds)[-1] == ("a", "upper bound")
+    with pytest.raises(UsageError, match="a-Vendor-B belongs to no row"):
+        names(*bounds[:2])                                        # a bound needs a network of every target
+    with pytest.raises(UsageError, match="a-real is missing"):
+        names(("a", "synthetic"))
+
+
+def test_the_upper_bound_on_the_source_is_the_baseline():
+    bound = next(arm for arm in ARMS if arm.name == "upper bound")
+    assert [training_set(bound, domain, DOMAINS[0]) for domain in DOMAINS] == ["real", "Vendor-B", "Pathology-HCM+DCM"]
+    assert len({arm.name for arm in ARMS}) == len({arm.key for arm in ARMS}) == len(ARMS)

@@ -1,0 +1,134 @@
+"""Every dataset layout, built by the test as small files, and the known bad cases of real releases."""
+import json
+import re
+
+import numpy as np
+import pytest
+
+from cmr.errors import DataError
+from cmr.layouts import LAYOUTS, Layout
+from cmr.nifti import read_volume
+from cmr.records import Record
+from cmr.studies import find
+from helpers import HEADER, cine, mms, nifti
+
+
+def test_mms1_cine(tmp_path):
+    mms(tmp_path, {"A0S9V9": {}, "B1C2D3": {"VendorName": "Philips", "Vendor": "B", "ED": "2.0", "ES": "0", "folder": "Testing"}})
+    (tmp_path / "OpenDataset" / "Testing" / "B1C2D3" / "._B1C2D3_sa.nii.gz").write_bytes(b"AppleDouble")
+    records = find(tmp_path)
+    assert [(r.case, r.vendor, r.vendor_name, r.split, r.frame) for r in records] == [
+        ("A0S9V9_ED", "A", "Siemens", "Training", 0), ("A0S9V9_ES", "A", "Siemens", "Training", 2),
+        ("B1C2D3_ED", "B", "Philips", "Testing", 2), ("B1C2D3_ES", "B", "Philips", "Testing", 0)]   # ED after ES is normal, never "repaired"
+    assert all(read_volume(r)[1].any() for r in records)
+    frames = find(tmp_path, all_frames=True)
+    assert [r.phase for r in frames if r.subject == "A0S9V9"] == ["ED", "ES", "F01", "F03"] and frames[2].label_path is None
+
+
+def test_mms1_flattened_and_pre_split(tmp_path):
+    image, label = cine(0)
+    for phase, f in (("ED", 0), ("ES", 2)):
+        nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}.nii.gz", image[..., f])
+        nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}_gt.nii.gz", label[..., f])
+    (tmp_path / "info.csv").write_text("External code;VendorName; Vendor ;Centre;ED;ES;Pathology\nA0S9V9;GE;C;7;;;HCM\n")
+    records = find(tmp_path)
+    assert [(r.case, r.vendor, r.pathology, r.frame, r.split) for r in records] == [("A0S9V9_ED", "C", "HCM", None, ""), ("A0S9V9_ES", "C", "HCM", None, "")]
+    assert (read_volume(records[0])[1] == label[..., 0]).all()
+
+
+def test_mms2(tmp_path):
+    image, label = cine(0)
+    for phase in ("ED", "ES"):
+        nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}.nii.gz", image[..., 0])
+        nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}_gt.nii.gz", label[..., 0])
+        nifti(tmp_path / "dataset" / "007" / f"007_LA_{phase}.nii.gz", image[..., 0])
+    (tmp_path / "dataset_information.csv").write_text("SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD\n7,TRI,Philips Medical Systems,Achieva,1.5\n,,,,\n")
+    assert [(r.case, r.vendor, r.split, r.pathology) for r in find(tmp_path)] == [("007_ED", "B", "Training", "TRI"), ("007_ES", "B", "Training", "TRI")]
+
+
+def test_acdc_labels_and_frames(tmp_path):
+    image, label = cine(0)
+    folder = tmp_path / "training" / "patient001"
+    for frame, f in ((1, 0), (12, 2)):
+        nifti(folder / f"patient001_frame{frame:02d}.nii.gz", image[..., f])
+        nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[label[..., f]])   # RV 1, MYO 2, LV 3
+    nifti(folder / "patient001_4d.nii.gz", image)
+    (folder / "Info.cfg").write_text("ED: 12\nES: 1\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
+    records = find(tmp_path)
+    assert [(r.case, r.image_path[-9:-7], r.pathology, r.split) for r in records] == [("patient001_ED", "12", "DCM", "Training"), ("patient001_ES", "01", "DCM", "Training")]
+    assert (read_volume(records[0])[1] == label[..., 2]).all()
+
+
+def test_nnunet_raw_both_versions(tmp_path):
+    image, label = cine(0)
+    for labels, root in (({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"), ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1")):
+        nifti(root / "imagesTr" / "A0S9V9_ED_0000.nii.gz", image[..., 0])
+        nifti(root / "labelsTr" / "A0S9V9_ED.nii.gz", np.array([0, 1, 0, 2], np.uint8)[label[..., 0]])
+        (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+        record, = find(root)
+        assert record.subject == "A0S9V9" and (read_volume(record)[1] == np.where(label[..., 0] == 2, 0, label[..., 0])).all()
+
+
+def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
+    mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {"folder": "Training/Unlabeled", "ED": 0, "ES": 0}, "D0S9V9": {"folder": "Training/Unlabeled"}})
+    unlabelled = [r for r in find(tmp_path) if r.subject == "C0S9V9"]
+    assert len(unlabelled) == 1 and unlabelled[0].label_path is None and any("ED = ES = 0" in f for f in unlabelled[0].flags)
+    assert all(r.label_path is None for r in find(tmp_path) if r.subject == "D0S9V9")
+    assert all(r.label_path for r in find(tmp_path, use_unlabeled_masks=True) if r.subject == "D0S9V9")
+
+
+def test_frame_outside_the_cine_rejects_that_phase_only(tmp_path):
+    mms(tmp_path, {"A0S9V9": {"ES": 17}})
+    record, = find(tmp_path)
+    assert record.phase == "ED" and "ES frame 17 not within 4 frames" in record.flags[0]
+
+
+def test_zero_filled_label_is_unlabelled_and_one_phase_may_be(tmp_path):
+    image, label = cine(0)
+    one = label.copy()
+    one[..., 2] = 0
+    mms(tmp_path, {"A0S9V9": {"label": 0 * label}, "B0S9V9": {"label": one}})
+    labelled = {r.case: read_volume(r)[1] is not None for r in find(tmp_path)}
+    assert labelled == {"A0S9V9_ED": False, "A0S9V9_ES": False, "B0S9V9_ED": True, "B0S9V9_ES": False}
+
+
+def test_orphans_are_listed_and_left_out(tmp_path, capsys):
+    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}})
+    image, label = cine(9)
+    nifti(tmp_path / "OpenDataset" / "Testing" / "Z9Z9Z9" / "Z9Z9Z9_sa.nii.gz", image)
+    for p in (tmp_path / "OpenDataset" / "Training" / "Labeled" / "B0S9V9").iterdir():
+        p.unlink()
+    assert {r.subject for r in find(tmp_path)} == {"A0S9V9"}
+    printed = capsys.readouterr().out
+    assert "B0S9V9 stands in the CSV but has no files" in printed and "Z9Z9Z9 has files but no row" in printed
+
+
+def test_missing_things_are_said_in_one_line(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no M&Ms, ACDC or nnU-Net raw files"):
+        find(tmp_path)
+    mms(tmp_path, {"A0S9V9": {}}, header=[h for h in HEADER if h != "ED"])
+    with pytest.raises(DataError, match="column ED missing; found External code"):
+        find(tmp_path)
+
+
+def test_a_new_layout_is_one_function_and_one_entry(tmp_path, monkeypatch):
+    """A dataset of files called NAME.ED.nii.gz and NAME.ED.mask.nii.gz, all of one vendor."""
+    name = re.compile(r"(\w+)\.(E[DS])\.nii\.gz")
+
+    def read(folder):
+        matches = [(path, name.fullmatch(path.name)) for path in folder.files if name.fullmatch(path.name)]
+        return [Record(subject=match[1], phase=match[2], image_path=str(path), vendor="A", split="Training",
+                       label_path=str(path).replace(".nii.gz", ".mask.nii.gz")) for path, match in matches]
+
+    image, label = cine(0)
+    for phase, frame in (("ED", 0), ("ES", 2)):
+        nifti(tmp_path / f"heart.{phase}.nii.gz", image[..., frame])
+        nifti(tmp_path / f"heart.{phase}.mask.nii.gz", label[..., frame])
+    with pytest.raises(DataError, match="4 NIfTI files of other names"):
+        find(tmp_path)
+    entry = Layout("dotted", lambda folder: folder.has(name), read)
+    monkeypatch.setattr("cmr.studies.LAYOUTS", (*LAYOUTS, entry))
+    records = find(tmp_path)
+    assert [r.case for r in records] == ["heart_ED", "heart_ES"] and (read_volume(records[1])[1] == label[..., 2]).all()

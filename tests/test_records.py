@@ -1,0 +1,20 @@
+"""Domains: filters on metadata."""
+import pytest
+
+from cmr.errors import UsageError
+from cmr.records import Domain
+from cmr.studies import find
+from helpers import mms
+
+
+def test_domains(tmp_path):
+    records = find(mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {"Vendor": "B", "Pathology": "HCM", "Sex": "M"}}))
+    assert {r.subject for r in Domain.parse("vendor = a,b").select(records)} == {"A0S9V9", "B0S9V9"}
+    assert {r.subject for r in Domain.parse("Sex=M").select(records)} == {"B0S9V9"}
+    assert [str(d) for d in Domain.parse("Vendor=B,C").each()] == ["Vendor=B", "Vendor=C"]
+    with pytest.raises(UsageError, match=r"matches none of 4 volumes; Vendor has A \(2\), B \(2\)"):
+        Domain.parse("Vendor=Q").select(records)
+    with pytest.raises(UsageError, match="no metadata column 'Scanner'"):
+        Domain.parse("Scanner=X").select(records)
+    with pytest.raises(UsageError, match="expected Column=Value"):
+        Domain.parse("Vendor")

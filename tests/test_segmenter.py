@@ -1,0 +1,70 @@
+"""From a raw volume to labels on its grid, against nnU-Net's own numbers."""
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from cmr.grid import Geometry
+from cmr.nnunet import NnUNet
+from cmr.nnunet_plan import Plan
+from cmr.nnunet_preprocess import NEVER, back_to_volume, preprocess
+from cmr.prediction import predict, softmax, tile_starts
+from cmr.segmenter import Segmenter, labels_on_original
+from test_nnunet import TOY, filled
+
+NNUNET = {"network": "nnunet2d"}                 # which nnU-Net is said by its plan
+
+
+def heart():
+    """The volume, spacing and label of the end-to-end oracle."""
+    z, y, x = np.meshgrid(np.arange(5.0), np.arange(40.0), np.arange(36.0), indexing="ij")
+    image = np.where((y >= 2) & (y < 38) & (x >= 3) & (x < 34), 100 + 50 * np.sin(0.2 * y) + 30 * np.cos(0.15 * x) + 10 * z + 8 * np.sin(0.9 * x + 0.5 * y), 0)
+    r, right = np.hypot(y - 20, x - 17), np.hypot(y - 20, x - 30)
+    label = np.where(r < 6, 1, np.where(r < 10, 2, np.where(right < 6, 3, 0)))
+    label[4] = 0
+    return image.astype(np.float32), (10, 1.5, 1.5), label.astype(np.uint8)
+
+
+@pytest.mark.parametrize("name,spacing,patch,shape,sd,counts,channels,exported", [
+    ("2d", (1.25, 1.25), (32, 28), (5, 43, 37), 0.999946, [5815, 608, 1112, 420], (-0.26635, -0.16568, -0.06251, 0.02297), [1620, 0, 322, 5258]),
+    ("3d", (8, 1.25, 1.25), (4, 32, 28), (6, 43, 37), 0.990526, [6871, 760, 1390, 525], (-0.26780, -0.16431, -0.06081, 0.02190), [1620, 0, 402, 5178])])
+def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported):
+    image, spacing_mm, label = heart()
+    plan = Plan((0, 1, 2), spacing, patch, 2, *(TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False)
+    case = preprocess(image, spacing_mm, plan, label)
+    assert [(b.start, b.stop) for b in case.box] == [(0, 5), (2, 38), (3, 34)] and case.image.shape == shape
+    assert [case.image.mean(), case.image.std(), case.image.min(), case.image.max()] == pytest.approx([-0.000008, sd, -2.44634, 2.53097], abs=1e-5)
+    assert case.image[2, 10, 5:8].tolist() == pytest.approx([1.33066, 1.36138, 1.41530], abs=1e-5)
+    assert [int((case.label == v).sum()) for v in range(4)] == counts
+    assert [tile_starts(n, p) for n, p in zip(shape[-len(patch):], patch)] == [[0, 2], [0, 11], [0, 9]][-len(patch):]
+    net = filled(NnUNet(4, plan.features, plan.kernels, plan.strides)).eval()
+    segmenter = Segmenter(net, ("LV", "MYO", "RV"), NNUNET, asdict(plan), (), "")
+    mirrored = [(), (-1,), (-2,), (-2, -1)] if name == "2d" else [(), (-1,), (-2,), (-3,), (-2, -1), (-3, -1), (-3, -2), (-3, -2, -1)]
+    logits = predict(net, case.image, patch, mirrored, 3)
+    assert logits.mean((1, 2, 3)).tolist() == pytest.approx(channels, abs=1e-5)
+    whole = back_to_volume(logits, case, plan, image.shape)
+    assert np.bincount(whole.argmax(0).ravel(), minlength=4).tolist() == exported
+    assert np.allclose(segmenter.logits(image - 1, spacing_mm), whole, atol=1e-4)         # of a working volume, -1 is nothing
+
+
+def test_another_axis_order_gives_the_same_logits():
+    image, spacing_mm, _ = heart()
+    plan = lambda order: Plan(order, (8, 1.25, 1.25), (4, 32, 28), 2, *(TOY["3d"][k] for k in ("features", "kernels", "strides")), False, False)
+    net = filled(NnUNet(4, **TOY["3d"])).eval()
+    of = lambda order: Segmenter(net, ("LV", "MYO", "RV"), NNUNET, asdict(plan(order)), (), "")
+    turned = of((2, 0, 1)).logits(image.transpose(1, 2, 0) - 1, (1.5, 1.5, 10))
+    assert np.array_equal(turned.transpose(0, 3, 1, 2), of((0, 1, 2)).logits(image - 1, spacing_mm))
+
+
+def test_a_structure_without_training_never_wins_and_samples_are_averaged_as_softmax():
+    plan = Plan((0, 1, 2), (1.25, 1.25), (32, 28), 2, *(TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False)
+    net = filled(NnUNet(2, plan.features, plan.kernels, plan.strides)).eval()
+    image, spacing_mm, _ = heart()
+    logits = Segmenter(net, ("RV",), NNUNET, asdict(plan), (), "").logits(image - 1, spacing_mm)
+    assert (logits[1:3] == NEVER).all() and set(np.unique(logits.argmax(0))) <= {0, 3} and np.allclose(softmax(logits)[1:3], 0)
+    geometry = Geometry((6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), False, (False,) * 3, False, 0.0, 1.0, (1.0, 4))
+    sure, unsure = np.zeros((2, 4, 1, 4, 4), np.float32)
+    sure[1], unsure[2] = 0.8, 0.7
+    strong = unsure * 10
+    assert set(np.unique(labels_on_original([sure, strong], geometry)[1:5, 1:5])) == {2} and set(np.unique(labels_on_original([sure, unsure], geometry)[1:5, 1:5])) == {1}
+    assert (labels_on_original([sure, strong], geometry)[[0, 5]] == 0).all()              # outside the working field of view

@@ -1,0 +1,35 @@
+"""A segmenter as a stranger would add one: a single file that makes a `Network`; see test_networks.py."""
+import numpy as np
+import torch
+from torch import nn
+
+from cmr.losses import dice_ce_loss
+from cmr.nnunet_preprocess import zscore
+from cmr.prediction import predict
+from cmr.recipe import Network, Recipe
+from cmr.seeds import generator, initialised
+
+
+def build(settings, n_classes, plan):
+    c = settings["features"]
+    return nn.Sequential(nn.Conv2d(1, c, plan["kernel"], padding=plan["kernel"] // 2), nn.ReLU(), nn.Conv2d(c, n_classes, 1))
+
+
+def recipe(t):
+    c, plan = t.settings, {"kernel": 5}
+    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in t.volumes]))[:, None]
+    labels = torch.from_numpy(np.concatenate([t.classes[w.label] for w in t.volumes]))
+    net = initialised(lambda: build(vars(c), t.n_classes, plan), c.seed).to(t.device)
+
+    def batch(step):
+        chosen = torch.randint(len(images), (c.batch,), generator=generator(c.seed, "step", step))
+        return images[chosen], labels[chosen]
+
+    return Recipe(net, torch.optim.Adam(net.parameters(), lr=c.lr), batch, lambda step: c.lr, dice_ce_loss, plan=plan)
+
+
+def logits(net, image, spacing_mm, plan, mirror):
+    return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], 32)
+
+
+TOY = Network(build, recipe, logits, presets={"tiny": dict(features=4, steps=6, batch=4, lr=1e-2)})

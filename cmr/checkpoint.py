@@ -14,10 +14,14 @@ FORMAT = 1
 
 
 def save(path, **content):
-    """Write tensors and plain values as a checkpoint that `load` accepts with weights_only=True."""
+    """Write tensors and plain values as a checkpoint that `load` accepts with weights_only=True.
+
+    Equal content gives equal bytes, so that a hash of the file is a hash of the content.  torch writes the name of the
+    path it is given into the archive, which here is a random temporary one; an open file has no name it would write.
+    """
     try:
-        with atomic(path) as temporary:
-            torch.save({"format": FORMAT, **content}, temporary)
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
     except RuntimeError as error:                                 # torch's word for a full disk
         raise ResourceError(f"{path}: cannot be written ({error}); is the disk full?") from error
 

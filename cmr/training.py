@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cmr import checkpoint
 from cmr.errors import NumericalError
 from cmr.files import write_json, write_text
+from cmr.settings import without_places
 
 LOG_COLUMNS = ("step", "loss", "lr", "seconds_per_step", "waiting_share")
 
@@ -136,7 +137,7 @@ class Run:
                         optimizer=self.optimizer.state_dict(), **self._provenance())
 
     def _provenance(self):
-        return {"config": self.config, "data_hash": self.data_hash}
+        return {"config": without_places(self.config), "data_hash": self.data_hash}
 
     def averaged(self):
         """The weights to use: the moving average if there is one, the raw ones otherwise."""

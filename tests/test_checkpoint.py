@@ -7,6 +7,7 @@ import torch
 
 from cmr import checkpoint
 from cmr.errors import CheckpointError
+from cmr.files import sha256
 
 
 def test_damaged_checkpoints_are_found(tmp_path):
@@ -30,3 +31,13 @@ def test_damaged_checkpoints_are_found(tmp_path):
         checkpoint.load(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "absent.pt")
+
+
+def test_equal_content_is_equal_bytes_wherever_it_is_written(tmp_path):
+    """The hash of the file is what provenance hangs on; torch.save to a path would write the path's name into it."""
+    content = {"net": {"w": torch.arange(6.0).reshape(2, 3)}, "config": {"lr": 0.1}, "subjects": ["a", "b"]}
+    for name in ("one.pt", "other.pt"):
+        checkpoint.save(tmp_path / name, **content)
+    assert sha256(tmp_path / "one.pt") == sha256(tmp_path / "other.pt")
+    checkpoint.save(tmp_path / "third.pt", **{**content, "net": {"w": content["net"]["w"] + 1}})
+    assert sha256(tmp_path / "third.pt") != sha256(tmp_path / "one.pt")

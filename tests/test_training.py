@@ -11,6 +11,7 @@ import torch
 
 from cmr import checkpoint
 from cmr.errors import CheckpointError, NumericalError
+from cmr.files import sha256
 from cmr.seeds import generator, initialised
 from cmr.training import Run, update_ema
 
@@ -88,3 +89,11 @@ def test_sigterm_saves_and_exits_130(tmp_path, phantom):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from the last checkpoint" in errors and (tmp_path / "run" / "last.pt").exists()
+
+
+def test_equal_runs_in_different_folders_give_equal_checkpoints(tmp_path):
+    """What a setting says about places and intervals is in config.json, not in the checkpoint."""
+    for name, every in (("a", 2), ("b", 5)):
+        train(tmp_path / name, settings={**SETTINGS, "out": str(tmp_path / name), "log_every": every})
+    assert sha256(tmp_path / "a" / "final.pt") == sha256(tmp_path / "b" / "final.pt")
+    assert "out" in (tmp_path / "a" / "config.json").read_text()

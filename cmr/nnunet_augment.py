@@ -55,10 +55,10 @@ class Augmentation:
         """One sample: image (*loaded) float32 and label (*loaded) int8 to (*patch) each; -1 has become background."""
         rotate, scale = g.random() < P_ROTATE, g.random() < P_SCALE
         if rotate or scale:
-            n_angles = 3 if len(self._below_depth) == 3 else 1
-            angles = np.zeros(3)
+            # One angle turns, and scales, in-plane; three are of a turn in 3D, which scales along z too.
+            angles = np.zeros(3 if len(self._below_depth) == 3 else 1)
             if rotate:
-                angles = np.deg2rad(g.uniform(-self.largest_angle, self.largest_angle, n_angles))
+                angles = np.deg2rad(g.uniform(-self.largest_angle, self.largest_angle, len(angles)))
             image, label = spatial(image, label, self.patch, angles, g.uniform(*SCALES) if scale else 1.0)
         else:
             image, label = centre(image, self.patch), centre(label, self.patch)

@@ -89,3 +89,23 @@ def test_masked_normalisation_keeps_what_was_not_imaged_at_zero():
     for i in range(20):
         x, y = a(sine(*a.loaded) + 3, label, rng("masked", i))
         assert (x == 0).any() and y.min() == 0
+
+
+@pytest.mark.parametrize("patch,depth_moves", [((8, 48, 48), False), ((16, 24, 24), True)])
+def test_thick_slices_that_are_only_scaled_keep_their_place(monkeypatch, patch, depth_moves):
+    """Scaled without being rotated: in-plane alone for a patch of thick slices, in 3D for one that is about cubic."""
+    a = Augmentation(patch)
+    assert a.in_plane is not depth_moves
+    for name in ("P_ROTATE", "P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA_INVERTED", "P_GAMMA"):
+        monkeypatch.setattr(aug, name, 0.0)
+    monkeypatch.setattr(aug, "P_SCALE", 1.0)
+    monkeypatch.setattr(aug, "SCALES", (1.3, 1.4))
+    height = torch.arange(1, 1 + a.loaded[0], dtype=torch.float32)[:, None, None].expand(a.loaded)      # of each slice
+    label = (height.long() % 3).to(torch.int8)
+    kept = aug.centre(height, patch)[:, 0, 0].tolist()
+    for i in range(6):
+        image, found = a(height, label, rng("scaled", i))
+        line = image[:, patch[1] // 2, patch[2] // 2].tolist()    # up the middle of the patch
+        assert (sorted(line) == pytest.approx(kept, abs=1e-4)) is not depth_moves
+        if not depth_moves:
+            assert found[:, patch[1] // 2, patch[2] // 2].tolist() == [round(z) % 3 for z in line]

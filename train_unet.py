@@ -61,7 +61,7 @@ def presets():
 
 def main(argv=None):
     c = parse(Config, presets(), argv, __doc__.splitlines()[0], by="network")
-    check(c)
+    require_consistent(c)
     device = pick_device(c.device)
     out = writable_folder(c.out)
 
@@ -108,7 +108,7 @@ def main(argv=None):
     print(f"source validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
 
 
-def check(c):
+def require_consistent(c):
     """Raise UsageError for settings that do not go together."""
     if c.train_on not in ("real", "synthetic", "both") or (c.train_on != "real") != bool(c.synthetic):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")

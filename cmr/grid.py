@@ -6,7 +6,7 @@ padded to one size; the slices stay as they were acquired.  `Geometry` keeps wha
 grid.
 
 Public: `Grid`, `Geometry`, `CANONICAL`, `orientation`, `canonical`, `stored`, `to_working`, `resample_to_original`,
-`to_original`, `image_to_original`, `working_affine`, `at_same_height`.
+`to_original`, `working_affine`, `at_same_height`.
 """
 import functools
 from dataclasses import dataclass, replace
@@ -141,12 +141,6 @@ def to_original(scores, geometry):
     Outside the working field of view all scores are 0 and the first class, background, wins.
     """
     return stored(labels_of(resample_to_original(scores, geometry)), geometry)
-
-
-def image_to_original(image, geometry):
-    """Working image (D, H, W) in [-1, 1] to original intensities (X, Y, Z) float32; the lowest outside the view."""
-    resampled = resample_to_original((image + 1) / 2, geometry)
-    return stored(geometry.low + resampled * (geometry.high - geometry.low), geometry).astype(np.float32)
 
 
 def working_affine(geometry):

@@ -39,7 +39,8 @@ def _read(root, use_unlabeled_masks, all_frames):
     folder = Folder(root, files, use_unlabeled_masks, all_frames)
     layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
     if layout is None:
-        raise DataError(f"{root}: no M&Ms, ACDC or nnU-Net raw files found ({len(files)} NIfTI files of other names); "
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        raise DataError(f"{root}: no files of a known layout ({known}) found, {len(files)} NIfTI files of other names; "
                         "see the README on data layouts")
     records = layout.read(folder)
     if not records:

@@ -38,7 +38,8 @@ def run(phantom, tmp_path_factory):
     for network in NETWORKS:
         train(f"{network}-real", network)
     for name, strength in (("dg", "t0=30,steps=2"), ("shifted", "none")):
-        synthesize.main(synthesis(phantom, root, "--strength", strength, "--arm", "dg", "--shift", "0.5", "--out", root / name))
+        made = ["--arm", "dg", "--strength", strength, "--shift", "0.5", "--out", root / name]
+        synthesize.main(synthesis(phantom, root, *made))
     choose.main([*on(phantom, root), *targets, "--candidates", ";".join(CANDIDATES), "--run", str(root),
                  "--out", str(root / "choice")])
     shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")

@@ -90,7 +90,8 @@ def synthesis(phantom, root, *arguments):
 
 # ---- Small datasets ----
 
-HEADER = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age", "Pathology", "Sex", "Height", "Weight"]
+HEADER = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age", "Pathology", "Sex", "Height",
+          "Weight"]
 
 
 def nifti(path, array, zooms=(1.25, 1.25, 9)):
@@ -116,9 +117,10 @@ def mms(root, studies, header=HEADER, folder="Training/Labeled",
         where = root / "OpenDataset" / s.get("folder", folder) / code
         nifti(where / f"{code}_sa.nii.gz", s.get("image", image))
         nifti(where / f"{code}_sa_gt.nii.gz", s.get("label", label))
-        rows.append({"": i, "External code": code, "VendorName": "Siemens", "Vendor": "A", "Centre": "1", "ED": 0, "ES": 2,
-                     "Age": 50, "Pathology": "NOR", "Sex": "F", "Height": "", "Weight": "",
-                     **{k: v for k, v in s.items() if k in HEADER}})
+        usual = {"VendorName": "Siemens", "Vendor": "A", "Centre": "1", "ED": 0, "ES": 2, "Age": 50, "Pathology": "NOR",
+                 "Sex": "F", "Height": "", "Weight": ""}
+        own = {name: value for name, value in s.items() if name in HEADER}
+        rows.append({"": i, "External code": code, **usual, **own})
     with open(root / "OpenDataset" / table, "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, header, extrasaction="ignore")
         writer.writeheader()

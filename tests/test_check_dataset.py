@@ -12,15 +12,19 @@ from helpers import cine, mms, script
 
 def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     image, _ = cine(5)
-    mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, "C0S9V9": {"folder": "Testing", "Vendor": "B"}})
+    source = {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}}
+    tested = {"C0S9V9": {"folder": "Testing", "Vendor": "B"}}
+    mms(tmp_path, {**source, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, **tested})
     findings = check_dataset(Config(data=str(tmp_path), target="Vendor=B", size=32))
-    assert findings["volumes"] == 10 and findings["structures"] == {"LV": 10, "MYO": 10, "RV": 10} and not findings["unusable"]
+    assert findings["volumes"] == 10 and findings["structures"] == {"LV": 10, "MYO": 10, "RV": 10}
+    assert not findings["unusable"]
     assert "spacing mm: 1.25 x 1.25 x 9.00" in capsys.readouterr().out
     mms(tmp_path, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
     with pytest.raises(DataError, match="leakage between splits"):
         check_dataset(Config(data=str(tmp_path)))
-    mms(tmp_path / "other", {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}, "C0S9V9": {"folder": "Testing", "Vendor": "B"}})
-    with pytest.raises(UsageError, match="Vendor=B has no Validation volumes"):                # before a diffusion model is trained for it
+    mms(tmp_path / "other", {**source, **tested})
+    # before a diffusion model is trained for it
+    with pytest.raises(UsageError, match="Vendor=B has no Validation volumes"):
         check_dataset(Config(data=str(tmp_path / "other"), target="Vendor=B", size=32))
     bad = tmp_path / "OpenDataset" / "Testing" / "B0S9V9" / "B0S9V9_sa.nii.gz"
     bad.write_bytes(bad.read_bytes()[:500])
@@ -30,9 +34,10 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
 
 
 def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):
-    """26 public-domain patients of the Sunnybrook data, LV only; skipped where the folder is absent (SUNNYBROOK=...)."""
+    """26 public-domain patients of the Sunnybrook data, LV only; skipped where the folder is absent."""
     data = Path(os.environ.get("SUNNYBROOK", "/nowhere"))
     if not data.is_dir():
         pytest.skip("set SUNNYBROOK to a folder of the Sunnybrook data in the pre-split M&Ms form")
-    got, printed, errors = script("-m", "cmr.check_dataset", data, "--source", "Pathology=MINF,DCM", "--target", "Pathology=HCM,NOR")
+    domains = ["--source", "Pathology=MINF,DCM", "--target", "Pathology=HCM,NOR"]
+    got, printed, errors = script("-m", "cmr.check_dataset", data, *domains)
     assert got == 0 and "26 subjects, 52 volumes" in printed and "MYO, RV labelled nowhere" in printed, errors

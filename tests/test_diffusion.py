@@ -47,9 +47,11 @@ def test_schedule_table(name, t, beta, abar, beta_tilde, c0, ct, log_snr):
 
 def test_schedule_sums_and_clean_entry():
     assert float(LINEAR.beta.sum()) == pytest.approx(10.05) and float(COSINE.beta.sum()) == pytest.approx(12.4414964171)
-    assert float(LINEAR.abar[1:].sum()) == pytest.approx(275.5132333968) and float(COSINE.abar[1:].sum()) == pytest.approx(495.5775125825)
+    assert float(LINEAR.abar[1:].sum()) == pytest.approx(275.5132333968)
+    assert float(COSINE.abar[1:].sum()) == pytest.approx(495.5775125825)
     assert LINEAR.abar[0] == COSINE.abar[0] == 1 and float(LINEAR.abar[1]) == 1 - float(LINEAR.beta[1])
-    assert float(LINEAR.abar[101]) == pytest.approx(.895141591, rel=1e-8) and float(COSINE.abar[101]) == pytest.approx(.971575682, rel=1e-8)
+    assert float(LINEAR.abar[101]) == pytest.approx(.895141591, rel=1e-8)
+    assert float(COSINE.abar[101]) == pytest.approx(.971575682, rel=1e-8)
 
 
 def test_the_chain_of_single_steps_composes_to_the_forward_process():
@@ -58,7 +60,8 @@ def test_the_chain_of_single_steps_composes_to_the_forward_process():
         for t in range(1, s.T + 1):
             beta = float(s.beta[t])
             mean, variance = mean * (1 - beta) ** 0.5, variance * (1 - beta) + beta
-        assert mean == pytest.approx(float(s.abar[-1]) ** 0.5, rel=1e-9) and variance == pytest.approx(1 - float(s.abar[-1]), rel=1e-12)
+        assert mean == pytest.approx(float(s.abar[-1]) ** 0.5, rel=1e-9)
+        assert variance == pytest.approx(1 - float(s.abar[-1]), rel=1e-12)
 
 
 # Inputs of the step oracles: x, model output e and step noise z, all (1, 1, 4, 4) float64.
@@ -135,7 +138,7 @@ def test_step_cases(case, i, name):
 def test_eps_that_is_not_rederived_after_clipping_is_another_number():
     x_0, eps = both(LINEAR)
     slip = numbers(ddim_step(LINEAR, X, x_0.clamp(-1, 1), eps, 501, 401))
-    assert slip == pytest.approx((0.61837590, 0.09172173, -0.12011031), abs=1e-6)                # what public code gives
+    assert slip == pytest.approx((0.61837590, 0.09172173, -0.12011031), abs=1e-6)  # what public code gives
     # `denoise` does it right: one step with a network that returns E must give the re-derived value.
     right = denoise(LINEAR, lambda x, t: E, "eps", X, [501, 401], lambda i: Z, eta=0.0)
     assert numbers(right) == pytest.approx(CASES["ddim clip re-derived"][0], abs=1e-6)

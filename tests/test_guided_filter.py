@@ -10,7 +10,8 @@ def test_guided_filter_is_a_weighted_least_squares_fit_in_every_window():
     """Brute force: each window's line by solving its normal equations, then the mean of the lines over a pixel's own window."""
     guide, image = REFERENCE[0, :8, :8].astype(float), REFERENCE[1, :8, :8].astype(float)
     impulses = np.eye(64).reshape(64, 8, 8)
-    weights = np.stack([ndimage.gaussian_filter(impulse, 1.5, mode="nearest").ravel() for impulse in impulses], 1)       # (pixel, what it sees)
+    # (pixel, what it sees)
+    weights = np.stack([ndimage.gaussian_filter(impulse, 1.5, mode="nearest").ravel() for impulse in impulses], 1)
     lines = []
     for w in weights:
         a = np.array([[np.sum(w * guide.ravel() ** 2) + FLAT, np.sum(w * guide.ravel())], [np.sum(w * guide.ravel()), 1]])

@@ -19,10 +19,12 @@ def test_mms1_cine(tmp_path):
     records = find(tmp_path)
     assert [(r.case, r.vendor, r.vendor_name, r.split, r.frame) for r in records] == [
         ("A0S9V9_ED", "A", "Siemens", "Training", 0), ("A0S9V9_ES", "A", "Siemens", "Training", 2),
-        ("B1C2D3_ED", "B", "Philips", "Testing", 2), ("B1C2D3_ES", "B", "Philips", "Testing", 0)]   # ED after ES is normal, never "repaired"
+        # ED after ES is normal, never "repaired"
+        ("B1C2D3_ED", "B", "Philips", "Testing", 2), ("B1C2D3_ES", "B", "Philips", "Testing", 0)]
     assert all(read_volume(r)[1].any() for r in records)
     frames = find(tmp_path, all_frames=True)
-    assert [r.phase for r in frames if r.subject == "A0S9V9"] == ["ED", "ES", "F01", "F03"] and frames[2].label_path is None
+    assert [r.phase for r in frames if r.subject == "A0S9V9"] == ["ED", "ES", "F01", "F03"]
+    assert frames[2].label_path is None
 
 
 def test_mms1_flattened_and_pre_split(tmp_path):
@@ -51,7 +53,8 @@ def test_acdc_labels_and_frames(tmp_path):
     folder = tmp_path / "training" / "patient001"
     for frame, f in ((1, 0), (12, 2)):
         nifti(folder / f"patient001_frame{frame:02d}.nii.gz", image[..., f])
-        nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[label[..., f]])   # RV 1, MYO 2, LV 3
+        # RV 1, MYO 2, LV 3
+        nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[label[..., f]])
     nifti(folder / "patient001_4d.nii.gz", image)
     (folder / "Info.cfg").write_text("ED: 12\nES: 1\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
     records = find(tmp_path)
@@ -66,13 +69,15 @@ def test_nnunet_raw_both_versions(tmp_path):
         nifti(root / "labelsTr" / "A0S9V9_ED.nii.gz", np.array([0, 1, 0, 2], np.uint8)[label[..., 0]])
         (root / "dataset.json").write_text(json.dumps({"labels": labels}))
         record, = find(root)
-        assert record.subject == "A0S9V9" and (read_volume(record)[1] == np.where(label[..., 0] == 2, 0, label[..., 0])).all()
+        assert record.subject == "A0S9V9"
+        assert (read_volume(record)[1] == np.where(label[..., 0] == 2, 0, label[..., 0])).all()
 
 
 def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
     mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {"folder": "Training/Unlabeled", "ED": 0, "ES": 0}, "D0S9V9": {"folder": "Training/Unlabeled"}})
     unlabelled = [r for r in find(tmp_path) if r.subject == "C0S9V9"]
-    assert len(unlabelled) == 1 and unlabelled[0].label_path is None and any("ED = ES = 0" in f for f in unlabelled[0].flags)
+    assert len(unlabelled) == 1 and unlabelled[0].label_path is None
+    assert any("ED = ES = 0" in f for f in unlabelled[0].flags)
     assert all(r.label_path is None for r in find(tmp_path) if r.subject == "D0S9V9")
     assert all(r.label_path for r in find(tmp_path, use_unlabeled_masks=True) if r.subject == "D0S9V9")
 
@@ -106,7 +111,7 @@ def test_orphans_are_listed_and_left_out(tmp_path, capsys):
 def test_missing_things_are_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no M&Ms, ACDC or nnU-Net raw files"):
+    with pytest.raises(DataError, match="no files of a known layout .nnU-Net raw, M&Ms-2, ACDC, M&Ms-1. found"):
         find(tmp_path)
     mms(tmp_path, {"A0S9V9": {}}, header=[h for h in HEADER if h != "ED"])
     with pytest.raises(DataError, match="column ED missing; found External code"):

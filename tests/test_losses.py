@@ -34,17 +34,20 @@ def test_loss(name, dice, ce, batch, alone):
 def test_loss_of_absent_and_rare_classes():
     logits, target = case(*CASES["E1"])
     target[1] = 0
-    assert dice_ce_loss(logits, target).item() == pytest.approx(2.0051539, abs=2e-6) and dice_ce_loss(logits, target, False).item() == pytest.approx(2.0354249, abs=2e-6)
+    assert dice_ce_loss(logits, target).item() == pytest.approx(2.0051539, abs=2e-6)
+    assert dice_ce_loss(logits, target, False).item() == pytest.approx(2.0354249, abs=2e-6)
     target = torch.zeros(1, 4, 4, dtype=torch.int64)
     target[0, 0], target[0, 1] = 1, 2
     sure = 200.0 * torch.nn.functional.one_hot(target, 4).movedim(-1, 1)
-    assert dice_ce_loss(sure, target).item() == dice_ce_loss(sure, target, False).item() == -1                 # class 3 absent from both
+    # class 3 absent from both
+    assert dice_ce_loss(sure, target).item() == dice_ce_loss(sure, target, False).item() == -1
     target[0, 0, 0] = 3
     assert dice_ce_loss(sure, target).item() == pytest.approx(11.8809490, rel=1e-6)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 4, 8, 8, generator=g), torch.randint(0, 4, (2, 1, 8, 8), generator=g)[:, 0]
     assert x[0, 0, 0, 0].item() == pytest.approx(-1.12584, abs=1e-5)
-    assert dice_ce_loss(x, y).item() == pytest.approx(1.4901386, abs=2e-6) and dice_ce_loss(x, y, False).item() == pytest.approx(1.4916387, abs=2e-6)
+    assert dice_ce_loss(x, y).item() == pytest.approx(1.4901386, abs=2e-6)
+    assert dice_ce_loss(x, y, False).item() == pytest.approx(1.4916387, abs=2e-6)
 
 
 def test_loss_gradient():
@@ -58,7 +61,8 @@ def test_loss_gradient():
 def test_deep_supervision():
     assert deep_supervision_weights(5) == pytest.approx([0.53333, 0.26667, 0.13333, 0.06667, 0], abs=1e-5)
     assert deep_supervision_weights(6) == pytest.approx([0.51613, 0.25806, 0.12903, 0.06452, 0.03226, 0], abs=1e-5)
-    assert deep_supervision_weights(4) == pytest.approx([0.571429, 0.285714, 0.142857, 0], abs=1e-6) and deep_supervision_weights(1) == [1]
+    assert deep_supervision_weights(4) == pytest.approx([0.571429, 0.285714, 0.142857, 0], abs=1e-6)
+    assert deep_supervision_weights(1) == [1]
     outputs = [case(2, 4, n, n)[0] for n in (16, 8, 4, 2)]
     target = case(2, 4, 16, 16)[1]
     assert deep_supervision_loss(outputs, target, True).item() == pytest.approx(1.8638384, abs=2e-6)

@@ -16,7 +16,8 @@ from helpers import on
 
 def test_a_name_is_a_network_and_a_training_set_and_both_may_hold_hyphens(monkeypatch):
     monkeypatch.setitem(NETWORKS, "vanilla-wide", TOY)
-    assert split_name("nnunet2d-Vendor-B") == ("nnunet2d", "Vendor-B") and split_name("vanilla-real") == ("vanilla", "real")
+    assert split_name("nnunet2d-Vendor-B") == ("nnunet2d", "Vendor-B")
+    assert split_name("vanilla-real") == ("vanilla", "real")
     assert split_name("vanilla-wide-real") == ("vanilla-wide", "real")
     with pytest.raises(UsageError, match="expected NETWORK-TRAININGSET with one of vanilla, nnunet2d"):
         split_name("resnet-real")

@@ -41,7 +41,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     data = bytearray(good.read_bytes())
     rng = np.random.default_rng(0)
     for i in range(30):
-        position = int(rng.integers(10, len(data)))               # past the gzip header, whose time stamp does not matter
+        position = int(rng.integers(10, len(data)))  # past the gzip header, whose time stamp does not matter
         broken = bytearray(data)
         broken[position] ^= 1 << int(rng.integers(8))
         path = tmp_path / f"flip{i}.nii.gz"
@@ -87,7 +87,8 @@ def test_results_carry_the_header_of_the_image(tmp_path):
     nifti = read_nifti(tmp_path / "4d.nii.gz")
     write_like(tmp_path / "out.nii.gz", LABEL, nifti)
     written = nib.load(tmp_path / "out.nii.gz")
-    assert written.shape == IMAGE.shape and (np.asarray(written.dataobj) == LABEL).all() and written.get_data_dtype() == np.uint8
+    assert written.shape == IMAGE.shape and (np.asarray(written.dataobj) == LABEL).all()
+    assert written.get_data_dtype() == np.uint8
     assert (written.affine == image.affine).all() and written.header.get_zooms() == (1.25, 1.25, 8.0)
     assert (int(written.header["sform_code"]), int(written.header["qform_code"]), written.header["descrip"].item()) == (2, 0, b"scanner text")
 

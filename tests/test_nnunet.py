@@ -42,7 +42,7 @@ def test_forward_pass(name, shape, count, first, second, channels):
         assert [logits.mean().item(), logits.std().item(), logits.flatten()[0].item(), logits.flatten()[-1].item()] == pytest.approx([mean, sd, a, z], abs=2e-6)
     assert outputs[0].transpose(0, 1).flatten(1).mean(1).tolist() == pytest.approx(channels, abs=2e-6)
     alone = net.eval()(sine(*shape))
-    assert torch.equal(alone, outputs[0])                                                # no dropout, no batch statistic
+    assert torch.equal(alone, outputs[0])  # no dropout, no batch statistic
 
 
 def test_initial_weights():
@@ -51,10 +51,12 @@ def test_initial_weights():
     sd = lambda layer: layer.weight.std().item()
     assert sd(net.encoder[0][0][0]) == pytest.approx(0.47138, rel=0.15)                  # 288 weights
     assert sd(net.encoder[3][0][0]) == pytest.approx(0.02406, rel=0.01)
-    assert sd(net.decoder[0].enlarge) == pytest.approx(0.03953, rel=0.01) and sd(net.decoder[2].enlarge) == pytest.approx(0.04419, rel=0.01)
+    assert sd(net.decoder[0].enlarge) == pytest.approx(0.03953, rel=0.01)
+    assert sd(net.decoder[2].enlarge) == pytest.approx(0.04419, rel=0.01)
     assert sd(net.decoder[-1].head) == pytest.approx(0.25, rel=0.2)                      # 128 weights
     assert len(list(net.parameters())) == 108
-    assert sum(p.numel() for p in net.encoder.parameters()) == 13_895_520 and sum(p.numel() for p in net.decoder.parameters()) == 16_117_364
+    assert sum(p.numel() for p in net.encoder.parameters()) == 13_895_520
+    assert sum(p.numel() for p in net.decoder.parameters()) == 16_117_364
     norms = [m for m in net.modules() if isinstance(m, torch.nn.InstanceNorm3d)]
     assert all((m.weight == 1).all() and (m.bias == 0).all() and not m.track_running_stats for m in norms)
     assert all((m.bias == 0).all() for m in net.modules() if isinstance(m, (torch.nn.Conv3d, torch.nn.ConvTranspose3d)))
@@ -75,6 +77,7 @@ def test_three_optimiser_steps(batch_dice, steps, after):
         if i < len(steps):
             assert (loss.item(), norm.item()) == pytest.approx(steps[i], abs=2e-6)
     assert deep_supervision_loss(net(x), y, batch_dice).item() == pytest.approx(after, abs=3e-6)
-    assert [i for i, p in enumerate(net.parameters()) if p.grad is None] == [42, 43]     # the coarsest head is never trained
+    # the coarsest head is never trained
+    assert [i for i, p in enumerate(net.parameters()) if p.grad is None] == [42, 43]
     if batch_dice:
         assert sum((p.double() ** 2).sum().item() for p in net.parameters()) == pytest.approx(919.92145, rel=1e-6)

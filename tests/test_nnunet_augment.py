@@ -20,19 +20,24 @@ def test_enlarged_patch(patch, angle, expected):
 
 
 def test_mode_follows_the_patch():
-    assert Augmentation((10, 256, 224)).loaded == (10, 301, 301) and Augmentation((12, 320, 320)).loaded == (12, 376, 376)
+    assert Augmentation((10, 256, 224)).loaded == (10, 301, 301)
+    assert Augmentation((12, 320, 320)).loaded == (12, 376, 376)
     assert Augmentation((128, 128, 128)).largest_angle == 30 and not Augmentation((128, 128, 128)).in_plane
-    assert Augmentation((64, 128, 192)).in_plane is False and Augmentation((63, 128, 192)).in_plane                # 3 is not anisotropic
-    assert Augmentation((256, 224)).largest_angle == 180 and Augmentation((96, 64)).largest_angle == 180 and Augmentation((97, 64)).largest_angle == 15
+    # 3 is not anisotropic
+    assert Augmentation((64, 128, 192)).in_plane is False and Augmentation((63, 128, 192)).in_plane
+    assert Augmentation((256, 224)).largest_angle == 180 and Augmentation((96, 64)).largest_angle == 180
+    assert Augmentation((97, 64)).largest_angle == 15
 
 
 def test_spatial():
     image, label = sine(12, 10), ((torch.arange(120) // 3) % 4).to(torch.int8).reshape(12, 10)
     x, y = aug.spatial(image, label, (8, 6), np.deg2rad([30]), 1.2)
-    assert x[0].tolist() == pytest.approx([0.05456, 0.12259, 0.20879, 0.02127, -0.79723, 0.28116], abs=2e-5) and x.mean().item() == pytest.approx(0.003381, abs=2e-6)
+    assert x[0].tolist() == pytest.approx([0.05456, 0.12259, 0.20879, 0.02127, -0.79723, 0.28116], abs=2e-5)
+    assert x.mean().item() == pytest.approx(0.003381, abs=2e-6)
     assert y[0].tolist() == [2, 2, 3, 3, 0, 1]
     x, y = aug.spatial(image, label, (8, 6), np.zeros(1), 0.7)
-    assert x[0].tolist() == pytest.approx([-0.3547, -0.51593, -0.65931, -0.77148, -0.84457, -0.88724], abs=2e-5) and y[0].tolist() == [3, 3, 3, 3, 0, 0]
+    assert x[0].tolist() == pytest.approx([-0.3547, -0.51593, -0.65931, -0.77148, -0.84457, -0.88724], abs=2e-5)
+    assert y[0].tolist() == [3, 3, 3, 3, 0, 0]
     _, y = aug.spatial(image, label, (12, 10), np.deg2rad([45]), 1.4)
     assert [int((y == v).sum()) for v in (-1, 0, 1, 2, 3)] == [62, 15, 14, 15, 14]
 
@@ -53,15 +58,17 @@ def test_rotation_in_3d_turns_about_each_axis(axis):
     angles[axis] = np.pi / 2
     x, y = aug.spatial(image, label, (9, 9, 9), angles, 1.0)
     others = [a for a in range(3) if a != axis]
-    turns = -1 if axis != 1 else 1                                                             # axes (0, 2) turn in the sense of z to x
-    assert torch.allclose(x, torch.rot90(image, turns, others), atol=1e-5) and torch.equal(y, torch.rot90(label, turns, others))
+    turns = -1 if axis != 1 else 1  # axes (0, 2) turn in the sense of z to x
+    assert torch.allclose(x, torch.rot90(image, turns, others), atol=1e-5)
+    assert torch.equal(y, torch.rot90(label, turns, others))
 
 
 def test_intensity_transforms():
     x = sine(6, 6)
     first = lambda image, n=3: image.flatten()[:n].tolist()
     assert first(aug.contrast(x, 0.8)) == pytest.approx([0.024676, 0.261092, 0.476390], abs=2e-6)
-    assert first(aug.contrast(x, 1.25), 2) == pytest.approx([-0.030845, 0.338555], abs=2e-6) and aug.contrast(x, 1.25).max().item() == pytest.approx(0.998543, abs=2e-6)
+    assert first(aug.contrast(x, 1.25), 2) == pytest.approx([-0.030845, 0.338555], abs=2e-6)
+    assert aug.contrast(x, 1.25).max().item() == pytest.approx(0.998543, abs=2e-6)
     assert first(aug.gamma(x, 1.3)) == pytest.approx([-0.079572, 0.234022, 0.539225], abs=2e-6)
     assert first(-aug.gamma(-x, 1.3)) == pytest.approx([0.082822, 0.376879, 0.613938], abs=2e-6)
     x = sine(10, 9)

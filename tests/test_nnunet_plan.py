@@ -126,13 +126,15 @@ def test_target_spacing():
     thick, sizes = (10, 1.5, 1.5), [(10, 256, 216)] * 10
     assert target_spacing([thick] * 8 + [(1, 1.5, 1.5)] * 2, sizes) == pytest.approx((1.50001, 1.5, 1.5), abs=1e-9)
     assert target_spacing([thick] * 8 + [(5, 1.4, 1.4)] * 2, sizes) == pytest.approx((5, 1.5, 1.5))
-    assert target_spacing([(4.5, 1.5, 1.5)] * 10, sizes) == (4.5, 1.5, 1.5)                                   # ratio exactly 3 is not anisotropic
-    assert target_spacing([thick] * 8 + [(5, 1.4, 1.4)] * 2, [(100, 256, 216)] * 10) == (10, 1.5, 1.5)       # thick but not short
+    assert target_spacing([(4.5, 1.5, 1.5)] * 10, sizes) == (4.5, 1.5, 1.5)  # ratio exactly 3 is not anisotropic
+    # thick but not short
+    assert target_spacing([thick] * 8 + [(5, 1.4, 1.4)] * 2, [(100, 256, 216)] * 10) == (10, 1.5, 1.5)
 
 
 def test_axis_order_and_rounding():
     assert axis_order((1.5, 1.5, 10)) == (2, 0, 1) and axis_order((10, 1.5, 1.5)) == (0, 1, 2)
-    assert resampled_shape((5, 5, 5), (1, 1, 1), (2, 2, 2)) == (2, 2, 2) and resampled_shape((7, 7, 7), (1, 1, 1), (2, 2, 2)) == (4, 4, 4)
+    assert resampled_shape((5, 5, 5), (1, 1, 1), (2, 2, 2)) == (2, 2, 2)
+    assert resampled_shape((7, 7, 7), (1, 1, 1), (2, 2, 2)) == (4, 4, 4)
     plan = make_plan(3, [(1.5625, 1.5625, 10)] * 10, [(256, 216, 10)] * 10, 200, classes=4)
     assert plan == replace(make_plan(3, *fingerprint("A"), classes=4), order=(2, 0, 1))
 
@@ -168,7 +170,7 @@ def test_too_small_for_a_decoder_is_refused():
 
 def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):
     plan = make_plan(3, *fingerprint("E"), classes=4, first_features=8)
-    assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5                                # narrower, nothing else
+    assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5  # narrower, nothing else
     (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
     assert Plan.read(tmp_path / "plan.json") == plan
     (tmp_path / "bad.json").write_text(json.dumps({"patch": [64, 64]}))

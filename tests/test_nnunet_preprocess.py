@@ -15,17 +15,19 @@ def test_crop():
     box, mask = nonzero_box(image)
     assert [(b.start, b.stop) for b in box] == [(1, 3), (2, 5), (1, 5)]
     case = preprocess(image, (10, 1, 1), Plan((0, 1, 2), (10, 1, 1), (2, 3, 4), 2, (), (), (), False, False), label)
-    assert case.image.shape == (2, 3, 4) and (case.label == -1).sum() == 1                                  # the pocket is open towards z = 0
+    assert case.image.shape == (2, 3, 4) and (case.label == -1).sum() == 1  # the pocket is open towards z = 0
     whole, _ = nonzero_box(np.zeros((3, 4, 5)))
     assert [(b.start, b.stop) for b in whole] == [(0, 3), (0, 4), (0, 5)]
 
 
 def test_zscore():
     scaled = zscore(np.arange(24, dtype=np.float32))
-    assert np.arange(24).std() == pytest.approx(6.922187, rel=1e-6) and (scaled[0], scaled[-1]) == pytest.approx((-1.6613247, 1.6613247))
+    assert np.arange(24).std() == pytest.approx(6.922187, rel=1e-6)
+    assert (scaled[0], scaled[-1]) == pytest.approx((-1.6613247, 1.6613247))
     inside = np.arange(24) < 12
     masked = zscore(np.where(inside, np.arange(24), 0).astype(np.float32), inside)
-    assert masked[:12].mean() == pytest.approx(0, abs=1e-6) and masked[:12].std() == pytest.approx(1) and (masked[12:] == 0).all()
+    assert masked[:12].mean() == pytest.approx(0, abs=1e-6) and masked[:12].std() == pytest.approx(1)
+    assert (masked[12:] == 0).all()
 
 
 @pytest.mark.parametrize("current,target,axis", [
@@ -39,7 +41,8 @@ def test_resampling():
     image = (10 * np.sin(0.5 * np.arange(60))).astype(np.float32).reshape(2, 6, 5)
     out = resample(image, (3, 9, 4), separate_axis((10, 1.5, 1.5), (6.67, 1, 1.875)), 3)
     assert out.dtype == np.float32 and out.mean() == pytest.approx(0.120175, abs=1e-6)
-    assert out[0, 0].tolist() == pytest.approx([-0.4725, 6.76396, 9.97495, 9.97495], abs=1e-4) and out[:, 4, 2].tolist() == pytest.approx([6.16797, -3.4476, -3.4476], abs=1e-4)
+    assert out[0, 0].tolist() == pytest.approx([-0.4725, 6.76396, 9.97495, 9.97495], abs=1e-4)
+    assert out[:, 4, 2].tolist() == pytest.approx([6.16797, -3.4476, -3.4476], abs=1e-4)
     label = ((np.arange(60) ** 2) // 7 % 4).astype(np.int8).reshape(2, 6, 5)
     rows = ["".join(map(str, row)) for row in resample_labels(label, (3, 9, 4), 0)[0]]
     assert rows == "0012,0013,3113,2100,0000,0023,1332,1000,1000".split(",")

@@ -20,10 +20,12 @@ def test_layout_and_orientation(phantom):
         w = prepare([next(r for r in records if r.vendor == vendor and r.split == "Testing")], Grid(2.5, 64), phantom / "work")[0]
         _, rows, columns = np.nonzero(w.label == 3)
         _, rows_lv, columns_lv = np.nonzero(w.label == 1)
-        assert columns.mean() < columns_lv.mean() - 4 and w.geometry.oriented    # the RV is on the left, whatever the storage
+        # the RV is on the left, whatever the storage
+        assert columns.mean() < columns_lv.mean() - 4 and w.geometry.oriented
         area = (w.label > 0).sum((1, 2))
         assert area[:len(area) // 2].sum() > area[len(area) // 2 + 1:].sum()     # base first
-    assert "PHANTOM" in (phantom / "README.txt").read_text() and json.loads((phantom / "phantom_params.json").read_text())["PHANTOM"]
+    assert "PHANTOM" in (phantom / "README.txt").read_text()
+    assert json.loads((phantom / "phantom_params.json").read_text())["PHANTOM"]
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(phantom, tmp_path):
@@ -39,4 +41,5 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(phantom, tmp_path):
 
 def test_training_studies_of_the_targets_change_no_other_study():
     without, beside = (_studies(Config(counts="tiny", target_training=n)) for n in (0, 2))
-    assert beside[:len(without)] == without and [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [(v, "Training/Labeled") for v in "BBCCDD"]
+    assert beside[:len(without)] == without
+    assert [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [(v, "Training/Labeled") for v in "BBCCDD"]

@@ -52,7 +52,8 @@ def test_noise_in_air_is_rayleigh_with_the_stated_sigma():
     s = replace(s, matrix=2 * round(320 / s.vendor.acquired_mm / 2))
     s = replace(s, vendor=replace(s.vendor, acquired_mm=320 / s.matrix / 1.0))
     image = phantom_scanner.acquire(np.zeros(U.shape, np.complex64), 0 * U, 0 * V, 0, s, rng(1))
-    rows = 2 * round(320 / (1.15 * s.vendor.acquired_mm) / 2)      # zero-filled along the phase direction: less noise per pixel
+    # zero-filled along the phase direction: less noise per pixel
+    rows = 2 * round(320 / (1.15 * s.vendor.acquired_mm) / 2)
     sigma = phantom_scanner.blood_level(s) / s.vendor.blood_snr
     assert image.mean() == pytest.approx(1.253 * sigma, rel=0.03) and image.std() == pytest.approx(0.655 * sigma, rel=0.03), rows
 

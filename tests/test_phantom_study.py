@@ -15,7 +15,8 @@ from cmr.seeds import rng
 
 def test_labels_of_a_study():
     study = render_study(sample_subject(rng(3), "NOR"), phantom_scanner.VENDORS["D"], 2, 3)
-    assert set(np.unique(study.label)) == {0, 1, 2, 3} and study.image.dtype == np.int16 and study.image.shape == study.label.shape
+    assert set(np.unique(study.label)) == {0, 1, 2, 3} and study.image.dtype == np.int16
+    assert study.image.shape == study.label.shape
     for phase in (study.ed, study.es):
         label = study.label[..., phase]
         for value in (1, 2, 3):
@@ -40,4 +41,5 @@ def test_the_same_subject_can_be_seen_by_several_vendors():
 def test_contraction_is_zero_at_ed_and_one_at_es():
     for frames, ed in ((2, 0), (3, 0), (25, 0), (25, 22)):
         c = [contraction(f, frames, ed) for f in range(frames)]
-        assert c[ed] == 0 and max(c) == pytest.approx(1) and c[(ed + max(1, round(0.37 * frames))) % frames] == pytest.approx(1)
+        assert c[ed] == 0 and max(c) == pytest.approx(1)
+        assert c[(ed + max(1, round(0.37 * frames))) % frames] == pytest.approx(1)

@@ -93,7 +93,8 @@ def test_only_the_seven_packages_are_imported():
 def test_requirements_are_the_seven():
     lines = (ROOT / "requirements.txt").read_text().split()
     packages = [line.split("==")[0] for line in lines]
-    assert packages == ["torch", "nibabel", "numpy", "scipy", "scikit-image", "tqdm", "pytest"] and all("==" in line for line in lines)
+    assert packages == ["torch", "nibabel", "numpy", "scipy", "scikit-image", "tqdm", "pytest"]
+    assert all("==" in line for line in lines)
 
 
 def test_lines_and_functions_fit_a_screen():

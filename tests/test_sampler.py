@@ -86,9 +86,10 @@ def test_classic_ilvr_noises_the_reference_to_the_destination_level():
     try:
         translate(model(Spy(mean=0.0, sd=0.3)), zero, 2.5, Strength(t0=800, steps=8, shortest_mm=5.0, mode="state", t_stop=0), 1)
     except NumericalError:
-        pass                                                      # the image is nearly flat: only the states matter here
+        pass  # the image is nearly flat: only the states matter here
     for (t, variance), expected in zip(seen[:8], times[:8]):
-        assert t == expected and variance == pytest.approx(1 - float(SCHEDULE.abar[t]), rel=0.15)          # noised at t instead it would be 2 to 20 times too much
+        # noised at t instead it would be 2 to 20 times too much
+        assert t == expected and variance == pytest.approx(1 - float(SCHEDULE.abar[t]), rel=0.15)
 
 
 def test_the_result_is_a_function_of_the_seed_and_not_of_the_batch():
@@ -126,8 +127,9 @@ def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_re
     disc = lambda cx: np.where(np.hypot(x - cx, y) < 0.4, 0.5, -0.5).astype(np.float32)[None]
     reference, shading = disc(0.0), (0.25 * x).astype(np.float32)[None]
     shaded = translate(model(Oracle(torch.from_numpy(0.6 * reference + shading))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
-    assert np.abs(shaded - (0.6 * reference + shading)).mean() < 0.02                        # contrast and shading are the model's
+    assert np.abs(shaded - (0.6 * reference + shading)).mean() < 0.02  # contrast and shading are the model's
     elsewhere = translate(model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
     edge = lambda a: np.abs(np.diff(a[0], axis=1))[24].argsort()[-2:].tolist()
-    assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))    # a heart redrawn elsewhere stays where it is
+    # a heart redrawn elsewhere stays where it is
+    assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))
     assert np.array_equal(guided(reference, reference, 4.0) > 0, reference > 0)

@@ -44,7 +44,7 @@ def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported)
     assert logits.mean((1, 2, 3)).tolist() == pytest.approx(channels, abs=1e-5)
     whole = back_to_volume(logits, case, plan, image.shape)
     assert np.bincount(whole.argmax(0).ravel(), minlength=4).tolist() == exported
-    assert np.allclose(segmenter.logits(image - 1, spacing_mm), whole, atol=1e-4)         # of a working volume, -1 is nothing
+    assert np.allclose(segmenter.logits(image - 1, spacing_mm), whole, atol=1e-4)  # of a working volume, -1 is nothing
 
 
 def test_another_axis_order_gives_the_same_logits():
@@ -61,10 +61,12 @@ def test_a_structure_without_training_never_wins_and_samples_are_averaged_as_sof
     net = filled(NnUNet(2, plan.features, plan.kernels, plan.strides)).eval()
     image, spacing_mm, _ = heart()
     logits = Segmenter(net, ("RV",), NNUNET, asdict(plan), (), "").logits(image - 1, spacing_mm)
-    assert (logits[1:3] == NEVER).all() and set(np.unique(logits.argmax(0))) <= {0, 3} and np.allclose(softmax(logits)[1:3], 0)
+    assert (logits[1:3] == NEVER).all() and set(np.unique(logits.argmax(0))) <= {0, 3}
+    assert np.allclose(softmax(logits)[1:3], 0)
     geometry = Geometry((6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), False, (False,) * 3, False, 0.0, 1.0, (1.0, 4))
     sure, unsure = np.zeros((2, 4, 1, 4, 4), np.float32)
     sure[1], unsure[2] = 0.8, 0.7
     strong = unsure * 10
-    assert set(np.unique(labels_on_original([sure, strong], geometry)[1:5, 1:5])) == {2} and set(np.unique(labels_on_original([sure, unsure], geometry)[1:5, 1:5])) == {1}
-    assert (labels_on_original([sure, strong], geometry)[[0, 5]] == 0).all()              # outside the working field of view
+    assert set(np.unique(labels_on_original([sure, strong], geometry)[1:5, 1:5])) == {2}
+    assert set(np.unique(labels_on_original([sure, unsure], geometry)[1:5, 1:5])) == {1}
+    assert (labels_on_original([sure, strong], geometry)[[0, 5]] == 0).all()  # outside the working field of view

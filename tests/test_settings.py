@@ -15,7 +15,8 @@ class Small:
 
 def test_command_line():
     presets = {"demo": {}, "tiny": {"steps": 1}}
-    assert parse(Small, presets, ["--preset", "tiny"], "") == Small(1) and parse(Small, presets, ["--preset", "tiny", "--steps", "7", "--fast"], "") == Small(7, True)
+    assert parse(Small, presets, ["--preset", "tiny"], "") == Small(1)
+    assert parse(Small, presets, ["--preset", "tiny", "--steps", "7", "--fast"], "") == Small(7, True)
     with pytest.raises(UsageError, match="unknown argument --stepz; did you mean --steps"):
         parse(Small, presets, ["--stepz", "3"], "")
     with pytest.raises(UsageError, match="invalid int"):

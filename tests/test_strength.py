@@ -19,7 +19,8 @@ def test_a_choice_must_cover_what_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match="run cmr.choose again"):
         read_choice(path, ["Vendor=B"])
     path.write_text('{"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}}')
-    assert read_choice(path, ["Vendor=B"]) == {"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}} and read_choice(path, ["Vendor=B"], ["vanilla"]) == {"Vendor=B": {"vanilla": "none"}}
+    assert read_choice(path, ["Vendor=B"]) == {"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}}
+    assert read_choice(path, ["Vendor=B"], ["vanilla"]) == {"Vendor=B": {"vanilla": "none"}}
     for domains, networks in ((["Vendor=C"], None), (["Vendor=B"], ["nnunet3d"])):
         with pytest.raises(CheckpointError, match="no choice for these domains and networks"):
             read_choice(path, domains, networks)

@@ -30,7 +30,7 @@ def test_splits_keep_subjects_whole_and_do_not_depend_on_the_others(tmp_path):
 
 def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):
     groups = ("NOR", "DCM", "HCM")
-    for i in range(1, 61):                                                                    # ACDC: training and testing alone
+    for i in range(1, 61):  # ACDC: training and testing alone
         n, (image, label) = i if i <= 45 else 100 + i, cine(i)
         folder = tmp_path / f"patient{n:03d}"
         nifti(folder / f"patient{n:03d}_frame01.nii.gz", image[..., 0])
@@ -39,16 +39,18 @@ def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):
     records = split_by_subject(find(tmp_path), Domain.parse("Pathology=NOR"))
     count = lambda pathology, split: len({r.subject for r in records if (r.pathology, r.split) == (pathology, split)})
     assert [count("NOR", s) for s in ("Training", "Validation", "Testing")] == [13, 2, 5]
-    assert all(count(p, "Testing") == 5 and count(p, "Validation") in (2, 3) for p in ("DCM", "HCM")) and count("DCM", "Validation") + count("HCM", "Validation") == 5
+    assert all(count(p, "Testing") == 5 and count(p, "Validation") in (2, 3) for p in ("DCM", "HCM"))
+    assert count("DCM", "Validation") + count("HCM", "Validation") == 5
     check_dataset(Config(data=str(tmp_path), source="Pathology=NOR", target="Pathology=DCM,HCM", size=32))
-    assert all(r.split == "Testing" for r in records if int(r.subject[-3:]) > 100)            # what is for testing stays so
+    assert all(r.split == "Testing" for r in records if int(r.subject[-3:]) > 100)  # what is for testing stays so
 
 
 def test_two_datasets_are_taken_together_and_told_apart_by_their_folders(tmp_path):
     mms(tmp_path / "first", {"A0S9V9": {}})
     mms(tmp_path / "second", {"B1C2D3": {}})
     records = find(f"{tmp_path / 'first'},{tmp_path / 'second'}/")
-    assert [r.case for r in Domain.parse("Dataset=second").select(records)] == ["B1C2D3_ED", "B1C2D3_ES"] and len(records) == 4
+    assert [r.case for r in Domain.parse("Dataset=second").select(records)] == ["B1C2D3_ED", "B1C2D3_ES"]
+    assert len(records) == 4
     mms(tmp_path / "third", {"A0S9V9": {}})
     with pytest.raises(DataError, match="A0S9V9 is a subject of .*first and of .*third"):
         find(f"{tmp_path / 'first'},{tmp_path / 'third'}")

@@ -14,26 +14,31 @@ from cmr.rescan import random_shift
 from cmr.seeds import rng
 from cmr.studies import find
 from cmr.working import prepare
-from helpers import one_line, script
+from helpers import one_line, script, synthesis
 
 
-def test_changed_references_are_the_same_with_and_without_the_diffusion_model(run):
+def test_changed_references_are_the_same_with_and_without_the_diffusion_model(run, phantom):
     """`shifted` is the control of `dg`: what differs between the two is the projection alone."""
     dg, shifted = ({r.case: r for r in find(run / name)} for name in ("dg", "shifted"))
     manifest = {r["case"]: r for r in csv.DictReader(open(run / "shifted" / "manifest.csv"))}
-    assert dg.keys() <= shifted.keys() == manifest.keys() and all(r["strength"] == "none" and r["shift"] == "0.5" and r["kept"] == "1" and float(r["dice_change"]) == 0 for r in manifest.values())
+    assert dg.keys() <= shifted.keys() == manifest.keys()
+    assert {(r["strength"], r["shift"], r["kept"], float(r["dice_change"])) for r in manifest.values()} == {("none", "0.5", "1", 0)}
     image = lambda r: np.asarray(nib.load(r.image_path).dataobj, float) / 1000 - 1
-    grid = Grid(2.5, 64)
+    records = {r.case: r for r in find(phantom)}
     for case, record in list(dg.items())[:2]:
-        reference = next(w for w in prepare([r for r in find(json.loads((run / "diffusion" / "config.json").read_text())["data"]) if r.case == manifest[case]["reference"]], grid, run / "work"))
-        given = random_shift(np.asarray(reference.image), 2.5, rng(0, "shift", manifest[case]["reference"], 0), 0.5)
-        assert np.abs(image(shifted[case]) - given.transpose(2, 1, 0)).max() < 1e-3 and 0.001 < np.abs(image(record) - image(shifted[case])).mean() < 0.1
+        name = manifest[case]["reference"]
+        [reference] = prepare([records[name]], Grid(2.5, 64), run / "work")
+        given = random_shift(np.asarray(reference.image), 2.5, rng(0, "shift", name, 0), 0.5)
+        assert np.abs(image(shifted[case]) - given.transpose(2, 1, 0)).max() < 1e-3
+        assert 0.001 < np.abs(image(record) - image(shifted[case])).mean() < 0.1
 
 
 def test_a_synthetic_image_is_asked_which_domain_it_looks_like(run):
     rows = [r for name in ("dg", "da") for r in csv.DictReader(open(run / name / "manifest.csv"))]
-    assert {r["domain"] for r in rows if not r["of_source_synthetic"]} == {"Vendor=A"} and {r["domain"] for r in rows} == {"Vendor=A", "Vendor=B", "Vendor=D"}
-    assert all(0 <= float(r[f"of_source_{kind}"]) <= 1 for r in rows if r["of_source_synthetic"] for kind in ("reference", "synthetic"))
+    assert {r["domain"] for r in rows if not r["of_source_synthetic"]} == {"Vendor=A"}
+    assert {r["domain"] for r in rows} == {"Vendor=A", "Vendor=B", "Vendor=D"}
+    for kind in ("of_source_reference", "of_source_synthetic"):
+        assert all(0 <= float(r[kind]) <= 1 for r in rows if r[kind])
 
 
 def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phantom, tmp_path):
@@ -45,24 +50,23 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     (copy / "manifest.csv").unlink()
     images[3].unlink()
     (copy / "items" / images[3].name.replace("_0000.nii.gz", ".json")).unlink()
-    again = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
-             "--segmenter", str(run / "segmenter-vanilla-real" / "final.pt"), "--arm", "dg", "--out", str(copy)]
-    again += ["--shift", "0.5"]
+    again = synthesis(phantom, run, "--arm", "dg", "--out", copy, "--shift", "0.5")
     synthesize.main([*again, "--strength", "t0=30,steps=2"])
-    assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before and images[0].stat().st_mtime_ns == stamp
+    assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before
+    assert images[0].stat().st_mtime_ns == stamp
     assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
     with pytest.raises(CheckpointError, match="strength: 't0=30,steps=2' there"):
         synthesize.main([*again, "--strength", "t0=60,steps=2"])
 
 
 def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run, phantom, tmp_path, monkeypatch):
-    arguments = ["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
-                 "--segmenter", str(run / "segmenter-vanilla-real" / "final.pt"), "--arm", "dg", "--strength", "t0=30,steps=2"]
+    arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2")
     verdicts = iter([False, *[True] * 7])
     monkeypatch.setattr(synthesize, "still_fits", lambda *figures: next(verdicts))
     synthesize.main([*arguments, "--out", str(tmp_path / "dg")])
     rows = list(csv.DictReader(open(tmp_path / "dg" / "manifest.csv")))
-    assert [r["kept"] for r in rows] == ["0", *"1" * 7] and len(find(tmp_path / "dg")) == 7 and rows[0]["case"] not in {r.metadata["case"] for r in find(tmp_path / "dg")}
+    assert [r["kept"] for r in rows] == ["0", *"1" * 7] and len(find(tmp_path / "dg")) == 7
+    assert rows[0]["case"] not in {r.metadata["case"] for r in find(tmp_path / "dg")}
     assert [p.name for p in (tmp_path / "dg" / "excluded" / "images").iterdir()] == [rows[0]["case"] + "_0000.nii.gz"]
     assert all((tmp_path / "dg" / f"worst_{name}.png").stat().st_size > 1000 for name in ("kept", "excluded"))
     assert json.loads((tmp_path / "dg" / "dataset.json").read_text())["numTraining"] == 7
@@ -73,18 +77,18 @@ def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run
 
 
 def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
+    saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
+    saved["subjects"] += [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
+    checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
+    arguments = synthesis(phantom, run, "--arm", "da", "--target", "Vendor=B", "--out", tmp_path / "da")
     with pytest.raises(UsageError, match="is a test subject, but .*leaky.pt was trained on it"):
-        saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
-        saved["subjects"] = saved["subjects"] + [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
-        checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
-        synthesize.main(["--preset", "tiny", "--data", str(phantom), "--work", str(run / "work"), "--diffusion", str(run / "diffusion" / "final.pt"),
-                         "--segmenter", str(tmp_path / "leaky.pt"), "--arm", "da", "--target", "Vendor=B", "--out", str(tmp_path / "da")])
+        synthesize.main([*arguments, "--segmenter", str(tmp_path / "leaky.pt")])
 
 
 def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
-    arguments = ["--preset", "tiny", "--data", phantom, "--work", run / "work", "--diffusion", run / "diffusion" / "final.pt",
-                 "--segmenter", run / "segmenter-vanilla-real" / "final.pt", "--out", tmp_path / "dg", "--spacing-mm", "2.0"]
-    got, _, errors = script("-m", "cmr.synthesize", *arguments)
+    arguments = synthesis(phantom, run, "--out", tmp_path / "dg")
+    got, _, errors = script("-m", "cmr.synthesize", *arguments, "--spacing-mm", "2.0")
     assert got == 4 and one_line(errors) and "spacing_mm: 2.5 there, 2.0 now" in errors
-    got, _, errors = script("-m", "cmr.synthesize", *arguments[:-2], "--diffusion", run / "segmenter-vanilla-real" / "final.pt")
+    other = run / "segmenter-vanilla-real" / "final.pt"
+    got, _, errors = script("-m", "cmr.synthesize", *arguments, "--diffusion", other)
     assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors

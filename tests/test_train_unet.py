@@ -27,12 +27,13 @@ def test_shuffled_masks_belong_to_others():
     volumes = [Volume(np.zeros((depth, 4, 4)), np.full((depth, 4, 4), i)) for i, depth in enumerate((3, 5, 4, 6))]
     mixed = train_unet.shuffled(volumes, rng(0))
     owners = [v.label.flat[0] for v in mixed]
-    assert all(v.label.shape == v.image.shape for v in mixed) and sorted(owners) == [0, 1, 2, 3] and owners != [0, 1, 2, 3]
+    assert all(v.label.shape == v.image.shape for v in mixed) and sorted(owners) == [0, 1, 2, 3]
+    assert owners != [0, 1, 2, 3]
 
 
 def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, capsys):
     weights = [checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")["net"] for kind in ("synthetic", "dose1")]
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])                    # one image a reference: all of them
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])  # one image a reference: all of them
     shutil.copytree(run / "dg", tmp_path / "dg")
     rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
     write_csv(tmp_path / "dg" / "manifest.csv", [{**r, "sample": i % 2} for i, r in enumerate(rows)], list(rows[0]))
@@ -43,7 +44,7 @@ def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, c
 def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
     for network, dims in (("nnunet2d", 2), ("nnunet3d", 3)):
         plans = [Plan.read(run / f"segmenter-{network}-{kind}" / "plan.json") for kind in ("real", "synthetic")]
-        assert plans[0] == plans[1] and plans[0].dims == dims                         # equal batches whatever it is trained on
+        assert plans[0] == plans[1] and plans[0].dims == dims  # equal batches whatever it is trained on
         epochs = list(csv.DictReader(open(run / f"segmenter-{network}-real" / "validation.csv")))
         assert [int(e["epoch"]) for e in epochs] == [0, 1, 2, 3]
         average = float(epochs[0]["mean"])
@@ -51,7 +52,8 @@ def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
             average = 0.9 * average + 0.1 * float(e["mean"])
             assert float(e["ema"]) == pytest.approx(average, abs=2e-6)
         rates = [float(r["lr"]) for r in csv.DictReader(open(run / f"segmenter-{network}-real" / "log.csv"))]
-        assert rates == pytest.approx([0.01 * (1 - e / 4) ** 0.9 for e in (1, 3)], rel=1e-5)       # steps 4 and 8 of 2-step epochs
+        # steps 4 and 8 of 2-step epochs
+        assert rates == pytest.approx([0.01 * (1 - e / 4) ** 0.9 for e in (1, 3)], rel=1e-5)
 
 
 @pytest.mark.parametrize("script_module,stage,network", [

@@ -88,7 +88,8 @@ def test_sigterm_saves_and_exits_130(tmp_path, phantom):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on from the last checkpoint" in errors and (tmp_path / "run" / "last.pt").exists()
+    assert process.returncode == 130 and "goes on from the last checkpoint" in errors
+    assert (tmp_path / "run" / "last.pt").exists()
 
 
 def test_equal_runs_in_different_folders_give_equal_checkpoints(tmp_path):

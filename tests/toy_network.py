@@ -12,7 +12,8 @@ from cmr.seeds import generator, initialised
 
 def build(settings, n_classes, plan):
     c = settings["features"]
-    return nn.Sequential(nn.Conv2d(1, c, plan["kernel"], padding=plan["kernel"] // 2), nn.ReLU(), nn.Conv2d(c, n_classes, 1))
+    first = nn.Conv2d(1, c, plan["kernel"], padding=plan["kernel"] // 2)
+    return nn.Sequential(first, nn.ReLU(), nn.Conv2d(c, n_classes, 1))
 
 
 def recipe(t):

@@ -54,9 +54,11 @@ class Config(DataConfig):
 
 def presets():
     """{preset: {network: values}}, as every network declares them."""
-    names = {preset for network in NETWORKS.values() for preset in network.presets}
-    return {preset: {name: network.presets[preset] for name, network in NETWORKS.items() if preset in network.presets}
-            for preset in names}
+    found = {}
+    for name, network in NETWORKS.items():
+        for preset, values in network.presets.items():
+            found.setdefault(preset, {})[name] = values
+    return found
 
 
 def main(argv=None):

@@ -179,9 +179,11 @@ def _means_by_candidate(rows, candidates, name):
 def _doses(rows):
     """{domain: {synthetic images per reference: {metric: mean}}} of the first network; 0 is the baseline."""
     mean, first = means(rows), networks_of(rows)[0]
-    names = {0: BASELINE, **DOSES}
-    return {domain: {n: mean[domain, first, arm] for n, arm in names.items() if (domain, first, arm) in mean}
-            for domain in (*targets_of(rows), POOLED)}
+    doses = {}
+    for domain in (*targets_of(rows), POOLED):
+        of = {n: mean.get((domain, first, arm)) for n, arm in {0: BASELINE, **DOSES}.items()}
+        doses[domain] = {n: values for n, values in of.items() if values}
+    return doses
 
 
 def _plot_doses(out, doses):

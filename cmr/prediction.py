@@ -22,8 +22,8 @@ def predict(net, image, patch, flips, at_a_time):
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
     x = x[:, None] if dims == 2 else x[None, None]                # (N, 1, *space)
     x, inside = _padded(x, patch)
-    starts = itertools.product(*(tile_starts(n, p) for n, p in zip(x.shape[2:], patch)))
-    tiles = [tuple(slice(s, s + p) for s, p in zip(start, patch)) for start in starts]
+    axes = [[slice(start, start + p) for start in tile_starts(n, p)] for n, p in zip(x.shape[2:], patch)]
+    tiles = list(itertools.product(*axes))
     weights, total, weight = importance(patch).to(device), None, x.new_zeros(x.shape[2:])
     for tile in tiles:
         weight[tile] += weights * len(flips)

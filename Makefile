@@ -37,6 +37,11 @@ RUNS     ?= runs
 JOBS     ?= $(if $(filter paper,$(PRESET)),1,2)
 THREADS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
 
+is_number = $(shell [[ "$(1)" =~ ^[0-9]+$$ ]] && echo yes)
+$(foreach name,SEED SEEDS JOBS,$(if $(call is_number,$(strip $($(name)))),,$(error $(name)=$($(name)): use a whole number)))
+$(if $(filter $(PRESET),tiny demo paper),,$(error PRESET=$(PRESET): use tiny, demo or paper))
+$(foreach name,DATA RUNS SOURCE TARGET,$(if $(word 2,$($(name))),$(error $(name)=$($(name)): make takes no spaces in it)))
+
 ifdef LONG
 ifneq ($(PRESET),demo)
 $(error LONG=1 is for PRESET=demo; `paper` trains in full)

@@ -27,7 +27,7 @@ from cmr.records import Domain
 from cmr.report import write_report
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, read_choice
 from cmr.studies import find, in_role, require_unseen, split_by_subject
@@ -38,7 +38,8 @@ from cmr.working import prepare
 @dataclass(frozen=True)
 class Config(DataConfig):
     target: str        = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
-    run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/")
+    run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/",
+                             given("the folder of an experiment"))
     segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
                                                                "one of each network is its baseline")
     fixed: str         = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that "
@@ -46,7 +47,8 @@ class Config(DataConfig):
     all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, "
                                                           "DG + DA and the cheap baselines")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
-    processes: int     = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU")
+    processes: int     = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU",
+                             at_least(0))
 
 
 PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="vanilla"),

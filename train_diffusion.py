@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
-from cmr.errors import DataError, run_script
+from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid
 from cmr.intensities import intensity_statistics
@@ -16,7 +16,7 @@ from cmr.memorisation import COPIED, memorisation
 from cmr.panels import save_png, sheet, with_contours
 from cmr.records import Domain
 from cmr.seeds import generator, initialised
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import DataConfig, above, at_least, integers, one_of, opt, parse, within
 from cmr.source_model import build_denoiser
 from cmr.studies import find, in_role, split_by_subject
 from cmr.training import Run
@@ -27,27 +27,28 @@ from cmr.working import fingerprint, prepare
 @dataclass(frozen=True)
 class Config(DataConfig):
     out: str              = opt("runs/diffusion", "run folder: config.json, log.csv, sample sheets, final.pt")
-    schedule: str         = opt("cosine", "noise schedule: cosine or linear")
-    T: int                = opt(1000, "diffusion steps of the schedule")
-    parameterisation: str = opt("v", "what the network predicts: v, eps or x0")
-    weighting: str        = opt("min-snr", "loss weight: min-snr, simple or snr+1")
-    base: int             = opt(24, "channels of the first level")
-    multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base")
-    blocks: int           = opt(1, "residual blocks per level")
-    attention_at: str     = opt("8", "feature-map edges with self-attention")
-    head: int             = opt(24, "channels per attention head")
-    groups: int           = opt(8, "groups of the group normalisation")
-    dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets")
-    patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1")
-    steps: int            = opt(600, "optimiser steps")
-    batch: int            = opt(16, "slices per step")
-    lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up")
-    warmup: int           = opt(100, "steps of the warm-up")
-    ema: float            = opt(0.998, "decay of the averaged weights, per step")
+    schedule: str         = opt("cosine", "noise schedule", one_of("cosine", "linear"))
+    T: int                = opt(1000, "diffusion steps of the schedule", within(2, 100_000))
+    parameterisation: str = opt("v", "what the network predicts", one_of("v", "eps", "x0"))
+    weighting: str        = opt("min-snr", "loss weight", one_of("min-snr", "simple", "snr+1"))
+    base: int             = opt(24, "channels of the first level", at_least(1))
+    multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", integers(1))
+    blocks: int           = opt(1, "residual blocks per level", at_least(1))
+    attention_at: str     = opt("8", "feature-map edges with self-attention", integers(1))
+    head: int             = opt(24, "channels per attention head", at_least(1))
+    groups: int           = opt(8, "groups of the group normalisation", at_least(1))
+    dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets", within(0, 0.9))
+    patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1",
+                                at_least(1))
+    steps: int            = opt(600, "optimiser steps", at_least(1))
+    batch: int            = opt(16, "slices per step", at_least(1))
+    lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up", above(0))
+    warmup: int           = opt(100, "steps of the warm-up", at_least(1))
+    ema: float            = opt(0.998, "decay of the averaged weights, per step; 0: none", within(0, 0.999999))
     bfloat16: bool        = opt(False, "run the network in bfloat16 (GPU)")
-    log_every: int        = opt(50, "steps between log rows")
-    save_every: int       = opt(100, "steps between checkpoints")
-    sample_every: int     = opt(500, "steps between sample sheets")
+    log_every: int        = opt(50, "steps between log rows", at_least(1))
+    save_every: int       = opt(100, "steps between checkpoints", at_least(1))
+    sample_every: int     = opt(500, "steps between sample sheets", at_least(1))
 
 
 PRESETS = {
@@ -63,6 +64,7 @@ N_SAMPLES, SAMPLE_STEPS = 16, 40                 # of a sheet of unconditional s
 
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    require_consistent(c)
     device = pick_device(c.device)
     out = writable_folder(c.out)
 
@@ -110,6 +112,17 @@ def main(argv=None):
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
                subjects=subjects)
+
+
+def require_consistent(c):
+    """Raise UsageError for settings that do not make a denoiser together."""
+    try:
+        denoiser = build_denoiser(asdict(c))
+    except ValueError as error:                                   # sizes that do not halve, groups that do not divide
+        raise UsageError(f"--size, --patch, --base, --multipliers, --groups: {error}") from error
+    channels = denoiser.middle[0].conv_in.in_channels
+    if channels % c.head:
+        raise UsageError(f"--head {c.head}: use a divisor of {channels}, the channels of the last level")
 
 
 def sample(c, schedule, weights, device):

@@ -19,7 +19,7 @@ from cmr.recipe import Training
 from cmr.records import Domain
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import find, in_role, split_by_subject
 from cmr.training import Run
 from cmr.workers import pick_device
@@ -31,25 +31,26 @@ class Config(DataConfig):
     out: str                = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt; plan.json and "
                                                     "validation.csv of an nnU-Net")
     network: str            = opt("vanilla", f"which segmenter: {', '.join(NETWORKS)}")
-    train_on: str           = opt("real", "training volumes: real, synthetic or both")
+    train_on: str           = opt("real", "training volumes", one_of("real", "synthetic", "both"))
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
-    dose: int               = opt(0, "use so many of the images of each reference in --synthetic; 0: all")
+    dose: int               = opt(0, "use so many of the images of each reference in --synthetic; 0: all",
+                                  at_least(0))
     shuffle_masks: bool     = opt(False, "give every volume the mask of another: a control that must fail")
     augment: bool           = opt(False, "vanilla: nnU-Net's intensity augmentation too (an nnU-Net always has it)")
-    features: int           = opt(32, "channels of the first level; doubled at each")
-    levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)")
-    memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to")
+    features: int           = opt(32, "channels of the first level; doubled at each", at_least(1))
+    levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)", at_least(2))
+    memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to", above(0))
     plan: str               = opt("", "nnU-Net: plan.json to use; empty: planned from the source's real training "
                                       "volumes, so that batches are equal whatever is trained on")
-    steps: int              = opt(250_000, "optimiser steps, the same for every training set")
-    epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; rate and validation go by epochs")
-    validation_batches: int = opt(50, "nnU-Net: validation batches per epoch")
-    batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)")
+    steps: int              = opt(250_000, "optimiser steps, the same for every training set", at_least(1))
+    epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; rate and validation go by epochs", at_least(1))
+    validation_batches: int = opt(50, "nnU-Net: validation batches per epoch", at_least(1))
+    batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)", at_least(1))
     lr: float               = opt(1e-2, "initial learning rate: Adam with a cosine to 0 (vanilla), SGD with a "
-                                        "polynomial to 0 (nnU-Net)")
+                                        "polynomial to 0 (nnU-Net)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
-    log_every: int          = opt(50, "steps between log rows")
-    save_every: int         = opt(100, "steps between checkpoints")
+    log_every: int          = opt(50, "steps between log rows", at_least(1))
+    save_every: int         = opt(100, "steps between checkpoints", at_least(1))
 
 
 def presets():
@@ -112,8 +113,10 @@ def main(argv=None):
 
 def require_consistent(c):
     """Raise UsageError for settings that do not go together."""
-    if c.train_on not in ("real", "synthetic", "both") or (c.train_on != "real") != bool(c.synthetic):
+    if (c.train_on != "real") != bool(c.synthetic):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
+    if c.network == "vanilla" and c.size % 2 ** (c.levels - 1):
+        raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
     if c.dose and c.train_on == "real":
         raise UsageError(f"--dose {c.dose}: counts the images in --synthetic; use it with --train-on synthetic or both")
 

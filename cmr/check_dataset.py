@@ -38,8 +38,6 @@ def main(argv=None):
     if argv and not argv[0].startswith("-"):
         argv = ["--data", *argv]
     config = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
-    if not config.data:
-        raise UsageError("no dataset; python -m cmr.check_dataset DATA")
     check_dataset(config)
 
 

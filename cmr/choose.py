@@ -26,7 +26,7 @@ from cmr.rescan import random_shift
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength
@@ -47,10 +47,13 @@ RIDGE = 1.0
 @dataclass(frozen=True)
 class Config(DataConfig):
     target: str     = opt("Vendor=B,C,D", "target domains")
-    run: str        = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/")
+    run: str        = opt("", "folder of the experiment, with diffusion/ and segmenter-*-real/",
+                          given("the folder of an experiment"))
     networks: str   = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
-    candidates: str = opt(";".join(CANDIDATES), "strengths to choose from, beside none, separated by ';'")
-    shifts: int     = opt(4, "changes of appearance to calibrate on, beside the unchanged source")
+    candidates: str = opt(";".join(CANDIDATES), "strengths to choose from, beside none, separated by ';'",
+                          given("at least one strength, e.g. t0=500,guide_mm=30,steps=2"))
+    shifts: int     = opt(4, "changes of appearance to calibrate on, beside the unchanged source",
+                          at_least(0))
     out: str        = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
 

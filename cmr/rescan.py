@@ -19,7 +19,7 @@ from cmr.files import writable_folder
 from cmr.nifti import as_integers, read_nifti, write_like
 from cmr.records import Domain
 from cmr.seeds import rng
-from cmr.settings import opt, parse
+from cmr.settings import at_least, given, opt, parse, within
 from cmr.studies import find
 
 GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5
@@ -68,17 +68,16 @@ def _coarser(volume, factor):
 @dataclass(frozen=True)
 class Config:
     """Which studies are changed, and how far."""
-    data: str       = opt("", "dataset folder")
-    domain: str     = opt("", "domains to change, each value in its own way, e.g. Pathology=HCM,NOR")
-    strength: float = opt(1.0, "how far, 1: about as far as another vendor")
-    seed: int       = opt(0, "which change")
-    out: str        = opt("", "folder of the copy; must not exist")
+    data: str       = opt("", "dataset folder", given("the folder of a dataset"))
+    domain: str     = opt("", "domains to change, each value in its own way, e.g. Pathology=HCM,NOR",
+                          given("a domain, e.g. Vendor=B"))
+    strength: float = opt(1.0, "how far, 1: about as far as another vendor", within(0, 5))
+    seed: int       = opt(0, "which change", at_least(0))
+    out: str        = opt("", "folder of the copy; must not exist", given("a folder"))
 
 
 def rescan(c):
     """Write the copy under another name, and give it its own when it is whole."""
-    if not c.data or not c.domain or not c.out:
-        raise UsageError("give --data, --domain and --out")
     if "," in c.data:
         raise UsageError(f"--data {c.data}: several datasets; rescan them one by one")
     out = Path(c.out)

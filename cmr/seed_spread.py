@@ -13,13 +13,14 @@ from cmr.errors import UsageError, run_script
 from cmr.experiment import BASELINE
 from cmr.files import read_csv, write_text
 from cmr.report import SUMMARISED, markdown_table
-from cmr.settings import opt, parse
+from cmr.settings import given, opt, parse
 
 
 @dataclass(frozen=True)
 class Config:
     """Which runs."""
-    runs: str = opt("", "folders of the experiment, one per seed, separated by commas")
+    runs: str = opt("", "folders of the experiment, one per seed, separated by commas",
+                    given("at least two folders"))
     out: str  = opt("runs/seeds.md", "the table")
 
 

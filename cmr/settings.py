@@ -1,32 +1,73 @@
 """Settings and presets: one frozen dataclass per script becomes its command line.
 
-Public: `opt`, `DataConfig`, `parse`, `without_places`, `differing_settings`.
+Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
+settings must be together is for the script that has them.
+
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `parse`, `without_places`,
+`differing_settings`.
 """
 import argparse
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
+from typing import Callable
 
 from cmr.errors import UsageError
 
 
-def opt(default, help):
-    """A dataclass field with its help text, which becomes a flag of the same name."""
-    return dataclasses.field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Allowed:
+    """Which values a setting may have: in words, and as a test."""
+    words: str
+    holds: Callable
+
+
+def at_least(low):
+    return Allowed(f"{low:g} or more", lambda value: math.isfinite(value) and value >= low)
+
+
+def above(low):
+    return Allowed(f"more than {low:g}", lambda value: math.isfinite(value) and value > low)
+
+
+def within(low, high):
+    return Allowed(f"{low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def one_of(*names):
+    return Allowed(" or ".join(names), lambda value: value in names)
+
+
+def given(what):
+    """A text that may not be left out."""
+    return Allowed(what, lambda value: bool(value.strip()))
+
+
+def integers(low):
+    """Whole numbers separated by commas; the text may be empty."""
+    is_one = lambda part: part.strip().isdecimal() and int(part) >= low
+    return Allowed(f"whole numbers of {low} or more, separated by commas",
+                   lambda text: not text or all(map(is_one, text.split(","))))
+
+
+def opt(default, help, allowed=None):
+    """A dataclass field with its help text and what is allowed, which becomes a flag of the same name."""
+    return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
     data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC or nnU-Net raw; several, separated by commas, are taken "
-                        "together")
+                        "together", given("the folder of a dataset"))
     source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
     out: str = opt("", "output folder of this stage")
     work: str = opt("runs/work", "cache of working volumes")
     use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
-    spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm")
-    size: int = opt(64, "height and width of the working grid, pixels")
-    seed: int = opt(0, "every random number is a function of this, the step and the item")
+    spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
+    size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
+    seed: int = opt(0, "every random number is a function of this, the step and the item", at_least(0))
     device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
 
 
@@ -71,7 +112,9 @@ def parse(config_class, presets, argv, description, by=None):
     parser.add_argument("--preset", choices=sorted(presets), default="demo", help=about_presets)
     for f in dataclasses.fields(config_class):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
-        shown = f"{f.metadata['help']} (default: {f.default!r})"
+        allowed = f.metadata.get("allowed")
+        words = f"; {allowed.words}" if allowed else ""
+        shown = f"{f.metadata['help']} (default: {f.default!r}{words})".replace("%", "%%")
         parser.add_argument("--" + f.name.replace("_", "-"), **kind, help=shown, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset")
@@ -82,6 +125,15 @@ def parse(config_class, presets, argv, description, by=None):
             raise UsageError(f"--{by} {kind}: use {' or '.join(chosen)}")
         chosen = chosen[kind]
     config = config_class(**{**chosen, **given})
+    _require_allowed(config)
     values = dataclasses.asdict(config).items()
     print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in values), flush=True)
     return config
+
+
+def _require_allowed(config):
+    """Raise UsageError for the first value that its setting does not allow."""
+    for f in dataclasses.fields(config):
+        value, allowed = getattr(config, f.name), f.metadata.get("allowed")
+        if allowed and not allowed.holds(value):
+            raise UsageError(f"--{f.name.replace('_', '-')} {value!r}: use {allowed.words}")

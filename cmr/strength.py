@@ -35,12 +35,16 @@ class Strength:
             raise UsageError(f"strength: match={self.match}; use none, mean_std or quantile")
         if self.mode not in ("x0", "state"):
             raise UsageError(f"strength: mode={self.mode}; use x0 or state")
+        if self.t_stop < 0 or not 0 <= self.eta <= 1:
+            raise UsageError(f"strength: t_stop={self.t_stop},eta={self.eta}; use t_stop 0 or more, eta 0 to 1")
+        if not 0 <= self.shortest_mm < 1000 or not 0 <= self.longest_mm < 1000:
+            raise UsageError(f"strength: shortest_mm={self.shortest_mm},longest_mm={self.longest_mm}; use 0 to 1000")
         if not 1 <= self.steps <= self.t0:
             raise UsageError(f"strength: steps={self.steps} from t0={self.t0}; use 1 to t0")
         if self.longest_mm and self.longest_mm <= self.shortest_mm:
             raise UsageError(f"strength: longest_mm={self.longest_mm} must exceed shortest_mm={self.shortest_mm}")
-        if self.guide_mm < 0:
-            raise UsageError(f"strength: guide_mm={self.guide_mm}; use 0 or more")
+        if not 0 <= self.guide_mm < 1000:
+            raise UsageError(f"strength: guide_mm={self.guide_mm}; use 0 to 1000")
 
     @classmethod
     def parse(cls, text):

@@ -25,7 +25,7 @@ from cmr.rescan import random_shift
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_strength, read_choice
 from cmr.studies import find, in_role, require_unseen, split_by_subject
@@ -38,10 +38,10 @@ from cmr.working import Working, prepare
 class Config(DataConfig):
     """Settings of one synthetic set."""
     arm: str       = opt("dg", "dg: source training references with their masks; da: test studies of source and "
-                               "targets, without")
+                               "targets, without", one_of("dg", "da"))
     target: str    = opt("", "target domains (da)")
-    diffusion: str = opt("", "final.pt of train_diffusion.py")
-    segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit")
+    diffusion: str = opt("", "final.pt of train_diffusion.py", given("a final.pt"))
+    segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit", given("a final.pt"))
     shift: str     = opt("", "how far the look of a reference is changed at random before it is projected, 1: about as "
                              "far as another vendor; several, separated by ';', are taken in turn by the samples; "
                              "empty: the arm's default")
@@ -49,7 +49,7 @@ class Config(DataConfig):
                              "';', are taken in turn by the samples; empty: the arm's default")
     choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside "
                              "--strength")
-    samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da")
+    samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da", at_least(0))
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
@@ -111,14 +111,14 @@ def synthesize(c):
 
 def _checked(c):
     """(shifts, fixed strengths or NONE) of the settings; raises UsageError for what does not fit the arm."""
-    if c.arm not in ("dg", "da"):
-        raise UsageError(f"--arm {c.arm}: use dg or da")
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     try:
         shifts = [float(text) for text in (c.shift or DEFAULT_SHIFT[c.arm]).split(";")]
     except ValueError as error:
         raise UsageError(f"--shift {c.shift!r}: use numbers, separated by ';'") from error
+    if not all(0 <= shift <= 5 for shift in shifts):
+        raise UsageError(f"--shift {c.shift!r}: use 0 to 5; 1 is about as far as another vendor")
     return shifts, [parse_strength(text) for text in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
 
 

@@ -1,10 +1,13 @@
 """Settings, presets and flags."""
 import dataclasses
+import shlex
 
 import pytest
 
+import train_diffusion
 from cmr.errors import UsageError
 from cmr.settings import parse
+from helpers import one_line, script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +24,36 @@ def test_command_line():
         parse(Small, presets, ["--stepz", "3"], "")
     with pytest.raises(UsageError, match="invalid int"):
         parse(Small, presets, ["--steps", "many"], "")
+
+
+ON = ["--preset", "tiny", "--data", "nowhere"]
+REFUSED = {
+    "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm -2", "--head 25",
+                           "--log-every 0", "--save-every -1", "--sample-every 0", "--size 63", "--size 8", "--schedule foo",
+                           "--parameterisation w", "--weighting none", "--seed -1", "--T 1", "--batch 0", "--warmup 0",
+                           "--multipliers 1,x", "--multipliers 0", "--groups 5", "--dropout 1.5", "--patch 0", "--data ''"),
+    "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0", "--dose -1", "--memory-gb 0",
+                      "--train-on reel", "--epoch-steps 0", "--validation-batches 0", "--network resnet"),
+    "evaluate.py": ("--processes -1", "--run ''"),
+    "-m cmr.choose": ("--candidates ''", "--shifts -1", "--run ''"),
+    "-m cmr.synthesize": ("--shift -1", "--shift a", "--arm dx", "--samples -2", "--diffusion ''"),
+    "-m cmr.phantom": ("--counts some", "--frames 1", "--severity -1", "--processes 0", "--seed -1"),
+    "-m cmr.rescan": ("--strength -1", "--strength nan", "--domain ''")}
+
+
+@pytest.mark.parametrize("name,flags", [(name, flags) for name, some in REFUSED.items() for flags in some])
+def test_values_that_cannot_be_meant_are_refused_before_any_data_is_read(name, flags, tmp_path):
+    flag, value = shlex.split(flags)
+    shared = {"-m cmr.phantom": [], "-m cmr.rescan": ["--data", "nowhere", "--domain", "Vendor=B"],
+              "evaluate.py": [*ON, "--run", "nowhere"], "-m cmr.choose": [*ON, "--run", "nowhere"],
+              "-m cmr.synthesize": [*ON, "--diffusion", "nowhere", "--segmenter", "nowhere"]}.get(name, ON)
+    got, _, errors = script(*name.split(), *shared, "--out", tmp_path / "out", flag, value)
+    assert got == 2 and one_line(errors) and flag in errors, errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_is_allowed(capsys):
+    with pytest.raises(SystemExit):
+        train_diffusion.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "optimiser steps (default: 600; 1 or more)" in shown and "(default: 'cosine'; cosine or linear)" in shown

@@ -86,6 +86,8 @@ def main(argv=None):
     net = initialised(lambda: build_denoiser(asdict(c)), c.seed).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     run = Run(out, asdict(c), fingerprint(workings), net, optimizer, ema_decay=c.ema, clip_norm=1.0)
+    if run.finished:
+        return
 
     # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
     for step in run.steps(c.steps):

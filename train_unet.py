@@ -88,10 +88,12 @@ def main(argv=None):
     # Network, plan and optimiser.
     classes = network_classes(structures).astype(np.int64)
     recipe = NETWORKS[c.network].recipe(Training(c, training, validation, real, classes, device))
+    run = Run(out, asdict(c), fingerprint(training), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
+    if run.finished:
+        return
     if recipe.plan:
         write_json(out / "plan.json", recipe.plan)
         print("plan: " + "  ".join(f"{name}={value}" for name, value in recipe.plan.items()), flush=True)
-    run = Run(out, asdict(c), fingerprint(training), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
 
     for step in run.steps(c.steps):
         for group in recipe.optimizer.param_groups:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_json
@@ -74,7 +75,7 @@ class _Survey:
     """What is found on the way through the volumes."""
 
     def __init__(self, grid):
-        self.grid, self.n_volumes, self.unusable, self.cropped = grid, 0, [], []
+        self.grid, self.n_volumes, self.unusable, self.cropped, self.swapped = grid, 0, [], [], []
         self.notes, self.spacings, self.counts, self.structures = Counter(), Counter(), Counter(), Counter()
         self.owners_of, self.splits_of, self.there_and_back = defaultdict(set), defaultdict(set), defaultdict(list)
 
@@ -105,6 +106,8 @@ class _Survey:
             if (label == value).any():
                 self.structures[name] += 1
                 self.there_and_back[name].append(dice(back == value, label == value))
+        if looks_swapped(label):
+            self.swapped.append(record.label_path)
         pixel_mm2 = np.prod(nifti.spacing_mm[:2])
         share = (working_label > 0).sum() * self.grid.spacing_mm ** 2 / ((label > 0).sum() * pixel_mm2)
         if share < 0.97:
@@ -123,9 +126,23 @@ class _Survey:
                 "working_grid_dice": {name: [float(np.mean(d)), float(np.min(d))] for name, d in kept.items()},
                 "notes": dict(self.notes),
                 "heart_outside_working_field": self.cropped,
+                "lv_and_rv_swapped": list(dict.fromkeys(self.swapped)),
                 "same_image_twice": twice,
                 "subject_in_two_splits": sorted(s for s, splits in self.splits_of.items() if len(splits) > 1),
                 "unusable": self.unusable}
+
+
+def looks_swapped(label):
+    """Whether the myocardium of a labelled volume (X, Y, Z) encloses the RV rather than the LV."""
+    present = {name for name, value in VALUES.items() if (label == value).any()}
+    return present == set(VALUES) and _enclosed(label, VALUES["RV"]) > _enclosed(label, VALUES["LV"])
+
+
+def _enclosed(label, value):
+    """Share of the pixels around a structure, slice by slice, that are myocardium."""
+    inside = label == value
+    around = ndimage.binary_dilation(inside, np.ones((3, 3, 1))) & ~inside
+    return (label[around] == VALUES["MYO"]).mean()
 
 
 def _refuse(data, findings):
@@ -160,6 +177,7 @@ def _print(findings):
     for note, n in sorted(findings["notes"].items()):
         print(f"note: {note} ({n} volumes)")
     for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
+                       ("LV and RV look swapped (the myocardium encloses what is labelled RV)", "lv_and_rv_swapped"),
                        ("the same image twice", "same_image_twice"),
                        ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
         for item in findings[key]:

@@ -26,13 +26,14 @@ class Nifti:
     spacing_mm: tuple
     notes: tuple
     header: object = None                        # the file's own, for writing results beside it
+    non_finite: int = 0                          # voxels that were NaN or infinite and are 0 now
 
 
 @functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
 def read_nifti(path):
     """Read a NIfTI file whole, with its checksum; raises DataError for anything that cannot be trusted.
 
-    NaN and infinite voxels become 0 and are counted in `notes`.
+    NaN and infinite voxels become 0 and are counted; the notes name them with the file.
     """
     path = str(path)
     image, n_bytes = _decoded(path)
@@ -52,11 +53,13 @@ def read_nifti(path):
     broken = ~np.isfinite(array)
     if broken.any():
         array = np.where(broken, 0, array)
-        notes.append(f"{int(broken.sum())} non-finite voxels set to 0")
+        notes.append(f"{int(broken.sum())} non-finite voxels set to 0 in {path}")
     spacing_mm = _spacing(path, image)
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise DataError(f"{path}: its affine {image.affine[:3].tolist()} cannot be inverted; correct the header")
     notes += _odd_affine(image.affine, spacing_mm)
     array.setflags(write=False)
-    return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header)
+    return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header, int(broken.sum()))
 
 
 def _decoded(path):
@@ -118,6 +121,8 @@ def read_volume(record):
     if not record.label_path:
         return image, None, nifti, notes
     mask = read_nifti(record.label_path)
+    if mask.non_finite:
+        raise DataError(f"{mask.path}: {mask.non_finite} labels are NaN or infinite; export the labels again")
     label, mask_notes = _fitting_mask(mask, nifti, image.shape, record.frame)
     notes += mask_notes
     label = _our_numbering(label, record.label_map, mask.path)
@@ -148,16 +153,44 @@ def _fitting_mask(mask, nifti, shape, frame):
         raise DataError(f"{mask.path}: {mask.array.shape[3]} frames, but its image has {nifti.array.shape[3]}; "
                         "export the labels again")
     label = _frame(mask, frame)
+    axes, flipped = _turn(label.shape, mask, nifti, shape)
+    if axes is None:
+        raise DataError(f"{mask.path}: {_how_it_lies(label, mask, nifti, shape)}; nothing is resampled silently, "
+                        "export the label on its image's grid")
+    if axes == (0, 1, 2) and not flipped:
+        return label, []
+    return np.flip(label.transpose(axes), flipped), ["label stored in another orientation, turned to its image's"]
+
+
+def _turn(mask_shape, mask, nifti, shape):
+    """(axes of the mask in the image's order, axes to flip then) by both affines; (None, None) if voxels do not coincide.
+
+    No voxel is interpolated: the map between the grids must be a permutation and flips, to a twentieth of a voxel.
+    """
+    to_image = np.linalg.solve(nifti.affine, mask.affine)         # voxel of the mask -> voxel of the image
+    turn = np.rint(to_image[:3, :3])
+    is_turn = (np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all()
+    axes = tuple(int(a) for a in np.abs(turn).argmax(1))          # of the mask, for each axis of the image
+    if not is_turn or tuple(mask_shape[a] for a in axes) != shape:
+        return None, None
+    first = np.where(turn.sum(1) < 0, np.array(shape) - 1, 0)     # where the mask's voxel (0, 0, 0) must lie
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask_shape], indexing="ij")).reshape(3, -1)
+    off_voxels = to_image[:3, :3] @ corners + to_image[:3, 3:] - (turn @ corners + first[:, None])
+    off_mm = np.array(mask.spacing_mm)[list(axes)] - nifti.spacing_mm
+    if np.abs(off_voxels).max() > 0.05 or np.abs(off_mm).max() > 1e-3:
+        return None, None
+    return axes, [axis for axis in range(3) if turn[axis].sum() < 0]
+
+
+def _how_it_lies(label, mask, nifti, shape):
+    """In words, why a mask does not lie on its image's grid."""
     if label.shape != shape:
-        transposed = np.allclose(mask.affine[:, [1, 0, 2, 3]], nifti.affine, atol=1e-3)
-        if label.swapaxes(0, 1).shape == shape and transposed:
-            return label.swapaxes(0, 1), ["label stored transposed"]
-        raise DataError(f"{mask.path}: shape {label.shape}, but its image {nifti.path} has {shape}; "
-                        "nothing is resampled silently, export the label again")
+        return f"shape {label.shape}, but its image {nifti.path} has {shape}"
     if np.abs(np.array(mask.spacing_mm) - nifti.spacing_mm).max() > 1e-3:
-        raise DataError(f"{mask.path}: spacing {mask.spacing_mm} mm, but its image has {nifti.spacing_mm}; "
-                        "correct one of the headers")
-    return label, []
+        return f"spacing {mask.spacing_mm} mm, but its image has {nifti.spacing_mm}"
+    middle = np.append((np.array(shape) - 1) / 2, 1)
+    shift_mm = np.linalg.norm((mask.affine - nifti.affine) @ middle)
+    return f"its affine puts it elsewhere than its image {nifti.path} (centres {shift_mm:.1f} mm apart, or turned)"
 
 
 def _our_numbering(label, label_map, path):

@@ -27,6 +27,8 @@ class Run:
     """One training run in a folder: resume, log, checkpoint, stop.
 
         run = Run(out, config, data_hash, net, optimizer)
+        if run.finished:
+            return
         for step in run.steps(config.steps):
             with run.waiting():
                 batch = ...                         # a function of (seed, step)
@@ -37,6 +39,7 @@ class Run:
     `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
 
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
+    A finished run is never overwritten: of equal settings and data it is `finished`, of others it raises CheckpointError.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
     """
 
@@ -47,7 +50,13 @@ class Run:
         self.seconds = self.waited = 0.0
         self.last, self.final, self.log = self.out / "last.pt", self.out / "final.pt", self.out / "log.csv"
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
-        if self.last.exists():
+        self.finished = self.final.exists()
+        if self.finished:
+            self._require_same(self.final, checkpoint.load(self.final))
+            self.last.unlink(missing_ok=True)                     # of a run that was killed when it had finished
+            self.final.touch()                                    # for make: it is what its inputs ask for
+            print(f"{self.out}: finished already", flush=True)
+        elif self.last.exists():
             self._resume()
         else:
             write_json(self.out / "config.json", config)
@@ -55,8 +64,7 @@ class Run:
 
     def _resume(self):
         saved = checkpoint.load(self.last)
-        there = {**saved["config"], "data_hash": saved["data_hash"]}
-        checkpoint.require_settings(self.last, there, {**self.config, "data_hash": self.data_hash})
+        self._require_same(self.last, saved)
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["ema"].items():
@@ -64,6 +72,11 @@ class Run:
         self.step, self.state = saved["step"], saved["state"]
         self._cut_log()
         print(f"{self.out}: going on from step {self.step}", flush=True)
+
+    def _require_same(self, path, saved):
+        """Raise CheckpointError if a checkpoint of this run is of other settings or data."""
+        there = {**saved["config"], "data_hash": saved["data_hash"]}
+        checkpoint.require_settings(path, there, {**self.config, "data_hash": self.data_hash})
 
     def _cut_log(self):
         """Leave out what comes again, rows after the last checkpoint, and the half row of a killed process."""

@@ -2,6 +2,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmr.check_dataset import Config, check_dataset
@@ -31,6 +32,15 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     read_nifti.cache_clear()
     with pytest.raises(DataError, match="2 of .* volumes cannot be used"):
         check_dataset(Config(data=str(tmp_path)))
+
+
+def test_swapped_ventricles_are_named(tmp_path, capsys):
+    """LV inside the ring of myocardium, RV beside it; a file whose labels 1 and 3 were exchanged is named, not refused."""
+    image, label = cine(1)
+    mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.array([0, 3, 2, 1], np.uint8)[label]}})
+    findings = check_dataset(Config(data=str(tmp_path), size=32))
+    [named] = findings["lv_and_rv_swapped"]
+    assert named.endswith("A1S9V9_sa_gt.nii.gz") and f"encloses what is labelled RV): {named}" in capsys.readouterr().out
 
 
 def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):

@@ -54,7 +54,7 @@ def test_odd_voxels(tmp_path):
     with_nan = IMAGE.astype(np.float64)
     with_nan[3, 3, 1], with_nan[4, 4, 2] = np.nan, np.inf
     n = read_nifti(file(tmp_path / "nan.nii.gz", with_nan))
-    assert np.isfinite(n.array).all() and "2 non-finite voxels set to 0" in n.notes and n.array.dtype == np.float32
+    assert np.isfinite(n.array).all() and f"2 non-finite voxels set to 0 in {n.path}" in n.notes and n.array.dtype == np.float32
     n = read_nifti(file(tmp_path / "single.nii.gz", IMAGE[..., None]))
     assert n.array.shape == IMAGE.shape and "trailing axis" in n.notes[0]
     shear = np.diag([1.25, 1.25, 8, 1.0])
@@ -100,7 +100,7 @@ def test_labels_that_fit(tmp_path):
     assert (read_volume(acdc)[1] == np.array([0, 3, 2, 1])[LABEL]).all()
     swapped = np.diag([1.25, 1.25, 8, 1])[:, [1, 0, 2, 3]]
     image, label, _, notes = read_volume(case(tmp_path, LABEL.swapaxes(0, 1), "t.nii.gz", affine=swapped))
-    assert (label == LABEL).all() and "label stored transposed" in notes
+    assert (label == LABEL).all() and "label stored in another orientation" in notes[0]
     image, label, _, notes = read_volume(case(tmp_path, 0 * LABEL, "z.nii.gz"))
     assert label is None and "all zero" in notes[-1]
     gap = LABEL.copy()
@@ -122,6 +122,61 @@ def test_labels_that_do_not_fit(tmp_path):
     cine = Record("X", "ED", file(tmp_path / "4d.nii.gz", np.stack([IMAGE] * 3, -1)), str(tmp_path / "7.nii.gz"), frame=1)
     with pytest.raises(DataError, match="which frame"):
         read_volume(cine)
+
+
+def oblique():
+    """An affine as a scanner writes it: turned, with an offset."""
+    a, b = np.deg2rad((25, -40))
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x * (1.25, 1.25, 8)
+    affine[:3, 3] = (-70.5, 31.25, 12)
+    return affine
+
+
+def stored_anew(array, affine, order, flips):
+    """The same voxels at the same places, with axes in another order and direction: correct NIfTI."""
+    array, affine = array.transpose(order), affine[:, [*order, 3]]
+    for axis, flip in enumerate(flips):
+        if flip:
+            affine = affine @ np.block([[np.diag([-1.0 if a == axis else 1 for a in range(3)]),
+                                         np.eye(3)[:, [axis]] * (array.shape[axis] - 1)], [np.zeros((1, 3)), np.ones((1, 1))]])
+            array = np.flip(array, axis)
+    return np.ascontiguousarray(array), affine
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+@pytest.mark.parametrize("flips", [(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)])
+def test_a_mask_in_another_orientation_is_turned_to_its_image(tmp_path, order, flips):
+    lopsided = LABEL.copy()
+    lopsided[3, 5, 0] = 2
+    array, affine = stored_anew(lopsided, oblique(), order, flips)
+    record = Record("X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", array, affine))
+    assert (read_volume(record)[1] == lopsided).all()
+
+
+def moved(by_mm=(0, 0, 0), by_degrees=0.0):
+    affine, angle = oblique(), np.deg2rad(by_degrees)
+    affine[:3, :3] = affine[:3, :3] @ np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, 3] += by_mm
+    return affine
+
+
+@pytest.mark.parametrize("affine", [moved((30, 0, 0)), moved((0, 0.7, 0)), moved(by_degrees=5), moved(by_degrees=0.5),
+                                    oblique() @ np.diag([-1, 1, 1, 1]), np.diag([1.25, 1.25, 8, 1])])
+def test_a_mask_that_lies_elsewhere_is_refused(tmp_path, affine):
+    """Moved, turned, or its affine flipped while the voxels were not."""
+    record = Record("X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", LABEL, affine))
+    with pytest.raises(DataError, match="l.nii.gz: its affine puts it elsewhere than its image .*i.nii.gz"):
+        read_volume(record)
+
+
+def test_labels_that_are_nan_are_refused(tmp_path):
+    broken = LABEL.astype(np.float32)
+    broken[12, 12, 2] = np.nan
+    with pytest.raises(DataError, match="n.nii.gz: 1 labels are NaN or infinite"):
+        read_volume(case(tmp_path, broken, "n.nii.gz"))
 
 
 def test_equal_voxels_give_equal_bytes(tmp_path):

@@ -23,6 +23,8 @@ def train(out, stop_after=None, steps=20, settings=SETTINGS, data_hash="d"):
     out.mkdir(exist_ok=True)
     net = initialised(lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)), 0)
     run = Run(out, settings, data_hash, net, torch.optim.Adam(net.parameters(), lr=settings["lr"]), ema_decay=0.9)
+    if run.finished:
+        return None
     for step in run.steps(steps):
         if step == stop_after:
             return None
@@ -98,3 +100,14 @@ def test_equal_runs_in_different_folders_give_equal_checkpoints(tmp_path):
         train(tmp_path / name, settings={**SETTINGS, "out": str(tmp_path / name), "log_every": every})
     assert sha256(tmp_path / "a" / "final.pt") == sha256(tmp_path / "b" / "final.pt")
     assert "out" in (tmp_path / "a" / "config.json").read_text()
+
+
+def test_a_finished_run_is_never_overwritten(tmp_path, capsys):
+    train(tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    (tmp_path / "a" / "last.pt").write_bytes(before["final.pt"])  # killed between the two last acts of a run
+    assert train(tmp_path / "a") is None and "finished already" in capsys.readouterr().out
+    for other, words in (({"settings": {**SETTINGS, "lr": 2e-2}}, "lr: 0.01 there, 0.02 now"), ({"data_hash": "e"}, "data_hash: 'd' there, 'e' now")):
+        with pytest.raises(CheckpointError, match=words):
+            train(tmp_path / "a", **other)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before

@@ -57,7 +57,7 @@ PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="va
 
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
-    out = writable_folder(c.out)
+    out = writable_folder(c.out, c.data)
     evaluation = Evaluation(c)                                    # what is missing is found before the long work
     results = over_volumes(evaluation, Evaluation, c, c.processes)
     rows, examples = [], {str(domain): [] for domain in evaluation.domains}

@@ -66,7 +66,7 @@ def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
     require_consistent(c)
     device = pick_device(c.device)
-    out = writable_folder(c.out)
+    out = writable_folder(c.out, c.data)
 
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)

@@ -66,7 +66,7 @@ def main(argv=None):
     c = parse(Config, presets(), argv, __doc__.splitlines()[0], by="network")
     require_consistent(c)
     device = pick_device(c.device)
-    out = writable_folder(c.out)
+    out = writable_folder(c.out, c.data)
 
     # Data: labelled ED and ES volumes of the source's training subjects and / or the synthetic pairs.
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)

@@ -53,7 +53,7 @@ def check_dataset(config):
     findings = survey.findings()
     _print(findings)
     if config.out:
-        write_json(writable_folder(config.out) / "check.json", findings)
+        write_json(writable_folder(config.out, config.data) / "check.json", findings)
     _refuse(config.data, findings)
     return findings
 

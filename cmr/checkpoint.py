@@ -1,6 +1,6 @@
 """Checkpoints that say what they are, and are refused when they are not.
 
-Public: `save`, `load`, `require_settings`.
+Public: `save`, `load`, `fill`, `require_settings`.
 """
 import zipfile
 
@@ -51,6 +51,15 @@ def load(path):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; write it again with this version")
     return content
+
+
+def fill(net, weights, path):
+    """Give a network its weights from the checkpoint `path`; raises CheckpointError if they are of another one."""
+    try:
+        net.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"{path}: weights of another network ({first}); write it again") from error
 
 
 def require_settings(path, saved, now):

@@ -66,7 +66,7 @@ COLUMNS = ("domain", "use", "case", "network", "candidate", *GAINS, *SIGNS)
 
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
-    out = writable_folder(c.out)
+    out = writable_folder(c.out, c.data)
     volumes = Volumes(c)                                          # what is missing is found before the long work
     rows = [row for some in over_volumes(volumes, Volumes, c) for row in some]
     write_csv(out / "signs.csv", rows, COLUMNS)

@@ -47,6 +47,11 @@ def run_script(main):
         sys.exit(130)
     except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):          # torch's words, on CPU and GPU
+            raise
+        print("error: out of memory; make --batch, --size, --base, --features or --processes smaller", file=sys.stderr)
+        sys.exit(ResourceError.exit_code)
     except (OSError, MemoryError) as error:
         named = getattr(error, "filename", None)
         what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"

@@ -1,6 +1,6 @@
 """Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
 
-Public: `atomic`, `write_text`, `write_json`, `write_csv`, `read_csv`, `writable_folder`, `sha256`.
+Public: `atomic`, `write_text`, `write_json`, `write_csv`, `read_csv`, `writable_folder`, `sweep`, `sha256`.
 """
 import contextlib
 import csv
@@ -8,10 +8,12 @@ import hashlib
 import io
 import json
 import os
+import re
+import socket
 import uuid
 from pathlib import Path
 
-from cmr.errors import DataError, ResourceError
+from cmr.errors import DataError, ResourceError, UsageError
 
 
 @contextlib.contextmanager
@@ -23,7 +25,7 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp.{path.name}")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -36,6 +38,33 @@ def atomic(path):
         raise ResourceError(f"{path}: cannot be written ({why}); free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name):
+    """Hidden, with the host and the process that writes it, so that only what nobody writes any more is swept away."""
+    return f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{name}"
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.tmp\..+")
+
+
+def sweep(folder):
+    """Delete the temporaries below a folder that a killed process of this host has left; nothing else."""
+    for path in Path(folder).rglob(".*.tmp.*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match[1] == _HOST and not _is_running(int(match[2])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:                                       # somebody else's
+        pass
+    return True
 
 
 def write_text(path, text):
@@ -69,7 +98,7 @@ def read_csv(path, required):
 
     required : columns that must be there, in any case.  Raises DataError naming those that are not.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    lines = _decoded(Path(path).read_bytes()).splitlines()
     head = lines[0] if lines else ""
     separator = ";" if head.count(";") > head.count(",") else ","
     cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
@@ -84,14 +113,30 @@ def read_csv(path, required):
     return [{columns[i]: row[i] if i < len(row) else "" for i in kept} for row in table[1:]]
 
 
-def writable_folder(path):
-    """Create the folder `path` if needed and return it; raise ResourceError at once if nothing can be written there."""
+def _decoded(data):
+    """Text as UTF-8, or as Excel writes it: UTF-16 with its mark, or the Windows code page of western Europe."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def writable_folder(path, data=""):
+    """Create the folder `path` if needed and return it; what a killed process has left half-written there is deleted.
+
+    data : dataset folders, separated by commas; UsageError if `path` lies in one of them.
+    Raises ResourceError at once if nothing can be written there.
+    """
     path = Path(path)
+    for folder in filter(None, data.split(",")):
+        if Path(folder).resolve() in [path.resolve(), *path.resolve().parents]:
+            raise UsageError(f"--out {path}: lies in the dataset {folder}; choose a folder outside of it")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for stale in path.rglob(".*.tmp.*"):                      # left by a process that was killed while writing
-            stale.unlink()
-        probe = path / f".{uuid.uuid4().hex}.tmp.probe"
+        sweep(path)
+        probe = path / _temporary_name("probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -221,7 +221,7 @@ def _frame_number(text):
     """A frame number from a cell such as '24', '24.0' or ''; None where there is none."""
     try:
         return int(float(text))
-    except ValueError:
+    except (ValueError, OverflowError):                           # no number, or an infinite one
         return None
 
 

@@ -163,7 +163,7 @@ def _fitting_mask(mask, nifti, shape, frame):
 
 
 def _turn(mask_shape, mask, nifti, shape):
-    """(axes of the mask in the image's order, axes to flip then) by both affines; (None, None) if voxels do not coincide.
+    """(axes of the mask in the image's order, axes to flip then) by both affines; (None, None) if no voxels coincide.
 
     No voxel is interpolated: the map between the grids must be a permutation and flips, to a twentieth of a voxel.
     """

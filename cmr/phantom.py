@@ -7,7 +7,6 @@ and the domain gap can be turned with one knob (`--severity`).  It is never pati
 Public: `Config`, `PRESETS`, `write_dataset`.
 """
 import json
-import multiprocessing
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from cmr.phantom_study import render_study
 from cmr.phantom_subject import GROUPS, sample_subject
 from cmr.seeds import rng
 from cmr.settings import at_least, given, one_of, opt, parse, within
+from cmr.workers import spawned
 
 COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age", "Pathology", "Sex", "Height",
            "Weight"]
@@ -71,11 +71,10 @@ def write_dataset(config):
     write_text(root / "README.txt", README)
     jobs = [(config, *study) for study in _studies(config)]
     done = []
-    with multiprocessing.get_context("spawn").Pool(max(1, config.processes)) as pool:
-        for study in pool.imap(_write_study, jobs):
-            done.append(study)
-            if len(done) % 10 == 0 or len(done) == len(jobs):
-                print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
+    for study in spawned(_write_study, jobs, min(config.processes, len(jobs))):
+        done.append(study)
+        if len(done) % 10 == 0 or len(done) == len(jobs):
+            print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
     rows = sorted((study["row"] for study in done), key=lambda r: r["External code"])
     write_csv(root / "OpenDataset" / CSV_NAME, [{"": i, **row} for i, row in enumerate(rows)], COLUMNS)
     truth = {study["row"]["External code"]: study["truth"] for study in done}

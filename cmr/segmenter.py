@@ -37,7 +37,7 @@ class Segmenter:
         if settings["network"] not in NETWORKS:
             raise CheckpointError(f"{path}: a network {settings['network']!r}; there are {', '.join(NETWORKS)}")
         net = NETWORKS[settings["network"]].build(settings, 1 + len(structures), saved["plan"])
-        net.load_state_dict(saved["net"])
+        checkpoint.fill(net, saved["net"], path)
         return cls(net=net.to(device).eval(), structures=structures, settings=settings, plan=saved["plan"],
                    subjects=tuple(saved["subjects"]), hash=sha256(path)[:16])
 

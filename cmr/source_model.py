@@ -35,7 +35,7 @@ class SourceModel:
             raise CheckpointError(f"{path}: not a finished diffusion model; give final.pt of train_diffusion.py")
         settings = saved["config"]
         net = build_denoiser(settings)
-        net.load_state_dict(saved["net"])
+        checkpoint.fill(net, saved["net"], path)
         return cls(net=net.to(device, memory_format=torch.channels_last).eval(),
                    schedule=Schedule.make(settings["schedule"], settings["T"]),
                    parameterisation=settings["parameterisation"],

@@ -83,6 +83,6 @@ def read_choice(path, domains, networks=None):
     try:
         choice = json.loads(Path(path).read_text())
         return {str(d): {n: choice[str(d)][n] for n in networks or choice[str(d)]} for d in domains}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"no choice for these domains and networks ({error})"
         raise CheckpointError(f"{path}: {why}; run cmr.choose again") from error

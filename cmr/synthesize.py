@@ -94,7 +94,7 @@ def synthesize(c):
     chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
     _require_fitting(c, chosen, strengths, sd_dm, segmenter)
 
-    out = writable_folder(c.out)
+    out = writable_folder(c.out, c.data)
     _keep_settings(c, out, sd_dm, strengths)
     workings = [w for w in prepare(list(chosen), grid, c.work) if c.arm == "da" or w.label is not None]
     jobs = _jobs(workings, chosen, strengths, shifts, _n_samples(c))

@@ -39,7 +39,7 @@ class Run:
     `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
 
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
-    A finished run is never overwritten: of equal settings and data it is `finished`, of others it raises CheckpointError.
+    A finished run is never overwritten: of equal settings and data it is `finished`, others raise CheckpointError.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
     """
 
@@ -65,7 +65,7 @@ class Run:
     def _resume(self):
         saved = checkpoint.load(self.last)
         self._require_same(self.last, saved)
-        self.net.load_state_dict(saved["net"])
+        checkpoint.fill(self.net, saved["net"], self.last)
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["ema"].items():
             self.ema[name].copy_(value)
@@ -80,10 +80,12 @@ class Run:
 
     def _cut_log(self):
         """Leave out what comes again, rows after the last checkpoint, and the half row of a killed process."""
-        header, *rows = self.log.read_text().splitlines()
-        whole = [row for row in rows if row.count(",") == len(LOG_COLUMNS) - 1]
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        whole = [line for line in lines[1:] if line.count(",") == len(LOG_COLUMNS) - 1]
         kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
-        write_text(self.log, "\n".join([header, *kept]) + "\n")
+        if not kept:
+            print(f"note: {self.log} has no rows up to step {self.step}; it begins there", flush=True)
+        write_text(self.log, "\n".join([",".join(LOG_COLUMNS), *kept]) + "\n")
 
     def steps(self, steps):
         """Yield the number of the step to make, 0 .. steps-1; saves, and stops cleanly on SIGINT or SIGTERM."""
@@ -123,8 +125,8 @@ class Run:
         """One optimiser step on `loss`, a scalar tensor.  Raises NumericalError if it is not finite."""
         value = loss.item()
         if not math.isfinite(value):
-            raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; "
-                                 f"the last good state is {self.last}; try a smaller --lr")
+            state = f"the last good state is {self.last}" if self.last.exists() else "no state was saved before"
+            raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; {state}; try a smaller --lr")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_norm:

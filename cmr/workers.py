@@ -1,16 +1,21 @@
 """Where work is done: the device, and processes that share the volumes.
 
-Public: `pick_device`, `over_volumes`.
+Public: `pick_device`, `over_volumes`, `spawned`.
 """
 import contextlib
+import io
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from tqdm import tqdm
 
-from cmr.errors import UsageError
+from cmr.errors import ResourceError, UsageError, UserError
 
 _work = None                                     # of a worker process
 
@@ -31,18 +36,34 @@ def over_volumes(work, build, config, processes=0):
     """[work.volume(i) for i in range(len(work.jobs))], in order.
 
     build(config) makes the same object in each worker process, which then uses its share of the cores.
-    processes : 0 for one per core, or 1 on a GPU.
+    processes : 0 for one per core, or 1 on a GPU.  Raises ResourceError if a worker dies.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = min(processes or (1 if work.device.type == "cuda" else cores), len(work.jobs))
+    processes = min(processes or (1 if work.device.type == "cuda" else _cores()), len(work.jobs))
     indices = range(len(work.jobs))
-    if processes == 1:
-        return _with_bar(map(work.volume, indices), len(indices))
-    threads = max(1, cores // processes)
-    with _threads_of_new_processes(threads):
-        pool = multiprocessing.get_context("spawn").Pool(processes, _start, (build, config, threads))
-    with pool:
-        return _with_bar(pool.imap(_volume, indices), len(indices))
+    results = map(work.volume, indices) if processes == 1 else spawned(_volume, indices, processes, build, config)
+    return list(tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"))
+
+
+def spawned(function, jobs, processes, build=None, config=None):
+    """Yield function(job) in order, from processes of their own; raises ResourceError as soon as one of them dies.
+
+    build(config) is made first in each, for `_volume`.
+    """
+    threads = max(1, _cores() // processes)
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (build, config, threads))
+    try:
+        with _threads_of_new_processes(threads):                  # they start when the first jobs are given
+            results = executor.map(function, jobs)
+        yield from results
+    except BrokenProcessPool as error:
+        raise ResourceError("a worker process was killed, perhaps for want of memory; what is finished is kept, "
+                            "fewer --processes need less") from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @contextlib.contextmanager
@@ -62,15 +83,25 @@ def _threads_of_new_processes(threads):
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _with_bar(results, total):
-    return list(tqdm(results, total=total, disable=not sys.stderr.isatty(), desc="volumes"))
-
-
 def _start(build, config, threads):
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _work = build(config)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):           # the parent has printed it
+            _work = build and build(config)
+    except UserError as error:                                    # told by the first volume, in one line
+        _work = error
+
+
+def _end_with_parent():
+    """A worker whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _volume(index):
+    if isinstance(_work, UserError):
+        raise _work
     return _work.volume(index)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.files import atomic, write_text
+from cmr.errors import ResourceError
+from cmr.files import atomic, sweep, write_text
 from cmr.grid import Geometry, to_working
 from cmr.nifti import read_volume
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,40 @@ def prepare(records, grid, work):
     """Working volumes of `records`, from the cache in `work` or made now: a list of Working in the same order.
 
     An entry is a function of the files' path, size, time and of the grid; the JSON is written last, so a killed run
-    leaves no half entry.
+    leaves no half entry.  What is read is checked against the hash of what was written: a flipped bit is found.
     """
+    sweep(work)
     return [_prepared(record, grid, Path(work)) for record in records]
 
 
 def _prepared(record, grid, work):
+    """From the cache; an entry that is missing or damaged is made (again)."""
     key = _key(record, grid)
-    entry = work / f"{key}.json"
-    if not entry.exists():
-        _make(record, grid, work, key)
-    saved = json.loads(entry.read_text())
-    geometry = Geometry(**{name: _as_tuples(value) for name, value in saved["geometry"].items()})
-    image = np.load(work / f"{key}.image.npy", mmap_mode="r")
-    label = np.load(work / f"{key}.label.npy", mmap_mode="r") if saved["labelled"] else None
-    return Working(record, image, label, geometry, tuple(saved["notes"]), saved["content"])
+    for _ in range(2):
+        if not (work / f"{key}.json").exists():
+            _make(record, grid, work, key)
+        working = _cached(record, work, key)
+        if working:
+            return working
+        print(f"note: {work / key}: damaged entry of the cache; it is made again", flush=True)
+        (work / f"{key}.json").unlink()
+    raise ResourceError(f"{work}: what is written there is read back differently; choose another --work")
+
+
+def _cached(record, work, key):
+    """A Working whose every number is what was written, or None."""
+    try:
+        saved = json.loads((work / f"{key}.json").read_text())
+        entry = saved["entry"]
+        image = np.load(work / f"{key}.image.npy", mmap_mode="r")
+        label = np.load(work / f"{key}.label.npy", mmap_mode="r") if entry["labelled"] else None
+        whole = saved["sha256"] == _hash_of_entry(entry) and entry["content"] == _content(image, label)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # what damaged headers end in
+        return None
+    if not whole:
+        return None
+    geometry = Geometry(**{name: _as_tuples(value) for name, value in entry["geometry"].items()})
+    return Working(record, image, label, geometry, tuple(entry["notes"]), entry["content"])
 
 
 def _key(record, grid):
@@ -67,13 +87,24 @@ def _make(record, grid, work, key):
     """Write one entry of the cache."""
     image, label, nifti, notes = read_volume(record)
     image, label, geometry = to_working(image, nifti, grid, label)
-    content = hashlib.sha256(image.tobytes() + (b"" if label is None else label.tobytes())).hexdigest()
     for name, array in (("image", image), ("label", label)):
         if array is not None:
             with atomic(work / f"{key}.{name}.npy") as temporary:
                 np.save(temporary, array)
-    entry = {"geometry": asdict(geometry), "notes": notes, "content": content, "labelled": label is not None}
-    write_text(work / f"{key}.json", json.dumps(entry))
+    entry = {"geometry": asdict(geometry), "notes": notes, "content": _content(image, label),
+             "labelled": label is not None}
+    write_text(work / f"{key}.json", json.dumps({"sha256": _hash_of_entry(entry), "entry": entry}))
+
+
+def _content(image, label):
+    """Hash of the voxels, which are little-endian float32 and uint8; of others there is none."""
+    if image.dtype.str != "<f4" or label is not None and label.dtype.str != "|u1":
+        raise ValueError(f"voxels are {image.dtype}, labels {getattr(label, 'dtype', None)}")
+    return hashlib.sha256(image.tobytes() + (b"" if label is None else label.tobytes())).hexdigest()
+
+
+def _hash_of_entry(entry):
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
 
 
 def _as_tuples(value):

@@ -41,3 +41,11 @@ def test_equal_content_is_equal_bytes_wherever_it_is_written(tmp_path):
     assert sha256(tmp_path / "one.pt") == sha256(tmp_path / "other.pt")
     checkpoint.save(tmp_path / "third.pt", **{**content, "net": {"w": content["net"]["w"] + 1}})
     assert sha256(tmp_path / "third.pt") != sha256(tmp_path / "one.pt")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    for weights in (torch.nn.Linear(4, 2).state_dict(), {"other": torch.zeros(1)}, {}):
+        with pytest.raises(CheckpointError, match="a.pt: weights of another network"):
+            checkpoint.fill(net, weights, "a.pt")
+    checkpoint.fill(net, net.state_dict(), "a.pt")

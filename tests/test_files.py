@@ -1,7 +1,10 @@
 """Files are whole or absent."""
+import os
+
 import pytest
 
-from cmr.errors import ResourceError
+from cmr import files
+from cmr.errors import ResourceError, UsageError
 from cmr.files import atomic, writable_folder, write_text
 
 
@@ -16,3 +19,26 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="choose another --out"):
         writable_folder(tmp_path / "file" / "below")
+
+
+def test_only_what_a_killed_process_of_ours_left_is_swept_away(tmp_path):
+    mine, users = tmp_path / files._temporary_name("a.csv"), tmp_path / ".notes.tmp.txt"
+    dead = tmp_path / mine.name.replace(f"-{os.getpid()}-", "-999999999-")
+    elsewhere = tmp_path / ("." + "0" * 8 + dead.name[9:])        # of another host on the same disk
+    for path in (mine, users, dead, elsewhere):
+        path.touch()
+    files.writable_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, users.name, elsewhere.name}
+
+
+def test_nothing_is_written_among_the_data(tmp_path):
+    for out in (tmp_path / "data", tmp_path / "data" / "runs", tmp_path / "other" / ".." / "data" / "x"):
+        with pytest.raises(UsageError, match="lies in the dataset"):
+            files.writable_folder(out, f"{tmp_path / 'first'},{tmp_path / 'data'}")
+    assert files.writable_folder(tmp_path / "runs", str(tmp_path / "data")).is_dir() and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
+    (tmp_path / "a.csv").write_bytes("Name;Centre\r\nJosé;Málaga\r\n".encode(encoding))
+    assert files.read_csv(tmp_path / "a.csv", ("Name",)) == [{"name": "José", "centre": "Málaga"}]

@@ -21,6 +21,10 @@ def test_a_choice_must_cover_what_is_asked_for(tmp_path):
     path.write_text('{"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}}')
     assert read_choice(path, ["Vendor=B"]) == {"Vendor=B": {"vanilla": "none", "nnunet2d": "t0=50,steps=2"}}
     assert read_choice(path, ["Vendor=B"], ["vanilla"]) == {"Vendor=B": {"vanilla": "none"}}
+    for damaged in ("", "{", "[]", "7", '{"Vendor=B": "none"}', "null"):
+        (tmp_path / "damaged.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="damaged.json: no choice for these domains and networks"):
+            read_choice(tmp_path / "damaged.json", ["Vendor=B"], ["vanilla"])
     for domains, networks in ((["Vendor=C"], None), (["Vendor=B"], ["nnunet3d"])):
         with pytest.raises(CheckpointError, match="no choice for these domains and networks"):
             read_choice(path, domains, networks)

@@ -111,3 +111,15 @@ def test_a_finished_run_is_never_overwritten(tmp_path, capsys):
         with pytest.raises(CheckpointError, match=words):
             train(tmp_path / "a", **other)
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+@pytest.mark.parametrize("text", [None, "", "step,loss\n"])
+def test_a_lost_log_is_begun_anew(tmp_path, text, capsys):
+    straight = train(tmp_path / "a")
+    train(tmp_path / "b", stop_after=8)
+    (tmp_path / "b" / "log.csv").unlink()
+    if text is not None:
+        (tmp_path / "b" / "log.csv").write_text(text)
+    resumed = train(tmp_path / "b")
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight) and "has no rows up to step 8" in capsys.readouterr().out
+    assert [row.split(",")[0] for row in (tmp_path / "b" / "log.csv").read_text().splitlines()[:2]] == ["step", "10"]

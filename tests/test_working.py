@@ -1,4 +1,7 @@
 """The cache of working volumes."""
+import numpy as np
+import pytest
+
 from cmr.grid import Grid
 from cmr.nifti import read_nifti
 from cmr.working import fingerprint, prepare
@@ -15,3 +18,30 @@ def test_cache_is_the_same_again_and_notices_a_changed_file(tmp_path):
     read_nifti.cache_clear()
     changed = case(tmp_path, LABEL, image=IMAGE[::-1].copy())
     assert fingerprint(prepare([changed], Grid(2.5, 32), tmp_path / "work")) != fingerprint(first)
+
+
+def test_a_damaged_entry_of_the_cache_is_found_and_made_again(tmp_path, capsys):
+    record, grid, work = case(tmp_path, LABEL), Grid(2.5, 32), tmp_path / "work"
+    [first] = prepare([record], grid, work)
+    image, label, draw = np.array(first.image), np.array(first.label), np.random.default_rng(0)
+    for _ in range(20):
+        for path in sorted(work.iterdir()):
+            data = bytearray(path.read_bytes())
+            data[draw.integers(len(data))] ^= 1 << draw.integers(8)
+            path.write_bytes(data if draw.random() < 0.7 else data[:draw.integers(len(data))])
+        [again] = prepare([record], grid, work)
+        assert np.array_equal(again.image, image) and np.array_equal(again.label, label)
+        assert again.geometry == first.geometry and again.content == first.content
+    assert capsys.readouterr().out.count("damaged entry of the cache") >= 15
+
+
+@pytest.mark.parametrize("name,change", [("image", (b"<f4", b">f4")), ("label", (b"|u1", b"|i1"))])
+def test_a_flipped_bit_in_the_type_of_an_array_is_damage_too(tmp_path, name, change):
+    """The same bytes read as other numbers: the hash of the bytes alone would not see it."""
+    record, grid, work = case(tmp_path, LABEL), Grid(2.5, 32), tmp_path / "work"
+    [first] = prepare([record], grid, work)
+    expected = np.array(getattr(first, name))
+    [path] = work.glob(f"*.{name}.npy")
+    path.write_bytes(path.read_bytes().replace(*change, 1))
+    [again] = prepare([record], grid, work)
+    assert np.array_equal(getattr(again, name), expected)

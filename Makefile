@@ -75,7 +75,9 @@ comma   := ,
 commas   = $(subst $() ,$(comma),$(strip $(1)))
 as_path  = $(subst $(comma),+,$(subst =,-,$(1)))
 FOLDERS := $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))
-NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))-$(call as_path,$(SOURCE)-to-$(TARGET))
+# Two datasets whose last folders are called alike have runs of their own: the sum is of the whole paths.
+SUM     := $(if $(DATA),-$(firstword $(shell echo $(abspath $(FOLDERS)) | cksum)))
+NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))$(SUM)-$(call as_path,$(SOURCE)-to-$(TARGET))
 BASE    := $(RUNS)/$(PRESET)$(if $(LONG),-long)/$(NAME)
 R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
@@ -121,8 +123,11 @@ check: $(VENV) $(PHANTOM) ## look the dataset over: counts, spacings, labels, an
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) -m cmr.bench
 
-clean: ## delete runs and the phantom; your own data and .venv stay
-	rm -rf "$(RUNS)" data/phantom-*
+STAGES := check diffusion segmenter-* dg shifted dose choice da results
+clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
+	rm -rf $(foreach stage,$(STAGES),$(RUNS)/*/*-seed*/$(stage)) $(RUNS)/*/work
+	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done
+	test ! -d "$(RUNS)" || find "$(RUNS)" -depth -type d -empty -delete
 
 # ---- The stages, in order ----------------------------------------------------------------------------------------
 
@@ -148,9 +153,14 @@ data/phantom-%/phantom_params.json: | $(VENV)
 data/phantom-%-upper/phantom_params.json: | $(VENV)
 	$(call stage,$(PY) -m cmr.phantom --preset $* --target-training $(if $(filter tiny,$*),2,40) --out "$(@D)")
 
-# 1. Is the dataset what the experiment needs?
-$(R)/check/check.json: $(PHANTOM) | $(VENV)
+# 1. Is the dataset what the experiment needs?  Asked again when a file of it was changed, added or lost; check.json is
+# written only if the answer is another one, and what was made of other data is refused by the stages.
+CHANGED := $(if $(wildcard $(R)/check/asked),$(shell find -L $(FOLDERS) -cnewer $(R)/check/asked 2>&1 | head -n 1))
+.PHONY: ask
+$(R)/check/check.json: $(R)/check/asked ;
+$(R)/check/asked: $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
 	$(call stage,$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)")
+	$(if $(PLAN),,@touch $@)
 
 # 2. The diffusion model of the source (SD-DM), and every network on the source's real images: the baselines.
 $(R)/diffusion/final.pt: $(R)/check/check.json

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cmr.baselines import fda, low_pass_swap
+from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS
 from cmr.errors import CheckpointError, DataError, run_script
 from cmr.experiment import rows_to_measure, training_set
@@ -23,6 +24,7 @@ from cmr.metrics import measure
 from cmr.networks import split_name
 from cmr.nifti import read_volume, write_like
 from cmr.prediction import softmax
+from cmr.provenance import provenance
 from cmr.records import Domain
 from cmr.report import write_report
 from cmr.seeds import rng
@@ -30,9 +32,9 @@ from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, read_choice
-from cmr.studies import find, in_role, require_unseen, split_by_subject
+from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
 from cmr.workers import over_volumes, pick_device
-from cmr.working import prepare
+from cmr.working import prepare, with_labels
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def main(argv=None):
         rows += measured
         examples[str(domain)].append(example)
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
-    write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c))
+    write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
+                 left_out(c.data, c.use_unlabeled_masks))
 
 
 class Evaluation:
@@ -83,26 +86,43 @@ class Evaluation:
         self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
                            for key, name in names.items()}
 
-        records = split_by_subject(find(c.data, c.use_unlabeled_masks), self.source)
+        everyone = find(c.data, c.use_unlabeled_masks)
+        records = split_by_subject(everyone, self.source)
+        self._require_parts(everyone, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.choice = read_choice(run / "choice" / "choice.json", self.domains, self.networks)
         self.translated_of = self._translations(run / "da", grid)
         self.jobs, self.structures = [], {}                       # (domain, working volume); what is measured there
         for domain in self.domains:
-            workings = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
-            workings = [w for w in workings if w.label is not None]
+            workings = with_labels(prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work))
             self.structures[domain] = self._measurable(domain, workings)
             self._require_translations(domain, workings)
+            rows = [row for row in self.manifest if row["reference"] in {w.record.case for w in workings}]
+            require_references(run / "da", rows, workings)
             self.jobs += [(domain, w) for w in workings]
         tested = [w.record for _, w in self.jobs]
         for (network, trained_on), segmenter in self.segmenters.items():
             require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
 
+    def _require_parts(self, everyone, grid):
+        """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
+        folder = Path(self.c.run)
+        require_part(folder / "diffusion" / "final.pt", self.model.settings, self.c)
+        own_domain = {domain.file_name: str(domain) for domain in self.domains}      # of an upper bound
+        for (network, trained_on), segmenter in self.segmenters.items():
+            path, source = folder / f"segmenter-{network}-{trained_on}" / "final.pt", own_domain.get(trained_on)
+            require_part(path, segmenter.settings, self.c, source)
+            if segmenter.settings["train_on"] == "real":
+                own = Domain.parse(source or self.c.source)
+                training = in_role(split_by_subject(everyone, own), own, "Training", labelled_only=True)
+                require_trained_on(path, segmenter.data_hash, with_labels(prepare(training, grid, self.c.work)))
+
     def _translations(self, folder, grid):
         """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""
-        images = {}
+        images, self.manifest = {}, []
         for sample in prepare(find(folder), grid, self.c.work):
             row = sample.record.metadata
+            self.manifest.append(row)
             if row["sd_dm"] != self.model.hash:
                 raise CheckpointError(f"{folder}: translated by another diffusion model ({row['sd_dm']}); "
                                       "delete it and run cmr.synthesize again")
@@ -126,6 +146,13 @@ class Evaluation:
             if any((w.record.case, strength) not in self.translated_of for strength in wanted):
                 folder = Path(self.c.run) / "da"
                 raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --arm da again")
+
+    def made_of(self):
+        """Provenance of the results."""
+        parts = {"SD-DM": (self.model.hash, self.model.data_hash)}
+        for (network, trained_on), segmenter in self.segmenters.items():
+            parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
+        return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def translation(self, domain, network):
         """The test input that was chosen for a domain and a network; `raw` where nothing is worth a translation."""

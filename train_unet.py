@@ -23,7 +23,7 @@ from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import find, in_role, split_by_subject
 from cmr.training import Run
 from cmr.workers import pick_device
-from cmr.working import fingerprint, prepare
+from cmr.working import fingerprint, prepare, with_labels
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,6 @@ def require_consistent(c):
         raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
     if c.dose and c.train_on == "real":
         raise UsageError(f"--dose {c.dose}: counts the images in --synthetic; use it with --train-on synthetic or both")
-
-
-def with_labels(workings):
-    """Those that have any: a mask of zeros is none."""
-    return [w for w in workings if w.label is not None]
 
 
 def synthetic_pairs(c):

@@ -6,6 +6,7 @@ image content.  All unusable files are listed at once; then the exit code is 3.
 Public: `Config`, `check_dataset`.
 """
 import hashlib
+import json
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cmr.metrics import dice
 from cmr.nifti import read_volume
 from cmr.records import SPLITS, Domain
 from cmr.settings import DataConfig, opt, parse
-from cmr.studies import find, in_role, split_by_subject
+from cmr.studies import find, in_role, left_out, split_by_subject
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,19 @@ def check_dataset(config):
     survey = _Survey(Grid(config.spacing_mm, config.size))
     for record in records:
         survey.add(record)
-    findings = survey.findings()
+    orphans = left_out(config.data, config.use_unlabeled_masks)
+    findings = {**survey.findings(), "left_out": [f"{what}: {why}" for what, why in orphans]}
     _print(findings)
-    if config.out:
-        write_json(writable_folder(config.out, config.data) / "check.json", findings)
     _refuse(config.data, findings)
+    if config.out:
+        _keep(writable_folder(config.out, config.data) / "check.json", findings)
     return findings
+
+
+def _keep(path, findings):
+    """Write the findings, unless just these lie there: what depends on the file need not be asked again."""
+    if not path.exists() or path.read_text() != json.dumps(findings, indent=1) + "\n":
+        write_json(path, findings)
 
 
 def _require_roles(records, source, target):
@@ -78,12 +86,12 @@ class _Survey:
         self.grid, self.n_volumes, self.unusable, self.cropped, self.swapped = grid, 0, [], [], []
         self.notes, self.spacings, self.counts, self.structures = Counter(), Counter(), Counter(), Counter()
         self.owners_of, self.splits_of, self.there_and_back = defaultdict(set), defaultdict(set), defaultdict(list)
+        self.content = {}                                         # case -> hash of its voxels
 
     def add(self, record):
         """Read one volume."""
         self.n_volumes += 1
         self.splits_of[record.subject].add(record.split)
-        self.notes.update(record.flags)
         try:
             image, label, nifti, notes = read_volume(record)
         except DataError as error:
@@ -92,6 +100,8 @@ class _Survey:
         self.notes.update(notes)
         self.spacings[" x ".join(f"{s:.2f}" for s in nifti.spacing_mm)] += 1
         self.owners_of[hashlib.sha256(image.tobytes()).hexdigest()].add((record.subject, record.split))
+        voxels = image.tobytes() + (b"" if label is None else label.tobytes())
+        self.content[record.case] = hashlib.sha256(voxels).hexdigest()
         labelled = "unlabelled" if label is None else "labelled"
         self.counts[record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled] += 1
         if label is not None:
@@ -118,7 +128,9 @@ class _Survey:
         several = lambda owners, i: len({owner[i] for owner in owners}) > 1
         twice = [sorted(owners) for owners in self.owners_of.values() if several(owners, 0) or several(owners, 1)]
         kept = {name: self.there_and_back[name] for name in STRUCTURES if name in self.there_and_back}
-        return {"volumes": self.n_volumes,
+        content = hashlib.sha256(repr(sorted(self.content.items())).encode()).hexdigest()
+        return {"content": content,
+                "volumes": self.n_volumes,
                 "subjects": len(self.splits_of),
                 "counts": {" ".join(key): n for key, n in sorted(self.counts.items())},
                 "spacings_mm": dict(self.spacings.most_common()),
@@ -178,7 +190,7 @@ def _print(findings):
         print(f"note: {note} ({n} volumes)")
     for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
                        ("LV and RV look swapped (the myocardium encloses what is labelled RV)", "lv_and_rv_swapped"),
-                       ("the same image twice", "same_image_twice"),
+                       ("left out", "left_out"), ("the same image twice", "same_image_twice"),
                        ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
         for item in findings[key]:
             print(f"{title}: {item}")

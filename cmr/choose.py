@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmr.belonging import require_part, require_trained_on
 from cmr.domain_likeness import SourceLook
 from cmr.errors import run_script
 from cmr.files import writable_folder, write_csv, write_json
@@ -32,7 +33,7 @@ from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength
 from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
-from cmr.working import prepare
+from cmr.working import prepare, with_labels
 
 CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2",
               "t0=500,guide_mm=30,steps=2", DEFAULT_STRENGTH["da"], "t0=500,match=quantile,guide_mm=30,steps=2",
@@ -95,10 +96,16 @@ class Volumes:
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.segmenters = {network: Segmenter.load(run / f"segmenter-{network}-real" / "final.pt", self.device)
                            for network in c.networks.split(",")}
+        require_part(run / "diffusion" / "final.pt", self.model.settings, c)
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
         workings = lambda domain, split, labelled: prepare(in_role(records, domain, split, labelled), grid, c.work)
-        self.source_look = SourceLook.of([np.asarray(w.image) for w in workings(source, "Training", True)])
+        training = workings(source, "Training", True)
+        for network, segmenter in self.segmenters.items():
+            path = run / f"segmenter-{network}-real" / "final.pt"
+            require_part(path, segmenter.settings, c)
+            require_trained_on(path, segmenter.data_hash, with_labels(training))
+        self.source_look = SourceLook.of([np.asarray(w.image) for w in training])
         self.targets = Domain.parse(c.target).each()
         own = one_volume_each(workings(source, "Validation", True))
         self.jobs = [Job("calibration", str(source), 0, w) for w in own]

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
 
-Public: `atomic`, `write_text`, `write_json`, `write_csv`, `read_csv`, `writable_folder`, `sweep`, `sha256`.
+Public: `atomic`, `write_text`, `write_json`, `read_json`, `write_csv`, `read_csv`,
+`writable_folder`, `sweep`, `sha256`.
 """
 import contextlib
 import csv
@@ -76,6 +77,17 @@ def write_text(path, text):
 def write_json(path, content):
     """Write JSON atomically, keys in the given order."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path):
+    """A dictionary from JSON; raises DataError if the file is missing, damaged or something else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete its folder and run the stage again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected names and values; delete its folder and run the stage again")
+    return content
 
 
 def write_csv(path, rows, columns):

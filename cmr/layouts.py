@@ -7,7 +7,7 @@ Public: `Folder`, `Layout`, `LAYOUTS`.
 """
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
@@ -32,6 +32,7 @@ class Folder:
     files: tuple                                 # below root, sorted, hidden ones left out
     use_unlabeled_masks: bool = False
     all_frames: bool = False
+    left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no record
 
     def has(self, pattern):
         """Whether a file's name is of this pattern."""
@@ -48,20 +49,22 @@ class Layout:
 
 def read_mms1(folder):
     """M&Ms-1: 4D cines with a CSV that names vendor, ED and ES; or the same with a file for each phase."""
-    table = _newest_table(folder.root, ("External code", "Vendor", "ED", "ES"))
-    rows = {row["external code"]: row for row in table}
+    rows = _by_name(_newest_table(folder.root, ("External code", "Vendor", "ED", "ES")), "external code", folder.root)
     images = [(path, CINE.fullmatch(path.name)) for path in folder.files if CINE.fullmatch(path.name)]
     found = {match[1] for _, match in images}
-    for code in sorted(set(rows) - found):
-        print(f"note: {code} stands in the CSV but has no files; left out")
-    for code in sorted(found - set(rows)):
-        print(f"note: {code} has files but no row in the CSV; left out")
+    _note_orphans(folder, rows, found)
     records = []
     for path, match in images:
         code, phase = match.groups()
         if code in rows:
             records += _mms1_study(folder, path, code, phase, rows[code])
     return records
+
+
+def _note_orphans(folder, rows, found):
+    """What stands in the table alone, or lies in the folder alone."""
+    folder.left_out.extend((name, "stands in the table but has no files") for name in sorted(set(rows) - found))
+    folder.left_out.extend((name, "has files but no row in the table") for name in sorted(found - set(rows)))
 
 
 def _mms1_study(folder, path, code, phase, row):
@@ -115,14 +118,16 @@ def _frames_in(path):
 def read_mms2(folder):
     """M&Ms-2: one short-axis file for each phase, subjects numbered 1 to 360, and a CSV with disease and vendor."""
     table = _newest_table(folder.root, ("SUBJECT_CODE", "DISEASE", "VENDOR"))
-    rows = {row["subject_code"].zfill(3): row for row in table if row["subject_code"]}
+    named = [{**row, "subject_code": row["subject_code"].zfill(3)} for row in table if row["subject_code"]]
+    rows = _by_name(named, "subject_code", folder.root)
     by_name = {name: letter for letter, name in VENDOR_NAMES.items()}
     records = []
-    for path in folder.files:
-        match = MMS2.fullmatch(path.name)
-        if not match or match[1] not in rows:
-            continue
+    images = [(path, MMS2.fullmatch(path.name)) for path in folder.files if MMS2.fullmatch(path.name)]
+    _note_orphans(folder, rows, {match[1] for _, match in images})
+    for path, match in images:
         subject, phase = match.groups()
+        if subject not in rows:
+            continue
         row = rows[subject]
         name = row["vendor"].split()[0].title() if row["vendor"] else ""
         name = "GE" if name == "Ge" else name
@@ -146,7 +151,7 @@ def read_acdc(folder):
             frame = _frame_number(row.get(phase.lower(), ""))
             path = _acdc_frame(folder.files, subject, frame)
             if path is None:
-                print(f"note: {config}: {phase} frame {frame} has no file; phase left out")
+                folder.left_out.append((f"{subject} {phase}", f"frame {frame} of {config} has no file"))
                 continue
             split = "Testing" if number > 100 else "Training"
             records.append(Record(subject=subject, phase=phase, image_path=str(path), label_path=_mask_beside(path),
@@ -175,6 +180,8 @@ def read_nnunet_raw(folder):
     label_map = _nnunet_labels(root / "dataset.json")
     manifest = root / "manifest.csv"
     rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))} if manifest.exists() else {}
+    if rows:
+        _require_listed_files(root, rows)
     records = []
     for images, labels, split in (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing")):
         for path in sorted((root / images).glob("*_0000.nii*")):
@@ -182,6 +189,8 @@ def read_nnunet_raw(folder):
                 continue
             case = re.sub(r"_0000\.nii(\.gz)?$", "", path.name)
             row = rows.get(case, {})
+            if rows and not row:
+                raise DataError(f"{manifest}: no row of {path.name}; delete {root} and make the set again")
             label = root / labels / path.name.replace("_0000", "")
             subject = row.get("subject") or re.split(r"_(?:frame|ED|ES|\d{4})", case)[0]
             records.append(Record(subject=subject, phase=case[len(subject) + 1:] or "ED", image_path=str(path),
@@ -189,6 +198,18 @@ def read_nnunet_raw(folder):
                                   vendor=row.get("vendor", ""), centre=row.get("centre", ""),
                                   pathology=row.get("pathology", ""), metadata=row, label_map=label_map))
     return records
+
+
+def _require_listed_files(root, rows):
+    """Raise DataError if an image of the manifest, or the mask of one that is trained on, is lost."""
+    for case, row in rows.items():
+        if row.get("kept") == "0":                                # lies in excluded/
+            continue
+        found = [folder for folder in ("imagesTr", "imagesTs") if list((root / folder).glob(f"{case}_0000.nii*"))]
+        if not found or found == ["imagesTr"] and not list((root / "labelsTr").glob(f"{case}.nii*")):
+            what = "mask" if found else "image"
+            raise DataError(f"{root}: the {what} of {case} is lost, which manifest.csv lists; delete {root} and make "
+                            "the set again")
 
 
 def _nnunet_labels(path):
@@ -237,6 +258,18 @@ def _mask_beside(path):
     """The mask of an image, `_gt` before its suffix, or None."""
     mask = path.with_name(path.name.replace(".nii", "_gt.nii"))
     return str(mask) if mask.exists() else None
+
+
+def _by_name(rows, column, root):
+    """{name: row}; raises DataError if two rows of one name say different things."""
+    found = {}
+    for row in rows:
+        said = {name: value for name, value in row.items() if name}
+        if found.setdefault(row[column], said) != said:
+            differing = [name for name in said if said[name] != found[row[column]].get(name)]
+            raise DataError(f"{root}: two rows of {row[column]} in its table differ in {', '.join(differing)}; "
+                            "correct it")
+    return found
 
 
 def _newest_table(root, required):

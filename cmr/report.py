@@ -44,11 +44,12 @@ LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells t
             "purpose.")
 
 
-def write_report(out, rows, examples, source, run, settings):
+def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     """Write tests.csv, report.md and the figures into `out`; print the main tables.
 
     rows : of metrics.csv.  examples : {domain: list of cmr.figures.Example}.  source : its domain's name.
-    run : folder of the experiment.  settings : of evaluate.py.
+    run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.provenance.  orphans : of
+    cmr.studies.left_out.
     """
     tests = all_tests(rows)
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
@@ -64,7 +65,8 @@ def write_report(out, rows, examples, source, run, settings):
             *_figures(out, rows, examples, run, predicted),
             *_synthetic_set(out, run),
             "## Does it look like the source?", "", LIKENESS, "", *_likeness_table(run), "",
-            *_memorisation(out, run)]
+            *_memorisation(out, run),
+            *_made_of(made_of, orphans)]
     write_text(out / "report.md", "\n".join(text))
     print("\nall unseen targets\n" + "\n".join(summary))
     for domain, table in tables.items():
@@ -301,3 +303,10 @@ def _memorisation(out, run):
         shutil.copyfile(sheets[-1], out / "samples.png")
         text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
     return text
+
+
+def _made_of(made_of, orphans):
+    """Provenance, and what of the dataset took no part."""
+    lines = [f"- {what}: {why}" for what, why in orphans] or ["Nothing."]
+    return ["## What this was made of", "", *markdown_table(["what", "value"], made_of), "",
+            "Left out of the dataset, neither trained on nor tested:", "", *lines, ""]

@@ -26,6 +26,7 @@ class Segmenter:
     plan: dict                                   # of an nnU-Net; None where nothing is planned
     subjects: tuple                              # whose volumes it was trained on
     hash: str
+    data_hash: str = ""                          # of the volumes it was trained on
 
     @classmethod
     def load(cls, path, device):
@@ -39,7 +40,7 @@ class Segmenter:
         net = NETWORKS[settings["network"]].build(settings, 1 + len(structures), saved["plan"])
         checkpoint.fill(net, saved["net"], path)
         return cls(net=net.to(device).eval(), structures=structures, settings=settings, plan=saved["plan"],
-                   subjects=tuple(saved["subjects"]), hash=sha256(path)[:16])
+                   subjects=tuple(saved["subjects"]), hash=sha256(path)[:16], data_hash=saved["data_hash"])
 
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32, in the project's label order, of a working volume (D, H, W) in [-1, 1].

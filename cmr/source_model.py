@@ -26,6 +26,7 @@ class SourceModel:
     settings: dict
     subjects: tuple                              # whose images it was trained on
     hash: str
+    data_hash: str = ""                          # of those images
 
     @classmethod
     def load(cls, path, device):
@@ -40,7 +41,8 @@ class SourceModel:
                    schedule=Schedule.make(settings["schedule"], settings["T"]),
                    parameterisation=settings["parameterisation"],
                    quantiles=saved["source_quantiles"].numpy(), mean=saved["source_mean"], std=saved["source_std"],
-                   settings=settings, subjects=tuple(saved["subjects"]), hash=sha256(path)[:16])
+                   settings=settings, subjects=tuple(saved["subjects"]), hash=sha256(path)[:16],
+                   data_hash=saved["data_hash"])
 
     @property
     def device(self):

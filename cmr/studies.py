@@ -2,7 +2,7 @@
 
 Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-Public: `find`, `split_by_subject`, `in_role`, `require_unseen`.
+Public: `find`, `left_out`, `split_by_subject`, `in_role`, `require_unseen`.
 """
 import hashlib
 from dataclasses import replace
@@ -19,20 +19,44 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
     The name of its folder stands in the column Dataset, so that `Dataset=ACDC` is a domain.
     all_frames : also the frames of a cine between ED and ES, without labels (for the diffusion model).
     use_unlabeled_masks : M&Ms-1 ships masks under Training/Unlabeled whose quality is disputed; off: no label there.
-    Raises DataError if a folder is missing or holds no known layout, or if two hold subjects of one name.
+    Raises DataError if a folder is missing or holds no known layout, if two hold subjects of one name, or if a volume
+    is there twice.
     """
     records, owner = [], {}
     for folder in map(Path, str(root).split(",")):
-        for record in _read(folder, use_unlabeled_masks, all_frames):
+        for record in _read(folder, use_unlabeled_masks, all_frames)[0]:
             first = owner.setdefault(record.subject, folder)
             if first != folder:
                 raise DataError(f"{record.subject} is a subject of {first} and of {folder}; rename it in one of them")
             records.append(replace(record, metadata={"dataset": folder.name, **record.metadata}))
+    _require_once(records)
     return sorted(records, key=lambda r: r.case)
 
 
+def left_out(root, use_unlabeled_masks=False):
+    """[(what, why)] of all in the datasets that segmenters are neither trained nor tested on: nothing vanishes unsaid."""
+    found = []
+    for folder in map(Path, str(root).split(",")):
+        records, orphans = _read(folder, use_unlabeled_masks, all_frames=False)
+        found += orphans
+        for record in records:
+            found += [(record.case, flag) for flag in record.flags]
+            if not record.label_path and not record.flags:
+                found.append((record.case, "has no mask"))
+    return list(dict.fromkeys(found))
+
+
+def _require_once(records):
+    """Raise DataError if a volume is there twice: a copy elsewhere, or as .nii beside .nii.gz."""
+    first = {}
+    for record in records:
+        path = first.setdefault(record.case, record.image_path)
+        if path != record.image_path:
+            raise DataError(f"{record.case} is there twice: {path} and {record.image_path}; remove one of them")
+
+
 def _read(root, use_unlabeled_masks, all_frames):
-    """The volumes of one dataset, by the layout that recognises it."""
+    """(volumes of one dataset by the layout that recognises it, (what, why) of what that layout leaves out)."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
     files = tuple(sorted(p for p in root.rglob("*.nii*") if p.is_file() and not _hidden(p.relative_to(root))))
@@ -45,7 +69,7 @@ def _read(root, use_unlabeled_masks, all_frames):
     records = layout.read(folder)
     if not records:
         raise DataError(f"{root}: no usable volume; run `make check DATA={root}` for the reasons")
-    return records
+    return records, folder.left_out
 
 
 def _hidden(path):

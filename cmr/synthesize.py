@@ -14,9 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cmr import checkpoint
+from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
-from cmr.files import writable_folder, write_csv, write_json
+from cmr.files import read_json, writable_folder, write_csv, write_json
 from cmr.grid import Grid
 from cmr.metrics import mean_dice
 from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
@@ -31,7 +32,7 @@ from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_strength, read_
 from cmr.studies import find, in_role, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import pick_device
-from cmr.working import Working, prepare
+from cmr.working import Working, prepare, with_labels
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,14 @@ def synthesize(c):
     shifts, fixed = _checked(c)
     device, grid, source = pick_device(c.device), Grid(c.spacing_mm, c.size), Domain.parse(c.source)
     sd_dm, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
-    checkpoint.require_settings(c.diffusion, {name: sd_dm.settings[name] for name in asdict(grid)}, asdict(grid))
+    require_part(c.diffusion, sd_dm.settings, c)
+    require_part(c.segmenter, segmenter.settings, c)
     records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+    own = with_labels(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
+    if segmenter.settings["train_on"] == "real":
+        require_trained_on(c.segmenter, segmenter.data_hash, own)
+    frames = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
+    require_trained_on(c.diffusion, sd_dm.data_hash, prepare(in_role(frames, source, "Training"), grid, c.work))
     chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
     _require_fitting(c, chosen, strengths, sd_dm, segmenter)
 
@@ -98,7 +105,7 @@ def synthesize(c):
     _keep_settings(c, out, sd_dm, strengths)
     workings = [w for w in prepare(list(chosen), grid, c.work) if c.arm == "da" or w.label is not None]
     jobs = _jobs(workings, chosen, strengths, shifts, _n_samples(c))
-    models = Models(sd_dm, segmenter, _classifiers(c, source, records, grid))
+    models = Models(sd_dm, segmenter, _classifiers(c, source, records, grid, own))
     rows = _made(c, out, models, jobs)
     kept = [row for row in rows if row["kept"]]
     if c.arm == "dg":
@@ -166,7 +173,7 @@ def _keep_settings(c, out, sd_dm, strengths):
     settings = {**own, "sd_dm": sd_dm.hash, "strengths": sorted(map(str, _all(strengths)))}
     path = out / "config.json"
     if path.exists():
-        checkpoint.require_settings(path, json.loads(path.read_text()), settings)
+        checkpoint.require_settings(path, read_json(path), settings)
     write_json(path, settings)
 
 
@@ -181,14 +188,13 @@ def _jobs(workings, domain_of, strengths, shifts, samples):
     return jobs
 
 
-def _classifiers(c, source, records, grid):
+def _classifiers(c, source, records, grid, own):
     """{domain: SourceClassifier}, the source's training volumes against what is known of a domain without labels.
 
     For DA its validation volumes; the source has none, as it is no other domain.  DG knows no target: there the others
     are the same volumes with their look changed.
     """
-    images = lambda some: [np.asarray(w.image) for w in prepare(some, grid, c.work)]
-    own = images(in_role(records, source, "Training", labelled_only=True))
+    own = [np.asarray(w.image) for w in own]
     if c.arm == "dg":
         streams = [rng(c.seed, "classifier", i) for i in range(len(own))]
         return {source: SourceClassifier.fit(own, [random_shift(x, c.spacing_mm, g) for x, g in zip(own, streams)])}
@@ -196,7 +202,8 @@ def _classifiers(c, source, records, grid):
     for domain in Domain.parse(c.target).each():
         unlabelled = [r for r in domain.select(records) if r.split == "Validation"]
         if unlabelled:
-            classifiers[domain] = SourceClassifier.fit(own, images(unlabelled))
+            others = [np.asarray(w.image) for w in prepare(unlabelled, grid, c.work)]
+            classifiers[domain] = SourceClassifier.fit(own, others)
     return classifiers
 
 
@@ -205,12 +212,29 @@ def _made(c, out, models, jobs):
     rows = []
     for job in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
         item = out / "items" / f"{job.case}.json"
-        if not item.exists():
-            write_json(item, _make(c, models, job))
-        rows.append(json.loads(item.read_text()))
+        row = _read_item(item)
+        if row is None:
+            row = _make(c, models, job)
+            write_json(item, row)
+        require_references(out, [row], [job.working])
+        rows.append(row)
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
             print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
     return rows
+
+
+def _read_item(path):
+    """The manifest row of an image that was made before, or None; a damaged one is made again, and said."""
+    if not path.exists():
+        return None
+    try:
+        row = json.loads(path.read_text())
+        if {"case", "reference", "reference_content", "kept"} <= row.keys():
+            return row
+    except (ValueError, AttributeError):
+        pass
+    print(f"note: {path}: damaged; its image is made again", flush=True)
+    return None
 
 
 def _make(c, models, job):

@@ -1,6 +1,6 @@
 """Working volumes of records, made once and kept in a cache.  What a working volume is, `cmr.grid` says.
 
-Public: `Working`, `prepare`, `fingerprint`.
+Public: `Working`, `prepare`, `with_labels`, `fingerprint`.
 """
 import hashlib
 import json
@@ -110,6 +110,11 @@ def _hash_of_entry(entry):
 def _as_tuples(value):
     """JSON knows no tuples."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def with_labels(workings):
+    """Those that have any: a mask of zeros is none."""
+    return [w for w in workings if w.label is not None]
 
 
 def fingerprint(workings):

@@ -13,25 +13,26 @@ from helpers import cine, mms, script
 
 def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     image, _ = cine(5)
+    one = tmp_path / "one"
     source = {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "B0S9V9": {"folder": "Testing"}}
     tested = {"C0S9V9": {"folder": "Testing", "Vendor": "B"}}
-    mms(tmp_path, {**source, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, **tested})
-    findings = check_dataset(Config(data=str(tmp_path), target="Vendor=B", size=32))
+    mms(one, {**source, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, **tested})
+    findings = check_dataset(Config(data=str(one), target="Vendor=B", size=32))
     assert findings["volumes"] == 10 and findings["structures"] == {"LV": 10, "MYO": 10, "RV": 10}
     assert not findings["unusable"]
     assert "spacing mm: 1.25 x 1.25 x 9.00" in capsys.readouterr().out
-    mms(tmp_path, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
+    mms(one, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
     with pytest.raises(DataError, match="leakage between splits"):
-        check_dataset(Config(data=str(tmp_path)))
+        check_dataset(Config(data=str(one)))
     mms(tmp_path / "other", {**source, **tested})
     # before a diffusion model is trained for it
     with pytest.raises(UsageError, match="Vendor=B has no Validation volumes"):
         check_dataset(Config(data=str(tmp_path / "other"), target="Vendor=B", size=32))
-    bad = tmp_path / "OpenDataset" / "Testing" / "B0S9V9" / "B0S9V9_sa.nii.gz"
+    bad = one / "OpenDataset" / "Testing" / "B0S9V9" / "B0S9V9_sa.nii.gz"
     bad.write_bytes(bad.read_bytes()[:500])
     read_nifti.cache_clear()
     with pytest.raises(DataError, match="2 of .* volumes cannot be used"):
-        check_dataset(Config(data=str(tmp_path)))
+        check_dataset(Config(data=str(one)))
 
 
 def test_swapped_ventricles_are_named(tmp_path, capsys):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cmr.studies import find
-from helpers import one_line, process, script
+from helpers import one_line, process, script, synthesis
 
 
 def small_copy(phantom, tmp_path):
-    """Hard copies of the phantom, to break."""
+    """Hard copies of the phantom, to break, and the image of a training study of the source."""
     copy = tmp_path / "data"
     shutil.copytree(phantom, copy, ignore=shutil.ignore_patterns("work"))
     return copy, Path(next(r.image_path for r in find(copy) if r.vendor == "A" and r.split == "Training"))
@@ -83,10 +83,11 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (2, "did you mean --steps", ["train_unet.py", "--preset", "tiny", "--stesp", "3"]),
             (2, "--dose 2: counts the images in --synthetic", [*unet, "--dose", "2"]),
             (2, "use vanilla or nnunet2d or nnunet3d", [*unet, "--network", "resnet"]),
-            (5, "choose another --out", [*unet, "--out", phantom / "README.txt" / "run"]),
+            (5, "choose another --out", [*unet, "--out", __file__ + "/run"]),
+            (2, "lies in the dataset", [*unet, "--out", phantom / "run"]),
             (2, "whole epochs", [*nnunet, "--steps", "7"]),
             (2, "a 3D plan", [*nnunet, "--plan", plan_3d]),
-            (2, "--shift '0,1': use numbers", ["-m", "cmr.synthesize", *on_phantom, "--shift", "0,1"]),
+            (2, "--shift '0,1': use numbers", ["-m", "cmr.synthesize", *synthesis(phantom, run, "--shift", "0,1")]),
             (2, "exists", [*rescan, "--data", phantom, "--out", run]),
             (2, "one by one", [*rescan, "--data", f"{phantom},{phantom}", "--out", tmp_path / "copy"]),
             (2, "vanilla-real is missing", [*evaluate, "--segmenters", "vanilla-synthetic"]),

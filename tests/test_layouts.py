@@ -1,6 +1,7 @@
 """Every dataset layout, built by the test as small files, and the known bad cases of real releases."""
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from cmr.errors import DataError
 from cmr.layouts import LAYOUTS, Layout
 from cmr.nifti import read_volume
 from cmr.records import Record
-from cmr.studies import find
+from cmr.studies import find, left_out
 from helpers import HEADER, cine, mms, nifti
 
 
@@ -97,15 +98,18 @@ def test_zero_filled_label_is_unlabelled_and_one_phase_may_be(tmp_path):
     assert labelled == {"A0S9V9_ED": False, "A0S9V9_ES": False, "B0S9V9_ED": True, "B0S9V9_ES": False}
 
 
-def test_orphans_are_listed_and_left_out(tmp_path, capsys):
-    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}})
-    image, label = cine(9)
-    nifti(tmp_path / "OpenDataset" / "Testing" / "Z9Z9Z9" / "Z9Z9Z9_sa.nii.gz", image)
-    for p in (tmp_path / "OpenDataset" / "Training" / "Labeled" / "B0S9V9").iterdir():
-        p.unlink()
-    assert {r.subject for r in find(tmp_path)} == {"A0S9V9"}
-    printed = capsys.readouterr().out
-    assert "B0S9V9 stands in the CSV but has no files" in printed and "Z9Z9Z9 has files but no row" in printed
+def test_all_that_is_left_out_is_named(tmp_path):
+    """Files without a row, a row without files, a mask that is lost, a phase beyond the cine."""
+    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}, "C0S9V9": {}, "D0S9V9": {"ES": 9}})
+    studies = tmp_path / "OpenDataset" / "Training" / "Labeled"
+    nifti(tmp_path / "OpenDataset" / "Testing" / "Z9Z9Z9" / "Z9Z9Z9_sa.nii.gz", cine(9)[0])
+    shutil.rmtree(studies / "B0S9V9")
+    (studies / "C0S9V9" / "C0S9V9_sa_gt.nii.gz").unlink()
+    assert {r.subject for r in find(tmp_path)} == {"A0S9V9", "C0S9V9", "D0S9V9"}
+    assert left_out(tmp_path) == [
+        ("B0S9V9", "stands in the table but has no files"), ("Z9Z9Z9", "has files but no row in the table"),
+        ("C0S9V9_ED", "has no mask"), ("C0S9V9_ES", "has no mask"),
+        ("D0S9V9_ED", "ES frame 9 not within 4 frames: phase left out")]
 
 
 def test_missing_things_are_said_in_one_line(tmp_path):

@@ -1,4 +1,7 @@
 """Splits by subject, and several datasets together."""
+import gzip
+import shutil
+
 import pytest
 
 from cmr.check_dataset import Config, check_dataset
@@ -54,3 +57,21 @@ def test_two_datasets_are_taken_together_and_told_apart_by_their_folders(tmp_pat
     mms(tmp_path / "third", {"A0S9V9": {}})
     with pytest.raises(DataError, match="A0S9V9 is a subject of .*first and of .*third"):
         find(f"{tmp_path / 'first'},{tmp_path / 'third'}")
+
+
+def test_what_is_there_twice_is_refused(tmp_path):
+    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}})
+    study = tmp_path / "OpenDataset" / "Training" / "Labeled" / "A0S9V9"
+    shutil.copytree(study, tmp_path / "old" / "A0S9V9")           # a backup
+    with pytest.raises(DataError, match="A0S9V9_ED is there twice: .*OpenDataset.* and .*old"):
+        find(tmp_path)
+    shutil.rmtree(tmp_path / "old")
+    (study / "A0S9V9_sa.nii").write_bytes(gzip.decompress((study / "A0S9V9_sa.nii.gz").read_bytes()))
+    with pytest.raises(DataError, match="A0S9V9_ED is there twice"):
+        find(tmp_path)
+    (study / "A0S9V9_sa.nii").unlink()
+    [table] = tmp_path.rglob("*.csv")
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, rows[1].replace("Siemens,A", "Philips,B")]) + "\n")
+    with pytest.raises(DataError, match="two rows of A0S9V9 in its table differ in vendorname, vendor; correct it"):
+        find(tmp_path)

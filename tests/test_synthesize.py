@@ -88,7 +88,7 @@ def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
     arguments = synthesis(phantom, run, "--out", tmp_path / "dg")
     got, _, errors = script("-m", "cmr.synthesize", *arguments, "--spacing-mm", "2.0")
-    assert got == 4 and one_line(errors) and "spacing_mm: 2.5 there, 2.0 now" in errors
+    assert got == 4 and one_line(errors) and "does not belong here (spacing_mm: 2.5 there, 2.0 now)" in errors
     other = run / "segmenter-vanilla-real" / "final.pt"
     got, _, errors = script("-m", "cmr.synthesize", *arguments, "--diffusion", other)
     assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors

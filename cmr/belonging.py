@@ -1,0 +1,51 @@
+"""Do the parts of an experiment belong together?  What every stage requires of the checkpoints and sets it is given.
+
+Each part knows the grid, the source and the data it was made of; a stage names its own, and what does not fit is
+refused here, before anything long starts.
+
+Public: `require_part`, `require_trained_on`, `require_references`.
+"""
+from cmr.errors import CheckpointError
+from cmr.records import Domain
+from cmr.working import fingerprint
+
+SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
+
+
+def require_part(path, settings, c, source=None):
+    """Raise CheckpointError unless a part was made on the grid of the settings `c`, and of its source or another one.
+
+    settings : of the part.  source : name of the domain it must be of; None: that of `c`.
+    """
+    now = {**{name: getattr(c, name) for name in SHARED}, "source": _name(source or c.source)}
+    there = {**{name: settings.get(name) for name in SHARED}, "source": _name(settings["source"])}
+    differing = [f"{name}: {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
+    if differing:
+        raise CheckpointError(f"{path} does not belong here ({', '.join(differing)}); give the part that does, or the "
+                              "settings it was made with")
+
+
+def _name(domain):
+    return str(Domain.parse(domain)).lower()
+
+
+def require_trained_on(path, data_hash, workings):
+    """Raise CheckpointError unless a model was trained on just these working volumes, as they are now."""
+    now = fingerprint(workings)
+    if data_hash != now:
+        raise CheckpointError(f"{path}: trained on other data ({data_hash} there, {now} now): its training volumes "
+                              "were changed, added or lost since; restore them, or delete it and train again")
+
+
+def require_references(folder, rows, workings):
+    """Raise CheckpointError unless a set's images were made of these references as they are now.
+
+    rows : of the manifest, or of the items made so far; they name the reference and the hash of its content.
+    """
+    content = {w.record.case: w.content[:16] for w in workings}
+    for row in rows:
+        found = content.get(row["reference"])
+        if found != row["reference_content"]:
+            why = "which is not among the references now" if found is None else "whose image or mask was changed since"
+            raise CheckpointError(f"{folder}: {row['case']} was made of {row['reference']}, {why}; "
+                                  f"delete {folder} and make it again")

@@ -1,0 +1,82 @@
+"""Parts that do not belong together are refused: another grid, source or data than the experiment's."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_faults import rewrite, small_copy
+
+from cmr.studies import find
+from helpers import on, one_line, script, synthesis
+
+
+def refused(name, arguments, *words):
+    got, _, errors = script(*name.split(), *arguments)
+    assert got in (3, 4) and one_line(errors) and all(word in errors for word in words), errors
+
+
+def evaluation(data, run, tmp_path, *more):
+    segmenters = ["--segmenters", "vanilla-real,vanilla-synthetic", "--target", "Vendor=B,D"]
+    return [*on(data, run), *segmenters, "--run", run, "--out", tmp_path / "results", *more]
+
+
+def test_another_grid(run, phantom, tmp_path):
+    words = "does not belong here (spacing_mm: 2.5 there, 2.0 now)"
+    refused("evaluate.py", evaluation(phantom, run, tmp_path, "--spacing-mm", "2.0"), "diffusion/final.pt " + words)
+    choice = [*on(phantom, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "choice"]
+    refused("-m cmr.choose", [*choice, "--spacing-mm", "2.0"], words)
+    refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--size", "32"], "(size: 64 there, 32 now)")
+
+
+def test_another_source(run, phantom, tmp_path):
+    other = run / "segmenter-vanilla-Vendor-B" / "final.pt"
+    words = f"{other} does not belong here (source: 'vendor=b' there, 'vendor=a' now)"
+    refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--segmenter", other], words)
+    for name in ("diffusion", "choice", "da", "dg", "segmenter-vanilla-real"):
+        (tmp_path / name).symlink_to(run / name)
+    (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), "segmenter-vanilla-synthetic", "source: 'vendor=b' there")
+
+
+def dim(path):
+    rewrite(path, lambda a: np.where(a > a.max() // 2, a // 2, a))
+
+
+def test_a_test_study_that_was_edited_after_it_was_translated(run, phantom, tmp_path):
+    data, _ = small_copy(phantom, tmp_path)
+    record = next(r for r in find(data) if r.vendor == "D" and r.split == "Testing")
+    rewrite(record.label_path, lambda a: np.roll(a, 1, 0))
+    refused("evaluate.py", evaluation(data, run, tmp_path), f"was made of {record.subject}_E", "changed since; delete")
+
+
+def test_a_training_study_that_was_edited_after_training(run, phantom, tmp_path):
+    data, image = small_copy(phantom, tmp_path)
+    dim(image)
+    refused("evaluate.py", evaluation(data, run, tmp_path), "segmenter-vanilla-real/final.pt: trained on other data")
+    refused("-m cmr.choose", [*on(data, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "c"], "trained on other data")
+    refused("-m cmr.synthesize", synthesis(data, run, "--out", tmp_path / "dg"), "trained on other data")
+
+
+@pytest.mark.parametrize("lost,words", [("imagesTr", "the image of"), ("labelsTr", "the mask of")])
+def test_a_synthetic_pair_that_is_incomplete(run, phantom, tmp_path, lost, words):
+    shutil.copytree(run / "dg", tmp_path / "dg")
+    sorted((tmp_path / "dg" / lost).iterdir())[2].unlink()
+    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
+    refused("train_unet.py", training, words, "is lost, which manifest.csv lists")
+
+
+def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phantom, tmp_path):
+    shutil.copytree(run / "dg", tmp_path / "dg")
+    table = tmp_path / "dg" / "manifest.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
+    refused("train_unet.py", training, "no row of")
+    item = sorted((tmp_path / "dg" / "items").iterdir())[0]
+    item.write_text(json.dumps({**json.loads(item.read_text()), "reference_content": "0" * 16}))
+    table.unlink()
+    again = synthesis(phantom, run, "--arm", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
+    refused("-m cmr.synthesize", again, "whose image or mask was changed since")
+    item.write_text("{")                                          # damaged: made again
+    got, printed, _ = script("-m", "cmr.synthesize", *again)
+    assert got == 0 and f"{item.name}: damaged; its image is made again" in printed
+    assert table.read_bytes() == (run / "dg" / "manifest.csv").read_bytes()

@@ -34,7 +34,7 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
 
 
 def left_out(root, use_unlabeled_masks=False):
-    """[(what, why)] of all in the datasets that segmenters are neither trained nor tested on: nothing vanishes unsaid."""
+    """[(what, why)] of all in the datasets that no segmenter is trained or tested on: nothing vanishes unsaid."""
     found = []
     for folder in map(Path, str(root).split(",")):
         records, orphans = _read(folder, use_unlabeled_masks, all_frames=False)

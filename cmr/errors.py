@@ -3,6 +3,7 @@
 Public: `UserError` and its kinds, `run_script`.
 """
 import os
+import signal
 import sys
 
 
@@ -36,14 +37,15 @@ class NumericalError(UserError):
 
 
 def run_script(main):
-    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C in 130."""
+    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
@@ -57,3 +59,7 @@ def run_script(main):
         what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
         print(f"error: {what}; free some space or memory, or choose another folder", file=sys.stderr)
         sys.exit(ResourceError.exit_code)
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt

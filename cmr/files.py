@@ -1,8 +1,9 @@
 """Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
 
 Public: `atomic`, `write_text`, `write_json`, `read_json`, `write_csv`, `read_csv`,
-`writable_folder`, `sweep`, `sha256`.
+`writable_folder`, `unlock`, `sweep`, `sha256`.
 """
+import atexit
 import contextlib
 import csv
 import hashlib
@@ -136,10 +137,11 @@ def _decoded(data):
 
 
 def writable_folder(path, data=""):
-    """Create the folder `path` if needed and return it; what a killed process has left half-written there is deleted.
+    """Create the folder `path` if needed, lock it until this process ends, and return it.
 
+    What a killed process has left half-written there is deleted.
     data : dataset folders, separated by commas; UsageError if `path` lies in one of them.
-    Raises ResourceError at once if nothing can be written there.
+    Raises ResourceError at once if nothing can be written there, or if another process is working there.
     """
     path = Path(path)
     for folder in filter(None, data.split(",")):
@@ -148,12 +150,53 @@ def writable_folder(path, data=""):
     try:
         path.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        probe = path / _temporary_name("probe")
-        probe.touch()
-        probe.unlink()
+        _lock(path / ".lock")
     except OSError as error:
         raise ResourceError(f"{path}: cannot write there ({error.strerror}); choose another --out") from error
     return path
+
+
+def _lock(path):
+    """Take the lock of a folder, until this process ends; raises ResourceError while another process has it.
+
+    The file names its host and process, and appears whole.  That of a process which is gone is taken over.
+    """
+    own = path.with_name(_temporary_name("lock"))
+    own.write_text(f"{_HOST} {os.getpid()}")
+    try:
+        while True:
+            try:
+                os.link(own, path)
+                atexit.register(unlock, path.parent)
+                return
+            except FileExistsError:
+                host, process = _holder(path)
+            if (host, process) == (_HOST, os.getpid()):
+                return
+            if host is None or host == _HOST and not _is_running(process):
+                path.unlink(missing_ok=True)
+                continue
+            where = "" if host == _HOST else " on another machine"
+            raise ResourceError(f"{path.parent}: process {process}{where} is working there; wait until it has ended, "
+                                f"or delete {path} if it is gone")
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _holder(path):
+    """(host, process) that a lock names; (None, 0) if it has just been given back or names nobody."""
+    try:
+        host, process = path.read_text().split()
+        return host, int(process)
+    except (FileNotFoundError, ValueError):
+        return None, 0
+
+
+def unlock(folder):
+    """Give the lock of a folder back, if this process has it."""
+    path = Path(folder) / ".lock"
+    if _holder(path) == (_HOST, os.getpid()):
+        path.unlink(missing_ok=True)
 
 
 def sha256(path):

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmr.errors import UsageError, run_script
-from cmr.files import writable_folder
+from cmr.files import unlock, writable_folder
 from cmr.nifti import as_integers, read_nifti, write_like
 from cmr.records import Domain
 from cmr.seeds import rng
@@ -91,6 +91,7 @@ def rescan(c):
         nifti = read_nifti(path)
         shifted = _rescanned(nifti, rng(c.seed, "scanner", str(domain)), c.strength)
         write_like(partial / Path(path).relative_to(c.data), shifted, nifti)
+    unlock(partial)
     os.replace(partial, out)
     print(f"{out}: {len(domain_of)} images of {c.domain} changed")
 

@@ -1,11 +1,14 @@
 """Files are whole or absent."""
 import os
+import subprocess
+import sys
 
 import pytest
 
 from cmr import files
 from cmr.errors import ResourceError, UsageError
 from cmr.files import atomic, writable_folder, write_text
+from helpers import ROOT
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -28,7 +31,7 @@ def test_only_what_a_killed_process_of_ours_left_is_swept_away(tmp_path):
     for path in (mine, users, dead, elsewhere):
         path.touch()
     files.writable_folder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {mine.name, users.name, elsewhere.name}
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, users.name, elsewhere.name, ".lock"}
 
 
 def test_nothing_is_written_among_the_data(tmp_path):
@@ -42,3 +45,21 @@ def test_nothing_is_written_among_the_data(tmp_path):
 def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes("Name;Centre\r\nJosé;Málaga\r\n".encode(encoding))
     assert files.read_csv(tmp_path / "a.csv", ("Name",)) == [{"name": "José", "centre": "Málaga"}]
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    """The second is refused; of a process that was killed the lock is taken over; at its end a process gives it back."""
+    code = "import sys, time; from cmr.files import writable_folder; writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})"
+    start = lambda seconds: subprocess.Popen([sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
+    other = start(60)
+    other.stdout.readline()
+    with pytest.raises(ResourceError, match=f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"):
+        files.writable_folder(tmp_path / "run")
+    other.kill()
+    other.wait()
+    assert (tmp_path / "run" / ".lock").exists() and files.writable_folder(tmp_path / "run")
+    files.unlock(tmp_path / "run")
+    assert start(0).wait() == 0 and not (tmp_path / "run" / ".lock").exists()
+    (tmp_path / "run" / ".lock").write_text("00000000 1")         # of another machine: nobody can tell from here
+    with pytest.raises(ResourceError, match="process 1 on another machine is working there"):
+        files.writable_folder(tmp_path / "run")

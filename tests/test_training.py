@@ -90,7 +90,7 @@ def test_sigterm_saves_and_exits_130(tmp_path, phantom):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on from the last checkpoint" in errors
+    assert process.returncode == 130 and "goes on from what is finished" in errors
     assert (tmp_path / "run" / "last.pt").exists()
 
 

@@ -6,6 +6,7 @@ import sys
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
 OPTIONAL = {"medpy", "matplotlib"}                                # measured beside ours, drawn with, if installed
 
@@ -41,23 +42,23 @@ def floors():
 
 
 def test_every_name_in_the_readme_exists():
-    pairs = re.findall(r"`([\w/]+\.py):(\w+)`", README)
+    pairs = re.findall(r"`([\w/]+\.py):(\w+)`", PAGES)
     assert len(pairs) >= 10
     for path, name in pairs:
-        assert name in names(path), f"README names {path}:{name}, which does not exist"
-    for path in re.findall(r"`((?:cmr|tests)/[\w.]+)`", README):
-        assert (ROOT / path).exists(), f"README names {path}, which does not exist"
-    for module in re.findall(r"python -m cmr\.(\w+)", README):
-        assert module == "X" or (ROOT / "cmr" / f"{module}.py").exists(), f"README runs cmr.{module}, which does not exist"
+        assert name in names(path), f"a page names {path}:{name}, which does not exist"
+    for path in re.findall(r"`((?:cmr|tests)/[\w.]+)`", PAGES):
+        assert (ROOT / path).exists(), f"a page names {path}, which does not exist"
+    for module in re.findall(r"python -m cmr\.(\w+)", PAGES):
+        assert module == "X" or (ROOT / "cmr" / f"{module}.py").exists(), f"a page runs cmr.{module}, which does not exist"
     tests = {n for p in (ROOT / "tests").glob("test_*.py") for n in names(p.relative_to(ROOT))}
-    for name in re.findall(r"`(test_\w+)`", README):
-        assert name in tests, f"README names {name}, which does not exist"
+    for name in re.findall(r"`(test_\w+)`", PAGES):
+        assert name in tests, f"a page names {name}, which does not exist"
 
 
 def test_every_make_target_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    for name in re.findall(r"`make ([a-z]+)", README):
-        assert name in targets, f"README names `make {name}`, which does not exist"
+    for name in re.findall(r"`make ([a-z]+)", PAGES):
+        assert name in targets, f"a page names `make {name}`, which does not exist"
 
 
 def test_the_map_holds_every_room_once_and_every_test_file_mirrors_one():

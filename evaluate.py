@@ -33,6 +33,7 @@ from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, read_choice
 from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
+from cmr.synthetic_set import find_set
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
@@ -120,7 +121,8 @@ class Evaluation:
     def _translations(self, folder, grid):
         """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""
         images, self.manifest = {}, []
-        for sample in prepare(find(folder), grid, self.c.work):
+        columns = ("reference", "reference_content", "strength", "sd_dm")
+        for sample in prepare(find_set(folder, columns), grid, self.c.work):
             row = sample.record.metadata
             self.manifest.append(row)
             if row["sd_dm"] != self.model.hash:

@@ -21,6 +21,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import find, in_role, split_by_subject
+from cmr.synthetic_set import find_set
 from cmr.training import Run
 from cmr.workers import pick_device
 from cmr.working import fingerprint, prepare, with_labels
@@ -125,7 +126,8 @@ def require_consistent(c):
 
 def synthetic_pairs(c):
     """Records of the synthetic set, of each reference the first --dose images."""
-    pairs = [record for record in find(c.synthetic) if record.label_path]
+    records = find_set(c.synthetic, ["sample"] if c.dose else [])
+    pairs = [record for record in records if record.label_path]
     return [record for record in pairs if not c.dose or int(record.metadata["sample"]) < c.dose]
 
 

@@ -12,10 +12,14 @@ import json
 import os
 import re
 import socket
+import time
 import uuid
 from pathlib import Path
 
 from cmr.errors import DataError, ResourceError, UsageError
+
+
+PATIENCE_S = 3                                   # for a process that was just killed to give up its lock
 
 
 @contextlib.contextmanager
@@ -66,7 +70,11 @@ def _is_running(process):
         return False
     except PermissionError:                                       # somebody else's
         pass
-    return True
+    try:                                                          # killed, and not yet buried by its parent?
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state not in "ZX"
 
 
 def write_text(path, text):
@@ -159,8 +167,10 @@ def writable_folder(path, data=""):
 def _lock(path):
     """Take the lock of a folder, until this process ends; raises ResourceError while another process has it.
 
-    The file names its host and process, and appears whole.  That of a process which is gone is taken over.
+    The file names its host and process, and appears whole.  That of a process which is gone is taken over; one that was
+    just killed is given a moment to go.
     """
+    given_up = time.monotonic() + PATIENCE_S
     own = path.with_name(_temporary_name("lock"))
     own.write_text(f"{_HOST} {os.getpid()}")
     try:
@@ -175,6 +185,9 @@ def _lock(path):
                 return
             if host is None or host == _HOST and not _is_running(process):
                 path.unlink(missing_ok=True)
+                continue
+            if time.monotonic() < given_up:
+                time.sleep(0.1)
                 continue
             where = "" if host == _HOST else " on another machine"
             raise ResourceError(f"{path.parent}: process {process}{where} is working there; wait until it has ended, "

@@ -49,7 +49,22 @@ class Plan:
         names = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or set(content) != names:
             raise UsageError(f"--plan {path}: expected the keys {', '.join(sorted(names))}")
-        return cls.from_dict(content)
+        plan = cls.from_dict(content)
+        if not plan._fits():
+            raise UsageError(f"--plan {path}: its stages, axes or sizes do not fit each other; write it anew")
+        return plan
+
+    def _fits(self):
+        """Whether the parts describe one network; one by hand may not."""
+        try:
+            stages = len(self.features)
+            of_axes = (*self.kernels, *self.strides, self.spacing_mm)
+            sizes = (*self.patch, *self.features, self.batch)
+            return (2 <= stages == len(self.kernels) == len(self.strides) and self.dims in (2, 3)
+                    and all(len(axes) == self.dims for axes in of_axes) and sorted(self.order) == [0, 1, 2]
+                    and all(0 < int(n) == n for n in sizes))
+        except TypeError:                                         # text or nothing where numbers belong
+            return False
 
     @classmethod
     def from_dict(cls, content):

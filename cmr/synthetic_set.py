@@ -2,17 +2,19 @@
 
 It is a valid nnU-Net raw dataset on the working grid.  How its images are made is `cmr.synthesize`'s business.
 
-Public: `COLUMNS`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
+Public: `COLUMNS`, `find_set`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
 """
 from pathlib import Path
 
 import numpy as np
 
+from cmr.errors import DataError
 from cmr.files import write_json
 from cmr.grid import working_affine
 from cmr.labels import network_classes
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
 from cmr.panels import long_axis, save_png, sheet, with_contours
+from cmr.studies import find
 
 # Of manifest.csv, one row per image.
 COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "pathology", "split", "reference",
@@ -20,6 +22,17 @@ COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "
            "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
            "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 WORST = 10                                       # pairs in a picture
+
+
+def find_set(folder, columns):
+    """Records of a synthetic set whose manifest must have these columns; raises DataError if one is missing."""
+    records = find(folder)
+    for record in records:
+        missing = [name for name in columns if name not in record.metadata]
+        if missing:
+            raise DataError(f"{Path(folder) / 'manifest.csv'}: column {', '.join(missing)} missing; delete {folder} "
+                            "and run cmr.synthesize again")
+    return records
 
 
 def _folders(arm, kept):

@@ -80,3 +80,13 @@ def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phant
     got, printed, _ = script("-m", "cmr.synthesize", *again)
     assert got == 0 and f"{item.name}: damaged; its image is made again" in printed
     assert table.read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
+
+
+@pytest.mark.parametrize("column", ["sd_dm", "reference_content", "strength"])
+def test_a_manifest_without_a_column(run, phantom, tmp_path, column):
+    for name in ("diffusion", "choice", "dg", "segmenter-vanilla-real", "segmenter-vanilla-synthetic"):
+        (tmp_path / name).symlink_to(run / name)
+    shutil.copytree(run / "da", tmp_path / "da")
+    table = tmp_path / "da" / "manifest.csv"
+    table.write_text(table.read_text().replace(f",{column},", ",other,", 1))
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"manifest.csv: column {column} missing")

@@ -47,16 +47,16 @@ def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
     assert files.read_csv(tmp_path / "a.csv", ("Name",)) == [{"name": "José", "centre": "Málaga"}]
 
 
-def test_two_processes_do_not_work_in_one_folder(tmp_path):
+def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
     """The second is refused; of a process that was killed the lock is taken over; at its end a process gives it back."""
     code = "import sys, time; from cmr.files import writable_folder; writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})"
+    monkeypatch.setattr(files, "PATIENCE_S", 0.3)
     start = lambda seconds: subprocess.Popen([sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
     other = start(60)
     other.stdout.readline()
     with pytest.raises(ResourceError, match=f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"):
         files.writable_folder(tmp_path / "run")
-    other.kill()
-    other.wait()
+    other.kill()                                                  # not waited for: a zombie
     assert (tmp_path / "run" / ".lock").exists() and files.writable_folder(tmp_path / "run")
     files.unlock(tmp_path / "run")
     assert start(0).wait() == 0 and not (tmp_path / "run" / ".lock").exists()

@@ -177,3 +177,12 @@ def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):
     for name in ("bad.json", "absent.json"):
         with pytest.raises(UsageError, match="--plan"):
             Plan.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("change", [{"features": [8]}, {"patch": "64"}, {"patch": [0, 64, 64]}, {"batch": None}, {"order": [0, 0, 1]},
+                                    {"strides": [[1, 1], [2, 2]]}, {"spacing_mm": 3}, {"kernels": []}])
+def test_a_plan_whose_parts_do_not_fit_is_refused(tmp_path, change):
+    plan = asdict(make_plan(3, *fingerprint("E"), classes=4, first_features=8))
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, **change}))
+    with pytest.raises(UsageError, match="do not fit each other"):
+        Plan.read(tmp_path / "plan.json")

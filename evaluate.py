@@ -98,8 +98,8 @@ class Evaluation:
             workings = with_labels(prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work))
             self.structures[domain] = self._measurable(domain, workings)
             self._require_translations(domain, workings)
-            rows = [row for row in self.manifest if row["reference"] in {w.record.case for w in workings}]
-            require_references(run / "da", rows, workings)
+            cases = {w.record.case for w in workings}
+            require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
             self.jobs += [(domain, w) for w in workings]
         tested = [w.record for _, w in self.jobs]
         for (network, trained_on), segmenter in self.segmenters.items():
@@ -109,14 +109,17 @@ class Evaluation:
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
         folder = Path(self.c.run)
         require_part(folder / "diffusion" / "final.pt", self.model.settings, self.c)
-        own_domain = {domain.file_name: str(domain) for domain in self.domains}      # of an upper bound
+        own_domain = {domain.file_name: domain for domain in self.domains}           # of an upper bound
+        training = {}                                             # source -> volumes, read once for all networks
         for (network, trained_on), segmenter in self.segmenters.items():
-            path, source = folder / f"segmenter-{network}-{trained_on}" / "final.pt", own_domain.get(trained_on)
-            require_part(path, segmenter.settings, self.c, source)
+            path = folder / f"segmenter-{network}-{trained_on}" / "final.pt"
+            own = own_domain.get(trained_on, self.source)
+            require_part(path, segmenter.settings, self.c, str(own))
             if segmenter.settings["train_on"] == "real":
-                own = Domain.parse(source or self.c.source)
-                training = in_role(split_by_subject(everyone, own), own, "Training", labelled_only=True)
-                require_trained_on(path, segmenter.data_hash, with_labels(prepare(training, grid, self.c.work)))
+                if own not in training:
+                    records = in_role(split_by_subject(everyone, own), own, "Training", labelled_only=True)
+                    training[own] = with_labels(prepare(records, grid, self.c.work))
+                require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):
         """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""

@@ -99,9 +99,10 @@ class _Survey:
             return
         self.notes.update(notes)
         self.spacings[" x ".join(f"{s:.2f}" for s in nifti.spacing_mm)] += 1
-        self.owners_of[hashlib.sha256(image.tobytes()).hexdigest()].add((record.subject, record.split))
-        voxels = image.tobytes() + (b"" if label is None else label.tobytes())
-        self.content[record.case] = hashlib.sha256(voxels).hexdigest()
+        voxels = hashlib.sha256(image.tobytes())
+        self.owners_of[voxels.hexdigest()].add((record.subject, record.split))
+        voxels.update(b"" if label is None else label.tobytes())
+        self.content[record.case] = voxels.hexdigest()
         labelled = "unlabelled" if label is None else "labelled"
         self.counts[record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled] += 1
         if label is not None:

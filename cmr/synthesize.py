@@ -103,7 +103,7 @@ def synthesize(c):
 
     out = writable_folder(c.out, c.data)
     _keep_settings(c, out, sd_dm, strengths)
-    workings = [w for w in prepare(list(chosen), grid, c.work) if c.arm == "da" or w.label is not None]
+    workings = own if c.arm == "dg" else prepare(list(chosen), grid, c.work)
     jobs = _jobs(workings, chosen, strengths, shifts, _n_samples(c))
     models = Models(sd_dm, segmenter, _classifiers(c, source, records, grid, own))
     rows = _made(c, out, models, jobs)

@@ -1,7 +1,10 @@
 """Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
 
-Public: `atomic`, `write_text`, `write_json`, `read_json`, `write_csv`, `read_csv`,
-`writable_folder`, `unlock`, `sweep`, `sha256`.
+A *sealed* file can be asked whether it is what was written: text that a flipped bit or an editor has changed still
+reads well.
+
+Public: `atomic`, `write_text`, `write_json`, `read_json`, `write_sealed_json`, `read_sealed_json`, `write_csv`,
+`seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
 """
 import atexit
 import contextlib
@@ -99,13 +102,55 @@ def read_json(path):
     return content
 
 
-def write_csv(path, rows, columns):
-    """Write dictionaries as CSV atomically; floats with a point and up to 6 decimals, missing values empty."""
+def write_sealed_json(path, content):
+    """Write a dictionary as JSON atomically, with the hash of it."""
+    write_text(path, json.dumps({"sha256": _hash_of(content), "content": content}) + "\n")
+
+
+def read_sealed_json(path):
+    """What `write_sealed_json` has written, or None if the file is missing or holds anything else."""
+    try:
+        sealed = json.loads(Path(path).read_text(encoding="utf-8"))
+        return sealed["content"] if sealed["sha256"] == _hash_of(sealed["content"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hash_of(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def write_csv(path, rows, columns, sealed=False):
+    """Write dictionaries as CSV atomically; floats with a point and up to 6 decimals, missing values empty.
+
+    sealed : with its hash beside it, which `require_sealed` compares; `sha256sum -c` knows the format too.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
+    if sealed:
+        seal(path, buffer.getvalue())
     write_text(path, buffer.getvalue())
+
+
+def seal(path, text):
+    """Write the hash of `text` beside `path`, before the file itself is there: a killed run is to write both again."""
+    path = Path(path)
+    write_text(_seal_of(path), f"{hashlib.sha256(text.encode()).hexdigest()}  {path.name}\n")
+
+
+def require_sealed(path):
+    """Raise DataError if a file is not as it was written, or has lost its hash."""
+    path, beside = Path(path), _seal_of(Path(path))
+    expected = beside.read_bytes().split()[:1] if beside.exists() else []
+    if expected != [sha256(path).encode()]:
+        raise DataError(f"{path}: not as it was written (its SHA-256 is not that of {beside.name}); delete "
+                        f"{path.parent} and make it again")
+
+
+def _seal_of(path):
+    return path.with_name(path.name + ".sha256")
 
 
 def _cell(value):

@@ -14,7 +14,7 @@ from typing import Callable
 import nibabel as nib
 
 from cmr.errors import DataError
-from cmr.files import read_csv
+from cmr.files import read_csv, require_sealed
 from cmr.labels import ACDC_LABELS, VALUES
 from cmr.records import VENDOR_NAMES, Record
 
@@ -179,8 +179,10 @@ def read_nnunet_raw(folder):
     root = folder.root
     label_map = _nnunet_labels(root / "dataset.json")
     manifest = root / "manifest.csv"
-    rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))} if manifest.exists() else {}
-    if rows:
+    rows = {}
+    if manifest.exists():
+        require_sealed(manifest)
+        rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))}
         _require_listed_files(root, rows)
     records = []
     for images, labels, split in (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing")):

@@ -13,6 +13,7 @@ from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_plots
 from cmr.files import read_csv, write_csv, write_text
 from cmr.memorisation import COPIED
+from cmr.synthetic_set import read_manifest
 
 # Metric: its name in the summary and digits; its name in the tables of a domain.
 SUMMARISED = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2),
@@ -254,7 +255,7 @@ def _figures(out, rows, examples, run, predicted):
 
 def _synthetic_set(out, run):
     """How many pairs fit their masks, the worst of them, and continuity across slices."""
-    pairs = read_csv(run / "dg" / "manifest.csv", ("kept", "through_plane_reference", "through_plane_synthetic"))
+    pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
     excluded = [row["case"] for row in pairs if row["kept"] == "0"]
     text = ["## The synthetic training set", "",
             f"{len(pairs) - len(excluded)} of {len(pairs)} pairs were kept, {len(excluded)} excluded, as they no "
@@ -280,7 +281,7 @@ def _likeness_table(run):
     groups = {}
     for name, folder in (("DG", "dg"), ("DA", "da")):
         columns = ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic")
-        for row in read_csv(run / folder / "manifest.csv", columns):
+        for row in read_manifest(run / folder, columns):
             if row["of_source_synthetic"]:
                 groups.setdefault((name, row["domain"], row["shift"], row["strength"]), []).append(row)
     lines = []

@@ -6,7 +6,6 @@ its reference, seed, strength, checkpoint hash and audit figures.  A pair that n
 
 Public: `Config`, `PRESETS`, `synthesize`.
 """
-import json
 import sys
 from dataclasses import asdict, dataclass
 
@@ -17,7 +16,7 @@ from cmr import checkpoint
 from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
-from cmr.files import read_json, writable_folder, write_csv, write_json
+from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.metrics import mean_dice
 from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
@@ -112,7 +111,7 @@ def synthesize(c):
         _report_pairs(out, rows, kept, {w.record.case: w for w in workings})
     draw_long_axes(out, c.arm, workings, kept)
     write_dataset_json(out, segmenter.structures, len(kept) if c.arm == "dg" else 0)
-    write_csv(out / "manifest.csv", rows, COLUMNS)
+    write_csv(out / "manifest.csv", rows, COLUMNS, sealed=True)
     _print_summary(out, rows)
 
 
@@ -215,7 +214,7 @@ def _made(c, out, models, jobs):
         row = _read_item(item)
         if row is None:
             row = _make(c, models, job)
-            write_json(item, row)
+            write_sealed_json(item, row)
         require_references(out, [row], [job.working])
         rows.append(row)
         if len(rows) % 20 == 0 and not sys.stderr.isatty():
@@ -225,16 +224,10 @@ def _made(c, out, models, jobs):
 
 def _read_item(path):
     """The manifest row of an image that was made before, or None; a damaged one is made again, and said."""
-    if not path.exists():
-        return None
-    try:
-        row = json.loads(path.read_text())
-        if {"case", "reference", "reference_content", "kept"} <= row.keys():
-            return row
-    except (ValueError, AttributeError):
-        pass
-    print(f"note: {path}: damaged; its image is made again", flush=True)
-    return None
+    row = read_sealed_json(path)
+    if row is None and path.exists():
+        print(f"note: {path}: damaged; its image is made again", flush=True)
+    return row
 
 
 def _make(c, models, job):

@@ -2,14 +2,14 @@
 
 It is a valid nnU-Net raw dataset on the working grid.  How its images are made is `cmr.synthesize`'s business.
 
-Public: `COLUMNS`, `find_set`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
+Public: `COLUMNS`, `find_set`, `read_manifest`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
 """
 from pathlib import Path
 
 import numpy as np
 
 from cmr.errors import DataError
-from cmr.files import write_json
+from cmr.files import read_csv, require_sealed, write_json
 from cmr.grid import working_affine
 from cmr.labels import network_classes
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
@@ -33,6 +33,13 @@ def find_set(folder, columns):
             raise DataError(f"{Path(folder) / 'manifest.csv'}: column {', '.join(missing)} missing; delete {folder} "
                             "and run cmr.synthesize again")
     return records
+
+
+def read_manifest(folder, columns):
+    """Rows of a set's manifest.csv as text, which must have these columns; raises DataError if it was changed."""
+    path = Path(folder) / "manifest.csv"
+    require_sealed(path)
+    return read_csv(path, columns)
 
 
 def _folders(arm, kept):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from cmr.errors import ResourceError
-from cmr.files import atomic, sweep, write_text
+from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
 from cmr.nifti import read_volume
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ def _prepared(record, grid, work):
 
 def _cached(record, work, key):
     """A Working whose every number is what was written, or None."""
+    entry = read_sealed_json(work / f"{key}.json")
+    if entry is None:
+        return None
     try:
-        saved = json.loads((work / f"{key}.json").read_text())
-        entry = saved["entry"]
         image = np.load(work / f"{key}.image.npy", mmap_mode="r")
         label = np.load(work / f"{key}.label.npy", mmap_mode="r") if entry["labelled"] else None
-        whole = saved["sha256"] == _hash_of_entry(entry) and entry["content"] == _content(image, label)
+        if entry["content"] != _content(image, label):
+            return None
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # what damaged headers end in
-        return None
-    if not whole:
         return None
     geometry = Geometry(**{name: _as_tuples(value) for name, value in entry["geometry"].items()})
     return Working(record, image, label, geometry, tuple(entry["notes"]), entry["content"])
@@ -93,7 +93,7 @@ def _make(record, grid, work, key):
                 np.save(temporary, array)
     entry = {"geometry": asdict(geometry), "notes": notes, "content": _content(image, label),
              "labelled": label is not None}
-    write_text(work / f"{key}.json", json.dumps({"sha256": _hash_of_entry(entry), "entry": entry}))
+    write_sealed_json(work / f"{key}.json", entry)
 
 
 def _content(image, label):
@@ -101,10 +101,6 @@ def _content(image, label):
     if image.dtype.str != "<f4" or label is not None and label.dtype.str != "|u1":
         raise ValueError(f"voxels are {image.dtype}, labels {getattr(label, 'dtype', None)}")
     return hashlib.sha256(image.tobytes() + (b"" if label is None else label.tobytes())).hexdigest()
-
-
-def _hash_of_entry(entry):
-    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
 
 
 def _as_tuples(value):

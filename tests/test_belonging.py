@@ -1,11 +1,11 @@
 """Parts that do not belong together are refused: another grid, source or data than the experiment's."""
-import json
 import shutil
 
 import numpy as np
 import pytest
 from test_faults import rewrite, small_copy
 
+from cmr.files import read_sealed_json, seal, write_sealed_json
 from cmr.studies import find
 from helpers import on, one_line, script, synthesis
 
@@ -57,6 +57,23 @@ def test_a_training_study_that_was_edited_after_training(run, phantom, tmp_path)
     refused("-m cmr.synthesize", synthesis(data, run, "--out", tmp_path / "dg"), "trained on other data")
 
 
+def resealed(table, text):
+    """A manifest of another program: it fits its hash."""
+    table.write_text(text)
+    seal(table, text)
+
+
+def test_a_manifest_that_was_edited(run, phantom, tmp_path):
+    """A digit changed still reads well."""
+    shutil.copytree(run / "dg", tmp_path / "dg")
+    table = tmp_path / "dg" / "manifest.csv"
+    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
+    table.write_text(table.read_text().replace("_s0", "_s1", 1))
+    refused("train_unet.py", training, "manifest.csv: not as it was written")
+    (tmp_path / "dg" / "manifest.csv.sha256").unlink()
+    refused("train_unet.py", training, "manifest.csv: not as it was written")
+
+
 @pytest.mark.parametrize("lost,words", [("imagesTr", "the image of"), ("labelsTr", "the mask of")])
 def test_a_synthetic_pair_that_is_incomplete(run, phantom, tmp_path, lost, words):
     shutil.copytree(run / "dg", tmp_path / "dg")
@@ -68,11 +85,11 @@ def test_a_synthetic_pair_that_is_incomplete(run, phantom, tmp_path, lost, words
 def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phantom, tmp_path):
     shutil.copytree(run / "dg", tmp_path / "dg")
     table = tmp_path / "dg" / "manifest.csv"
-    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    resealed(table, "\n".join(table.read_text().splitlines()[:-1]) + "\n")
     training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
     refused("train_unet.py", training, "no row of")
     item = sorted((tmp_path / "dg" / "items").iterdir())[0]
-    item.write_text(json.dumps({**json.loads(item.read_text()), "reference_content": "0" * 16}))
+    write_sealed_json(item, {**read_sealed_json(item), "reference_content": "0" * 16})
     table.unlink()
     again = synthesis(phantom, run, "--arm", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
     refused("-m cmr.synthesize", again, "whose image or mask was changed since")
@@ -88,5 +105,5 @@ def test_a_manifest_without_a_column(run, phantom, tmp_path, column):
         (tmp_path / name).symlink_to(run / name)
     shutil.copytree(run / "da", tmp_path / "da")
     table = tmp_path / "da" / "manifest.csv"
-    table.write_text(table.read_text().replace(f",{column},", ",other,", 1))
+    resealed(table, table.read_text().replace(f",{column},", ",other,", 1))
     refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"manifest.csv: column {column} missing")

@@ -5,6 +5,7 @@
 
 Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
 """
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, read_choice
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, as_text, parse_members, read_choice
 from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
 from cmr.synthetic_set import find_set
 from cmr.workers import over_volumes, pick_device
@@ -45,8 +46,8 @@ class Config(DataConfig):
                              given("the folder of an experiment"))
     segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
                                                                "one of each network is its baseline")
-    fixed: str         = opt(DEFAULT_STRENGTH["da"], "strength of the rows that translate every domain alike, one that "
-                                                     "da/ was made with")
+    fixed: str         = opt(DEFAULT_STRENGTH["da"], "test input of the rows that translate every domain alike, whose "
+                                                     "strengths da/ was made with")
     all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, "
                                                           "DG + DA and the cheap baselines")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
@@ -79,7 +80,7 @@ class Evaluation:
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         self.domains = [self.source, *Domain.parse(c.target).each()]
-        self.fixed = str(Strength.parse(c.fixed))
+        self.fixed = parse_members(c.fixed)
         names = {split_name(name): name for name in c.segmenters.split(",")}
         self.networks = list(dict.fromkeys(network for network, _ in names))
         self.compared = rows_to_measure(list(names), self.domains, c.all_inputs_of.split(","))
@@ -131,7 +132,7 @@ class Evaluation:
             if row["sd_dm"] != self.model.hash:
                 raise CheckpointError(f"{folder}: translated by another diffusion model ({row['sd_dm']}); "
                                       "delete it and run cmr.synthesize again")
-            key = row["reference"], str(Strength.parse(row["strength"]))
+            key = row["reference"], Strength.parse(row["strength"])
             images.setdefault(key, []).append(np.asarray(sample.image))
         return images
 
@@ -146,7 +147,8 @@ class Evaluation:
 
     def _require_translations(self, domain, workings):
         """Raise DataError if a test volume was not translated as one of the rows asks."""
-        wanted = {self.fixed, *(self.translation(domain, network) for network in self.networks)} - {"raw"}
+        inputs = [self.fixed, *(self.chosen(domain, network) for network in self.networks)]
+        wanted = set(itertools.chain(*inputs)) - {NONE}
         for w in workings:
             if any((w.record.case, strength) not in self.translated_of for strength in wanted):
                 folder = Path(self.c.run) / "da"
@@ -159,13 +161,12 @@ class Evaluation:
             parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
-    def translation(self, domain, network):
-        """The test input that was chosen for a domain and a network; `raw` where nothing is worth a translation."""
-        text = self.choice[str(domain)][network]
-        return "raw" if text == NONE else str(Strength.parse(text))
+    def chosen(self, domain, network):
+        """Members of the test input that was chosen for a domain and a network; (NONE,): the image as it is."""
+        return parse_members(self.choice[str(domain)][network])
 
-    def test_inputs(self, working):
-        """{input name: list of working images (D, H, W)}; the softmax is averaged over a list.
+    def images(self, working):
+        """{name or Strength: list of working images (D, H, W)}: all that a member of a test input can be.
 
         FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
         """
@@ -173,49 +174,54 @@ class Evaluation:
         drawn = rng("style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
         spacing_mm, _ = working.geometry.grid
-        inputs = {"raw": [image],
+        images = {NONE: [image],
                   "matched": [match_quantiles(image, self.model.quantiles)],
                   "fda": [np.stack([fda(x, y) for x, y in zip(image, style)])],
                   "swap": [np.stack([low_pass_swap(x, y, spacing_mm) for x, y in zip(image, style)])]}
-        for (of_case, strength), images in self.translated_of.items():
+        for (of_case, strength), translated in self.translated_of.items():
             if of_case == case:
-                inputs[strength] = images
-        return inputs
+                images[strength] = translated
+        return images
 
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
         domain, working = self.jobs[index]
-        record, inputs = working.record, self.test_inputs(working)
+        record, images = working.record, self.images(working)
         _, truth, nifti, _ = read_volume(record)
         common = {"domain": str(domain), "role": "source" if domain == self.source else "target",
                   "subject": record.subject, "phase": record.phase, "vendor": record.vendor,
                   "pathology": record.pathology,
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
-        rows, found, seen = [], {}, {}
+        rows, found, seen, logits = [], {}, {}, {}
         for network, arm in self.compared:
             trained_on = training_set(arm, domain, self.source)
-            named = {"translated": self.translation(domain, network), "fixed": self.fixed}
-            name = named.get(arm.test_input, arm.test_input)
-            key = network, trained_on, name                       # two rows that see the same are computed once
+            named = {"raw": (NONE,), "translated": self.chosen(domain, network), "fixed": self.fixed}
+            members = named.get(arm.test_input, (arm.test_input,))
+            key = network, trained_on, as_text(members)           # two rows that see the same are computed once
             if key not in seen:
                 segmenter = self.segmenters[network, trained_on]
-                seen[key] = segmented(segmenter, inputs[name], working, truth, nifti, self.structures[domain])
+                for member in members:
+                    of_member = network, trained_on, member
+                    if of_member not in logits:
+                        logits[of_member] = [segmenter.logits(x, working.spacing_mm) for x in images[member]]
+                samples = [one for member in members for one in logits[network, trained_on, member]]
+                seen[key] = labelled_and_measured(samples, working, truth, nifti, self.structures[domain])
             found[network, arm.name], labels, metrics = seen[key]
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]
-        image, translated = np.asarray(working.image), inputs[self.fixed][0]
+        shown = next((member for member in self.fixed if member != NONE), NONE)
+        image, translated = np.asarray(working.image), images[shown][0]
         return rows, Example(record.case, image, translated, np.asarray(working.label), found)
 
 
-def segmented(segmenter, images, working, truth, nifti, structures):
-    """(labels on the working grid, labels on the original grid, {structure: metrics}) of one segmenter.
+def labelled_and_measured(samples, working, truth, nifti, structures):
+    """(labels on the working grid, labels on the original grid, {structure: metrics}) of one test input.
 
-    Its softmax is averaged over `images`.
+    samples : logits (4, D, H, W) of each of its images; their softmax is averaged.
     """
-    logits = [segmenter.logits(image, working.spacing_mm) for image in images]
-    labels = labels_on_original(logits, working.geometry)
-    on_working = labels_of(np.mean([softmax(sample) for sample in logits], 0))
+    labels = labels_on_original(samples, working.geometry)
+    on_working = labels_of(np.mean([softmax(sample) for sample in samples], 0))
     to_dhw = lambda array: array.transpose(2, 1, 0)
     metrics = {}
     for name in structures:

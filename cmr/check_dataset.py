@@ -48,7 +48,7 @@ def check_dataset(config):
     source = Domain.parse(config.source)
     records = split_by_subject(find(config.data, config.use_unlabeled_masks), source)
     _require_roles(records, source, config.target)
-    survey = _Survey(Grid(config.spacing_mm, config.size))
+    survey = _Survey(Grid(config.spacing_mm, config.size), source)
     for record in records:
         survey.add(record)
     orphans = left_out(config.data, config.use_unlabeled_masks)
@@ -82,8 +82,9 @@ def _require_roles(records, source, target):
 class _Survey:
     """What is found on the way through the volumes."""
 
-    def __init__(self, grid):
+    def __init__(self, grid, source):
         self.grid, self.n_volumes, self.unusable, self.cropped, self.swapped = grid, 0, [], [], []
+        self.source, self.trained = source, set()                 # structures that the source's training volumes label
         self.notes, self.spacings, self.counts, self.structures = Counter(), Counter(), Counter(), Counter()
         self.owners_of, self.splits_of, self.there_and_back = defaultdict(set), defaultdict(set), defaultdict(list)
         self.content = {}                                         # case -> hash of its voxels
@@ -116,6 +117,8 @@ class _Survey:
         for name, value in VALUES.items():
             if (label == value).any():
                 self.structures[name] += 1
+                if record in self.source and record.split == "Training":
+                    self.trained.add(name)
                 self.there_and_back[name].append(dice(back == value, label == value))
         if looks_swapped(label):
             self.swapped.append(record.label_path)
@@ -136,6 +139,7 @@ class _Survey:
                 "counts": {" ".join(key): n for key, n in sorted(self.counts.items())},
                 "spacings_mm": dict(self.spacings.most_common()),
                 "structures": dict(self.structures),
+                "not_trained": [name for name in STRUCTURES if name in self.structures and name not in self.trained],
                 "working_grid_dice": {name: [float(np.mean(d)), float(np.min(d))] for name, d in kept.items()},
                 "notes": dict(self.notes),
                 "heart_outside_working_field": self.cropped,
@@ -187,6 +191,9 @@ def _print(findings):
     missing = [s for s in STRUCTURES if s not in findings["structures"]]
     if missing and findings["structures"]:
         print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")
+    if findings["not_trained"]:
+        print(f"note: {', '.join(findings['not_trained'])} labelled in no training volume of the source: neither "
+              "trained nor measured")
     for note, n in sorted(findings["notes"].items()):
         print(f"note: {note} ({n} volumes)")
     for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),

@@ -10,6 +10,7 @@ Of fewer than FEWEST patients, of the source or of the target, no mean is truste
 
 Public: `CANDIDATES`, `Calibration`, `pick`, `choose`.
 """
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cmr.files import writable_folder, write_csv, write_json
 from cmr.grid import Grid
 from cmr.labels import labels_of
 from cmr.metrics import mean_dice, mean_hd95_mm
+from cmr.prediction import softmax
 from cmr.records import Domain
 from cmr.rescan import random_shift
 from cmr.sampler import translate
@@ -30,7 +32,7 @@ from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength
+from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
@@ -92,7 +94,7 @@ class Volumes:
 
     def __init__(self, c):
         self.c, self.device, run = c, pick_device(c.device), Path(c.run)
-        self.candidates = {text: Strength.parse(text) for text in c.candidates.split(";")}
+        self.candidates = {text: parse_members(text) for text in c.candidates.split(";")}
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.segmenters = {network: Segmenter.load(run / f"segmenter-{network}-real" / "final.pt", self.device)
                            for network in c.networks.split(",")}
@@ -121,24 +123,34 @@ class Volumes:
         A target's gains are written down for hindsight; nothing is chosen by them.
         """
         job = self.jobs[index]
-        working, spacing_mm = job.working, self.c.spacing_mm
+        working = job.working
         reference = np.asarray(working.image)
         if job.shift:                                             # one key for all patients: the same change, a domain
-            reference = random_shift(reference, spacing_mm, rng(self.c.seed, "shift", job.shift))
-        segment = lambda network, image: self.segmenters[network].logits(image, working.spacing_mm, mirror=False)
-        before = {network: segment(network, reference) for network in self.segmenters}
-        scores_before = {network: _scores(logits, working) for network, logits in before.items()}
-        look_before, rows = Look.of(reference, self.source_look, self.model), []
-        for candidate, strength in self.candidates.items():
-            image, _ = translate(self.model, reference, spacing_mm, strength, self.c.seed, working.record.subject, 0)
-            look_after = Look.of(image, self.source_look, self.model)
+            reference = random_shift(reference, self.c.spacing_mm, rng(self.c.seed, "shift", job.shift))
+        looks, found = self._seen(reference, working)
+        rows = []
+        for candidate, members in self.candidates.items():
             for network in self.segmenters:
-                after = segment(network, image)
-                found = signs(look_before, look_after, before[network], after)
-                gains = np.subtract(_scores(after, working), scores_before[network]).tolist() or [None, None]
+                before = found[network][NONE]
+                after = np.mean([found[network][member] for member in members], 0)
+                seen = signs(looks[NONE], [looks[member] for member in members], before, after)
+                gains = np.subtract(_scores(after, working), _scores(before, working)).tolist() or [None, None]
                 rows.append({"domain": job.domain, "use": job.use, "case": working.record.case, "network": network,
-                             "candidate": candidate, **dict(zip(GAINS, gains)), **dict(zip(SIGNS, found.tolist()))})
+                             "candidate": candidate, **dict(zip(GAINS, gains)), **dict(zip(SIGNS, seen.tolist()))})
         return rows
+
+    def _seen(self, reference, working):
+        """({member: Look}, {network: {member: probabilities}}) of all members of the candidates, each made once."""
+        spacing_mm, subject = self.c.spacing_mm, working.record.subject
+        looks, found = {}, {network: {} for network in self.segmenters}
+        for member in dict.fromkeys([NONE, *itertools.chain(*self.candidates.values())]):
+            image = reference
+            if member != NONE:
+                image, _ = translate(self.model, reference, spacing_mm, member, self.c.seed, subject, 0)
+            looks[member] = Look.of(image, self.source_look, self.model)
+            for network, segmenter in self.segmenters.items():
+                found[network][member] = softmax(segmenter.logits(image, working.spacing_mm, mirror=False))
+        return looks, found
 
 
 def one_volume_each(workings):
@@ -149,11 +161,11 @@ def one_volume_each(workings):
     return list(first.values())
 
 
-def _scores(logits, working):
+def _scores(probabilities, working):
     """(mean Dice, minus mean HD95 in mm) of a segmentation, larger is better; () where there are no labels."""
     if working.label is None:
         return ()
-    labels = labels_of(logits)
+    labels = labels_of(probabilities)
     return mean_dice(labels, working.label), -mean_hd95_mm(labels, working.label, working.spacing_mm)
 
 

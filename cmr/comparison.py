@@ -7,7 +7,7 @@ hurt.
 `rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.
 
 Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `patient_values`, `failures`, `compare`, `all_tests`, `means`, `gap_closed`,
-`against_controls`, and what is in `rows`: `domains_of`, `targets_of`, `networks_of`, `compared_in`,
+`outcome`, `against_controls`, and what is in `rows`: `domains_of`, `targets_of`, `networks_of`, `compared_in`,
 `common_structures`.
 """
 import math
@@ -22,7 +22,8 @@ METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "
                   "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
                   "slices_missed", "slices_spurious", "volume_pred_ml", "volume_ref_ml", "diagonal_mm")
 TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_baseline", "n_missed_arm",
-                "mean_baseline", "mean_arm", "mean_difference", "bca_low", "bca_high", "hodges_lehmann", "hedges_g",
+                "mean_baseline", "mean_arm", "mean_difference", "bca_low", "bca_high", "bca90_low", "bca90_high",
+                "hodges_lehmann", "hedges_g",
                 "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p", "wilcoxon_p", "wilcoxon_p_holm")
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
 SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
@@ -31,6 +32,8 @@ FAILED = ("missed", "spurious")
 POOLED = "all targets"                           # the patients of every unseen domain together
 MINIMUM_PATIENTS = 10                            # below this no interval and no star
 ALPHA = 0.01
+# Two rows whose mean difference lies within this, with 95 % confidence on either side, do equally well.
+MARGIN = {"dice": 0.01, "hd95": 1.0}
 
 
 def patient_values(rows, metric, penalty_mm=None):
@@ -65,13 +68,15 @@ def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
     a, b = patient_values(its, metric, penalty_mm), patient_values(others, metric, penalty_mm)
     subjects = sorted(a.keys() & b.keys())
     x, y = np.array([a[s] for s in subjects]), np.array([b[s] for s in subjects])
-    low, high = bca_interval(x - y) if len(subjects) >= MINIMUM_PATIENTS else (math.nan, math.nan)
+    enough = len(subjects) >= MINIMUM_PATIENTS
+    interval = lambda level: bca_interval(x - y, level) if enough else (math.nan, math.nan)
+    (low, high), (low90, high90) = interval(0.95), interval(0.90)
     welch_t, welch_df, welch_p = welch(x, y)
     return {"domain": domain, "network": network, "arm": arm, "metric": metric,
             "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS), "n": len(subjects),
             "n_missed_baseline": failures(others), "n_missed_arm": failures(its),
             "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()), "mean_difference": float((x - y).mean()),
-            "bca_low": low, "bca_high": high, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
+            "bca_low": low, "bca_high": high, "bca90_low": low90, "bca90_high": high90, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
             "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p,
             "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
 
@@ -137,7 +142,7 @@ def against_controls(rows):
     """DG against what generalises without a diffusion model, on the same patients of all targets.
 
     A dictionary for each network and control: network, control, n, dice and hd95_mm (mean differences), wilcoxon_p of
-    HD95, and the verdict in words.
+    HD95, its outcome (of `outcome`) and the verdict in words.
     """
     penalty_mm = largest_diagonal_mm(rows)
     ran = {(network, arm.name) for network, arm in compared_in(rows)}
@@ -150,15 +155,29 @@ def against_controls(rows):
                           for metric in ("dice", "hd95"))
             found.append({"network": network, "control": control, "n": hd95["n"], "dice": dice["mean_difference"],
                           "hd95_mm": hd95["mean_difference"], "wilcoxon_p": hd95["wilcoxon_p"],
-                          "verdict": _verdict(control, hd95)})
+                          "outcome": outcome(hd95, hd95["wilcoxon_p"]), "verdict": _verdict(control, hd95)})
     return found
 
 
+def outcome(test, p):
+    """What a comparison of `compare` says: better, worse, equal or open.
+
+    p : of its paired test, corrected or not.  equal : by two one-sided tests at 5 % each, that is, the 90 % interval of
+    the mean difference lies within MARGIN; a large p alone says nothing.
+    """
+    if p < ALPHA:
+        smaller = test["hodges_lehmann"] < 0
+        return "better" if smaller == (test["metric"] != "dice") else "worse"
+    margin = MARGIN[test["metric"]]
+    return "equal" if -margin < test["bca90_low"] and test["bca90_high"] < margin else "open"
+
+
 def _verdict(control, hd95):
-    """Which of two rows is better, in words, by the paired test."""
-    if hd95["wilcoxon_p"] >= ALPHA:
-        return f"{control} alone does as well"
-    return "DG is better" if hd95["hodges_lehmann"] < 0 else f"{control} alone is better"
+    """Which of two rows is better in HD95, in words."""
+    words = {"better": "DG is better", "worse": f"{control} alone is better",
+             "equal": f"{control} alone does as well, to {MARGIN['hd95']:g} mm",
+             "open": f"undecided, 90 % interval {hd95['bca90_low']:+.1f} to {hd95['bca90_high']:+.1f} mm"}
+    return words[outcome(hd95, hd95["wilcoxon_p"])]
 
 
 def largest_diagonal_mm(rows):

@@ -7,13 +7,15 @@ import shutil
 
 import numpy as np
 
-from cmr.comparison import (MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, against_controls, all_tests, common_structures,
-                            compared_in, domains_of, failures, gap_closed, means, networks_of, patient_values)
+from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, against_controls, all_tests,
+                            common_structures, compared_in, domains_of, failures, gap_closed, means, networks_of,
+                            patient_values)
 from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_plots
 from cmr.files import read_csv, write_csv, write_text
 from cmr.memorisation import COPIED
 from cmr.synthetic_set import read_manifest
+from cmr.verdict import sentences
 
 # Metric: its name in the summary and digits; its name in the tables of a domain.
 SUMMARISED = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2),
@@ -57,7 +59,8 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     predicted = read_csv(run / "choice" / "predicted.csv", ("candidate", "chosen", "hindsight_hd95_mm"))
     summary = [*_summary(rows, source, [POOLED], [arm.name for arm in ARMS]), "", *_control_lines(rows)]
     tables = {domain: _domain_table(rows, domain) for domain in domains_of(rows)}
-    text = [*_head(rows, source, settings),
+    verdict = sentences(rows, tests, source)
+    text = [*_head(rows, source, settings, verdict),
             *_summaries(rows, source, summary),
             *_domain_sections(rows, source, tables),
             "## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), "",
@@ -69,6 +72,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
             *_memorisation(out, run),
             *_made_of(made_of, orphans)]
     write_text(out / "report.md", "\n".join(text))
+    print("\n" + "\n".join(verdict))
     print("\nall unseen targets\n" + "\n".join(summary))
     for domain, table in tables.items():
         print(f"\n{domain} ({_patients(rows, domain)} patients)")
@@ -88,12 +92,13 @@ def _patients(rows, domain):
     return len({row["subject"] for row in rows if row["domain"] == domain})
 
 
-def _head(rows, source, settings):
-    """Title, what was measured, and how to read the tables."""
+def _head(rows, source, settings, verdict):
+    """Title, the verdict, what was measured, and how to read the tables."""
     structures = list(dict.fromkeys(row["structure"] for row in rows))
     partial = " (the dataset labels no others)" if len(structures) < 3 else ""
     targets = ", ".join(domain for domain in domains_of(rows) if domain != source)
-    return [f"# Source {source}, targets {targets}", "",
+    return [f"# Source {source}, targets {targets}", "", *(f"- {sentence}" for sentence in verdict), "",
+            f"Significant: Wilcoxon p < {ALPHA:g} after Holm, on the patients of all targets together.", "",
             f"Segmenters: {', '.join(networks_of(rows))}, one training seed ({settings['seed']}). "
             f"Structures measured: {', '.join(structures)}{partial}.",
             READING, ""]

@@ -11,7 +11,6 @@ from scipy import ndimage
 from cmr.diffusion import estimates, noised
 from cmr.labels import VALUES, labels_of
 from cmr.metrics import dice
-from cmr.prediction import softmax
 from cmr.seeds import generator
 
 SIGNS = ("entropy change", "agreement", "volume change", "fragments", "structure kept", "likeness gain",
@@ -31,12 +30,13 @@ class Look:
         return cls(source_look.distance(image), denoising_error(model, image), edges.ravel())
 
 
-def signs(look_before, look_after, logits_before, logits_after):
+def signs(look_before, looks_after, before, after):
     """The label-free signs of one candidate on one volume, in the order of SIGNS.
 
-    look_* : of the volume before and after its translation.  logits_* : (4, D, H, W) of the segmenter on each.
+    look_before : of the volume as it is.  looks_after : of the candidate's members; signs of look are their mean.
+    before, after : (4, D, H, W) probabilities of the segmenter on the volume as it is, and averaged over the members.
     """
-    before, after = softmax(logits_before), softmax(logits_after)
+    over_members = lambda sign: float(np.mean([sign(look) for look in looks_after]))
     labels_before, labels_after = labels_of(before), labels_of(after)
     overlaps = [dice(labels_before == value, labels_after == value) for value in VALUES.values()]
     agreement = np.nanmean(overlaps) if np.isfinite(overlaps).any() else 0.0
@@ -45,10 +45,10 @@ def signs(look_before, look_after, logits_before, logits_after):
                      agreement,
                      abs(np.log((voxels_after + 1) / (voxels_before + 1))),
                      fragments(labels_after) - fragments(labels_before),
-                     np.corrcoef(look_before.edges, look_after.edges)[0, 1],
-                     look_before.distance - look_after.distance,
+                     over_members(lambda look: np.corrcoef(look_before.edges, look.edges)[0, 1]),
+                     over_members(lambda look: look_before.distance - look.distance),
                      look_before.distance,
-                     np.log(look_after.denoising / look_before.denoising)])
+                     over_members(lambda look: np.log(look.denoising / look_before.denoising))])
 
 
 def hesitation(probabilities):

@@ -60,7 +60,8 @@ def bca_interval(differences, level=0.95, resamples=10_000, seed=0, statistic=np
     z0 = stats.norm.ppf(((resampled < estimate).sum() + 0.5 * (resampled == estimate).sum()) / resamples)
     jackknife = np.array([statistic(np.delete(d, i), axis=0) for i in range(n)])
     u = jackknife.mean() - jackknife
-    acceleration = (u ** 3).sum() / (6 * (u ** 2).sum() ** 1.5)
+    spread = (u ** 2).sum() ** 1.5
+    acceleration = (u ** 3).sum() / (6 * spread) if spread else 0.0                  # 0 where rounding alone differs
     z = z0 + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(resampled, stats.norm.cdf(z0 + z / (1 - acceleration * z)))
     return float(low), float(high)

@@ -1,8 +1,10 @@
 """How strongly a reference is projected: what is kept of it, as text and as numbers; and what was chosen for a domain.
 
-What the numbers do is said in `cmr.sampler`.
+What the numbers do is said in `cmr.sampler`.  A *test input* is one image or several, whose softmax is averaged
+(self-ensembling, Gao et al., Back to the Source, CVPR 2023): its members are strengths, written with `+` between them,
+and `none` is the image as it is.
 
-Public: `NONE`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`, `read_choice`.
+Public: `NONE`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`, `parse_members`, `as_text`, `read_choice`.
 """
 import dataclasses
 import json
@@ -73,6 +75,16 @@ class Strength:
 def parse_strength(text):
     """A Strength from its text, or NONE."""
     return NONE if text == NONE else Strength.parse(text)
+
+
+def parse_members(text):
+    """The members of a test input, a tuple of Strength or NONE: (NONE,) of `none`."""
+    return tuple(parse_strength(part) for part in text.split("+"))
+
+
+def as_text(members):
+    """A test input as it is written, equal for equal members."""
+    return "+".join(map(str, members))
 
 
 def read_choice(path, domains, networks=None):

@@ -6,6 +6,7 @@ its reference, seed, strength, checkpoint hash and audit figures.  A pair that n
 
 Public: `Config`, `PRESETS`, `synthesize`.
 """
+import itertools
 import sys
 from dataclasses import asdict, dataclass
 
@@ -27,7 +28,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_strength, read_choice
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, parse_strength, read_choice
 from cmr.studies import find, in_role, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import pick_device
@@ -46,7 +47,8 @@ class Config(DataConfig):
                              "far as another vendor; several, separated by ';', are taken in turn by the samples; "
                              "empty: the arm's default")
     strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by "
-                             "';', are taken in turn by the samples; empty: the arm's default")
+                             "';', are taken in turn by the samples; empty: the arm's default; da: also the members of "
+                             "a test input, separated by '+'")
     choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside "
                              "--strength")
     samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da", at_least(0))
@@ -125,7 +127,16 @@ def _checked(c):
         raise UsageError(f"--shift {c.shift!r}: use numbers, separated by ';'") from error
     if not all(0 <= shift <= 5 for shift in shifts):
         raise UsageError(f"--shift {c.shift!r}: use 0 to 5; 1 is about as far as another vendor")
-    return shifts, [parse_strength(text) for text in (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")]
+    texts = (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")
+    if c.arm == "dg":
+        return shifts, [parse_strength(text) for text in texts]
+    return shifts, _translated(texts)
+
+
+def _translated(texts):
+    """The strengths that are members of test inputs, each once; what is left as it is needs no image."""
+    members = itertools.chain(*map(parse_members, texts))
+    return list(dict.fromkeys(member for member in members if member != NONE))
 
 
 def _n_samples(c):
@@ -145,8 +156,7 @@ def _of_da(c, records, source, fixed):
     chosen, strengths = {}, {}
     for domain in domains:
         chosen.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
-        picked = sorted({*choice[str(domain)].values()} - {NONE})
-        own = dict.fromkeys([*fixed, *map(Strength.parse, picked)])
+        own = dict.fromkeys([*fixed, *_translated(sorted({*choice[str(domain)].values()}))])
         strengths[domain] = [strength for strength in own for _ in range(_n_samples(c))]
     return chosen, strengths
 

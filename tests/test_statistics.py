@@ -28,3 +28,10 @@ def test_interval_covers_the_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [low <= 1.0 <= high for low, high in (bca_interval(rng.exponential(1.0, 25), resamples=500) for _ in range(200))]
     assert 0.86 <= np.mean(hits) <= 0.99
+
+
+def test_differences_that_rounding_alone_tells_apart_have_an_interval():
+    """Two rows that are one constant apart, in floating point: the jackknife's spread is 0, the interval is not nan."""
+    differences = (20.0 + 0.1 * np.arange(20)) - (15.0 + 0.1 * np.arange(20))
+    assert np.ptp(differences) > 0
+    assert bca_interval(differences) == pytest.approx((5.0, 5.0))

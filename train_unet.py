@@ -47,8 +47,10 @@ class Config(DataConfig):
     epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; rate and validation go by epochs", at_least(1))
     validation_batches: int = opt(50, "nnU-Net: validation batches per epoch", at_least(1))
     batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)", at_least(1))
-    lr: float               = opt(1e-2, "initial learning rate: Adam with a cosine to 0 (vanilla), SGD with a "
-                                        "polynomial to 0 (nnU-Net)", above(0))
+    optimizer: str          = opt("sgd", "nnU-Net: sgd with momentum, as the original, or adamw, which gets further in "
+                                         "a short training (vanilla: always Adam)", one_of("sgd", "adamw"))
+    lr: float               = opt(1e-2, "initial learning rate; it falls to 0 as a cosine (vanilla) or a polynomial "
+                                        "(nnU-Net)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
     log_every: int          = opt(50, "steps between log rows", at_least(1))
     save_every: int         = opt(100, "steps between checkpoints", at_least(1))

@@ -106,7 +106,7 @@ def build(settings, n_classes, plan):
 
 
 def recipe(t, dims):
-    """Plan, preprocess, augmented patches, SGD, deep supervision, pseudo-Dice per epoch.  t : cmr.recipe.Training."""
+    """Plan, preprocess, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice per epoch.  t : cmr.recipe.Training."""
     c = t.settings
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
@@ -137,8 +137,15 @@ def recipe(t, dims):
         batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g) for g in streams)
         return pseudo_dice(net, batches, t.n_classes, t.device)
 
-    optimizer = torch.optim.SGD(net.parameters(), lr=c.lr, momentum=0.99, nesterov=True, weight_decay=3e-5)
-    return Recipe(net, optimizer, batch, learning_rate, loss, clip_norm=12, validate=validate, plan=asdict(plan))
+    return Recipe(net, _optimizer(net, c), batch, learning_rate, loss, clip_norm=12, validate=validate,
+                  plan=asdict(plan))
+
+
+def _optimizer(net, c):
+    """The original's SGD, or AdamW, with which a training of some thousand steps gets as far as SGD in twice as many."""
+    if c.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=c.lr, weight_decay=1e-2, fused=True)
+    return torch.optim.SGD(net.parameters(), lr=c.lr, momentum=0.99, nesterov=True, weight_decay=3e-5)
 
 
 def plan_for(dims, workings, n_classes, first_features, memory_gb):
@@ -179,11 +186,18 @@ def logits(net, image, spacing_mm, plan, mirror):
     return back_to_volume(found, case, plan, np.shape(image))
 
 
-# A short training is narrow and fitted to little memory, so that its patches and batches are small.
-_PRESETS = {
-    "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
-                 save_every=10),
-    "demo": dict(features=8, memory_gb=0.08, steps=3120, epoch_steps=120, validation_batches=4, log_every=100),
-    "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_every=2500)}
-NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _PRESETS)
-NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _PRESETS)
+def _presets(short_lr):
+    """A short training is narrow and fitted to little memory, so that its patches and batches are small.
+
+    short_lr : learning rate of its AdamW.
+    """
+    return {
+        "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
+                     save_every=10),
+        "demo": dict(features=8, memory_gb=0.08, steps=3120, epoch_steps=120, validation_batches=4, optimizer="adamw",
+                     lr=short_lr, log_every=100),
+        "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_every=2500)}
+
+
+NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(short_lr=2e-3))
+NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(short_lr=1e-3))

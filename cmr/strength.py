@@ -78,8 +78,11 @@ def parse_strength(text):
 
 
 def parse_members(text):
-    """The members of a test input, a tuple of Strength or NONE: (NONE,) of `none`."""
-    return tuple(parse_strength(part) for part in text.split("+"))
+    """The members of a test input, a tuple of Strength or NONE: (NONE,) of `none`; raises UsageError for an empty one."""
+    parts = text.split("+")
+    if not all(parts):
+        raise UsageError(f"strength {text!r}: an empty member; write e.g. none+t0=500,guide_mm=30,steps=2")
+    return tuple(map(parse_strength, parts))
 
 
 def as_text(members):

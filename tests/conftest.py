@@ -45,6 +45,7 @@ def run(phantom, tmp_path_factory):
     shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")
     choice = {domain: dict.fromkeys(NETWORKS, "none") for domain in ("Vendor=A", "Vendor=B", "Vendor=D")}
     choice["Vendor=B"]["vanilla"] = "t0=30,steps=2"               # networks of 8 steps: force one translation
+    choice["Vendor=D"]["vanilla"] = "none+t0=30,steps=2"          # ... and one test input of two images
     write_json(root / "choice" / "choice.json", choice)
     synthesize.main(synthesis(phantom, root, "--strength", DEFAULT_STRENGTH["da"], "--arm", "da", *targets,
                               "--choice", root / "choice" / "choice.json", "--out", root / "da"))

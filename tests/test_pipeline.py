@@ -6,8 +6,13 @@ import nibabel as nib
 import numpy as np
 
 from cmr import checkpoint
+from cmr.grid import Grid, resample_to_original, stored
+from cmr.labels import labels_of
+from cmr.prediction import softmax
+from cmr.segmenter import Segmenter
 from cmr.signs import SIGNS
 from cmr.studies import find
+from cmr.working import prepare
 from helpers import CANDIDATES, NETWORKS, ROWS
 
 
@@ -28,7 +33,7 @@ def test_stages_write_what_they_promise(run):
     da = [r.metadata for r in find(run / "da")]
     assert {row["split"] for row in da} == {"Testing"}
     made = {(row["vendor"], row["strength"].split(",")[0]) for row in da}
-    assert made == {("A", "t0=500"), ("B", "t0=500"), ("D", "t0=500"), ("B", "t0=30")}
+    assert made == {("A", "t0=500"), ("B", "t0=500"), ("D", "t0=500"), ("B", "t0=30"), ("D", "t0=30")}
 
 
 def test_the_choice_of_strength_covers_every_domain_network_and_candidate(run):
@@ -72,6 +77,20 @@ def test_the_upper_bound_was_trained_on_its_target_and_is_the_baseline_on_the_so
     for vendor in "BD":
         subjects = checkpoint.load(run / f"segmenter-vanilla-Vendor-{vendor}" / "final.pt")["subjects"]
         assert {r.vendor for r in find(phantom) if r.subject in subjects} == {vendor}
+
+
+def test_a_test_input_of_two_images_is_the_mean_of_their_softmax(run, phantom):
+    record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
+    translated = next(r for r in find(run / "da") if r.metadata["reference"] == record.case
+                      and r.metadata["strength"].startswith("t0=30,"))
+    workings = prepare([record, translated], Grid(2.5, 64), run / "work")
+    segmenter = Segmenter.load(run / "segmenter-vanilla-real" / "final.pt", "cpu")
+    logits = [segmenter.logits(np.asarray(w.image), w.spacing_mm) for w in workings]
+    on_original = [softmax(resample_to_original(sample, workings[0].geometry)) for sample in logits]
+    expected = stored(labels_of(sum(on_original) / 2), workings[0].geometry)
+    folder = run / "results" / "predictions" / "vanilla"
+    found = lambda arm: np.asarray(nib.load(folder / arm / f"{record.case}.nii.gz").dataobj)
+    assert (found("real-translated") == expected).all() and (found("real-raw") != expected).any()
 
 
 def test_predictions_lie_on_the_grid_of_their_image(run, phantom):

@@ -2,7 +2,7 @@
 import pytest
 
 from cmr.errors import CheckpointError, UsageError
-from cmr.strength import Strength, read_choice
+from cmr.strength import NONE, Strength, as_text, parse_members, read_choice
 
 
 def test_strength_text():
@@ -12,6 +12,16 @@ def test_strength_text():
                         ("shortest_mm=20,longest_mm=10", "must exceed"), ("guide_mm=-1", "guide_mm=-1.0; use 0 to 1000")):
         with pytest.raises(UsageError, match=words):
             Strength.parse(text)
+
+
+def test_a_test_input_has_members():
+    assert parse_members("none") == (NONE,)
+    members = parse_members("none+t0=500,guide_mm=30,steps=2+t0=300,steps=2")
+    assert members == (NONE, Strength(t0=500, guide_mm=30.0, steps=2), Strength(t0=300, steps=2))
+    assert parse_members(as_text(members)) == members
+    for text in ("none+", "+none", "raw+none"):
+        with pytest.raises(UsageError, match="strength"):
+            parse_members(text)
 
 
 def test_a_choice_must_cover_what_is_asked_for(tmp_path):

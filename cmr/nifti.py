@@ -70,6 +70,8 @@ def _decoded(path):
     """
     try:
         raw = Path(path).read_bytes()
+        if not raw:                                               # gzip takes nothing for an empty archive
+            raise EOFError
         data = gzip.decompress(raw) if path.endswith(".gz") else raw
         return nib.Nifti1Image.from_bytes(data), len(data)
     except FileNotFoundError as error:

@@ -57,6 +57,9 @@ def test_odd_voxels(tmp_path):
     assert np.isfinite(n.array).all() and f"2 non-finite voxels set to 0 in {n.path}" in n.notes and n.array.dtype == np.float32
     n = read_nifti(file(tmp_path / "single.nii.gz", IMAGE[..., None]))
     assert n.array.shape == IMAGE.shape and "trailing axis" in n.notes[0]
+    (tmp_path / "empty.nii.gz").touch()
+    with pytest.raises(DataError, match="is empty"):
+        read_nifti(tmp_path / "empty.nii.gz")
     shear = np.diag([1.25, 1.25, 8, 1.0])
     shear[0, 1] = 0.01
     assert any("orthonormal" in note for note in read_nifti(file(tmp_path / "shear.nii.gz", IMAGE, shear)).notes)

@@ -115,8 +115,9 @@ def wait_for(there, seconds=120):
 def started(command):
     """A command that goes on in the background."""
     words = [sys.executable, *map(str, command)]
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # a shell's background commands ignore Ctrl-C
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+                            start_new_session=True, preexec_fn=heard, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def answer_of(child):

@@ -47,17 +47,17 @@ class Config(DataConfig):
     ema: float            = opt(0.998, "decay of the averaged weights, per step; 0: none", within(0, 0.999999))
     bfloat16: bool        = opt(False, "run the network in bfloat16 (GPU)")
     log_every: int        = opt(50, "steps between log rows", at_least(1))
-    save_every: int       = opt(100, "steps between checkpoints", at_least(1))
+    save_minutes: float   = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
     sample_every: int     = opt(500, "steps between sample sheets", at_least(1))
 
 
 PRESETS = {
-    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20, save_every=20,
-                 sample_every=60),
+    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20,
+                 save_minutes=0.1, sample_every=60),
     "demo": {},
     "paper": dict(size=128, spacing_mm=1.5, base=96, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64,
                   groups=32, patch=1, steps=100_000, batch=32, lr=1e-4, warmup=1000, ema=0.9999, bfloat16=True,
-                  log_every=200, save_every=2000, sample_every=10_000),
+                  log_every=200, save_minutes=10, sample_every=10_000),
 }
 N_SAMPLES, SAMPLE_STEPS = 16, 40                 # of a sheet of unconditional samples
 

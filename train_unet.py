@@ -53,7 +53,7 @@ class Config(DataConfig):
                                         "(nnU-Net)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
     log_every: int          = opt(50, "steps between log rows", at_least(1))
-    save_every: int         = opt(100, "steps between checkpoints", at_least(1))
+    save_minutes: float     = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
 
 
 def presets():

@@ -37,10 +37,11 @@ from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
-CANDIDATES = ("t0=100,match=mean_std,steps=4", "t0=300,match=mean_std,guide_mm=20,steps=2",
-              "t0=500,guide_mm=30,steps=2", DEFAULT_STRENGTH["da"], "t0=500,match=quantile,guide_mm=30,steps=2",
-              "t0=700,match=mean_std,guide_mm=60,steps=2",
-              "t0=900,match=mean_std,shortest_mm=12,longest_mm=64,guide_mm=40,steps=4")
+UNGUIDED, WIDE, NARROW = ("t0=100,match=mean_std,steps=4", "t0=500,match=mean_std,guide_mm=30,steps=2",
+                          "t0=300,match=mean_std,guide_mm=8,steps=3")
+ENSEMBLE = DEFAULT_STRENGTH["da"]
+CANDIDATES = (UNGUIDED, f"{NONE}+{UNGUIDED}", WIDE, f"{NONE}+{WIDE}", NARROW, f"{NONE}+{NARROW}",
+              ENSEMBLE.removeprefix(f"{NONE}+"), ENSEMBLE)
 MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this

@@ -193,10 +193,10 @@ def _presets(short_lr):
     """
     return {
         "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
-                     save_every=10),
+                     save_minutes=0.1),
         "demo": dict(features=8, memory_gb=0.08, steps=3120, epoch_steps=120, validation_batches=4, optimizer="adamw",
                      lr=short_lr, log_every=100),
-        "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_every=2500)}
+        "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_minutes=10)}
 
 
 NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(short_lr=2e-3))

@@ -14,9 +14,11 @@ from pathlib import Path
 from cmr.errors import CheckpointError, UsageError
 
 NONE = "none"                                    # the strength that translates nothing
-# Both are guided, so that the anatomy stays to the pixel.  DG keeps part of a changed look; DA goes further, from
-# matched intensities.
-DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": "t0=500,match=mean_std,guide_mm=30,steps=2"}
+# All are guided, so that the anatomy stays to the pixel.  DG keeps part of a changed look; DA goes further, from matched
+# intensities, to three windows, and is averaged with the image as it is: what one of them harms, the others hold.
+DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2",
+                    "da": "none+t0=300,match=mean_std,guide_mm=15,steps=2+t0=500,match=mean_std,guide_mm=15,steps=2"
+                          "+t0=300,match=mean_std,guide_mm=8,steps=3"}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def logits(net, image, spacing_mm, plan, mirror):
 
 
 VANILLA = Network(build, recipe, logits, presets={
-    "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_every=20),
+    "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),
     "demo": dict(features=8, steps=1500, lr=2e-3),
     "paper": dict(size=128, spacing_mm=1.5, levels=5, steps=40_000, batch=32, lr=1e-3, bfloat16=True,
-                  log_every=250, save_every=2500)})
+                  log_every=250, save_minutes=10)})

@@ -15,7 +15,6 @@ import numpy as np
 from cmr import choose
 from cmr.experiment import ARMS
 from cmr.nifti import read_nifti
-from cmr.strength import DEFAULT_STRENGTH
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +61,7 @@ SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "sh
 SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic")),
               *(f"vanilla-{kind}" for kind in ("both", "augmented", "shifted", "shuffled", "dose1", "dose2", "Vendor-B",
                                                "Vendor-D")))
-CANDIDATES = (choose.CANDIDATES[0], DEFAULT_STRENGTH["da"], choose.CANDIDATES[-1])
+CANDIDATES = (choose.UNGUIDED, choose.WIDE, choose.ENSEMBLE)
 # Rows of the table: all of the vanilla U-Net, the primary ones of both nnU-Nets.
 _ALL = [arm for arm in ARMS if arm.trained_on not in ("dose4", "dose8")]
 _PRIMARY = [arm for arm in ARMS if not arm.secondary and arm.trained_on in ("real", "synthetic")]
@@ -76,7 +75,7 @@ def on(phantom, root):
 
 def training(phantom, root, network):
     """Arguments of a training run of a handful of steps."""
-    steps = [*on(phantom, root), "--steps", "8", "--save-every", "4", "--log-every", "4"]
+    steps = [*on(phantom, root), "--steps", "8", "--save-minutes", "0", "--log-every", "4"]
     if network == "diffusion":
         return [*steps, "--ema", "0.5"]
     return [*steps, "--network", network, *(["--epoch-steps", "2"] if network.startswith("nnunet") else [])]

@@ -15,7 +15,7 @@ from cmr.files import sha256
 from cmr.seeds import generator, initialised
 from cmr.training import Run, update_ema
 
-SETTINGS = {"seed": 0, "lr": 1e-2, "log_every": 2, "save_every": 4}
+SETTINGS = {"seed": 0, "lr": 1e-2, "log_every": 2, "save_minutes": 0}
 
 
 def train(out, stop_after=None, steps=20, settings=SETTINGS, data_hash="d"):
@@ -40,12 +40,30 @@ def test_killed_and_resumed_equals_unbroken_bit_for_bit(tmp_path, killed_at):
     train(tmp_path / "b", stop_after=killed_at)
     with open(tmp_path / "b" / "log.csv", "a") as file:
         file.write("1")                                           # half of a row
-    assert (tmp_path / "b" / "last.pt").exists() == (killed_at >= 4) and not (tmp_path / "b" / "final.pt").exists()
+    assert (tmp_path / "b" / "last.pt").exists() and not (tmp_path / "b" / "final.pt").exists()
     resumed = train(tmp_path / "b")
     assert straight.keys() == resumed.keys() and all(torch.equal(straight[k], resumed[k]) for k in straight)
     assert not (tmp_path / "b" / "last.pt").exists()
     losses = lambda name: [row.split(",")[:2] for row in (tmp_path / name / "log.csv").read_text().splitlines()]
     assert losses("a") == losses("b")
+
+
+def test_a_kill_loses_minutes_whatever_a_step_takes(tmp_path, monkeypatch):
+    """One step a minute by a clock of our own, saved every five minutes: killed at step 13, it goes on from step 10."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    def net_of_a_step(run, step):
+        now[0] += 60
+        run.update((run.net(torch.ones(1, 1)) ** 2).mean())
+    net = torch.nn.Linear(1, 1)
+    settings = {**SETTINGS, "save_minutes": 5}
+    run = Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1))
+    for step in run.steps(20):
+        if step == 13:
+            break
+        net_of_a_step(run, step)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 10
+    assert Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1)).step == 10
 
 
 def test_other_settings_or_data_are_refused_and_named(tmp_path):

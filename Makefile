@@ -23,12 +23,10 @@ TRAINED  ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
 # More behind one flag each.  UPPER=1: an upper bound, every network trained on each target's own training studies (the
 # phantom gets some).  DOSES="1 2 4 8": DG with so many synthetic images per reference.  SHUFFLED=1: DG whose masks were
-# exchanged between references, which must fail.  LONG=1: `demo` with nnU-Nets trained twice as long and 8 images per
-# reference in DG.
+# exchanged between references, which must fail.
 UPPER    ?=
 DOSES    ?=
 SHUFFLED ?=
-LONG     ?=
 SEED     ?= 0
 SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS     ?= runs
@@ -41,15 +39,6 @@ is_number = $(shell [[ "$(1)" =~ ^[0-9]+$$ ]] && echo yes)
 $(foreach name,SEED SEEDS JOBS,$(if $(call is_number,$(strip $($(name)))),,$(error $(name)=$($(name)): use a whole number)))
 $(if $(filter $(PRESET),tiny demo paper),,$(error PRESET=$(PRESET): use tiny, demo or paper))
 $(foreach name,DATA RUNS SOURCE TARGET,$(if $(word 2,$($(name))),$(error $(name)=$($(name)): make takes no spaces in it)))
-
-ifdef LONG
-ifneq ($(PRESET),demo)
-$(error LONG=1 is for PRESET=demo; `paper` trains in full)
-endif
-SAMPLES        := --samples 8
-FLAGS_nnunet2d := --steps 6240
-FLAGS_nnunet3d := --steps 6240
-endif
 
 # ---- Names that follow from them ---------------------------------------------------------------------------------
 
@@ -78,7 +67,7 @@ FOLDERS := $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))
 # Two datasets whose last folders are called alike have runs of their own: the sum is of the whole paths.
 SUM     := $(if $(DATA),-$(firstword $(shell echo $(abspath $(FOLDERS)) | cksum)))
 NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))$(SUM)-$(call as_path,$(SOURCE)-to-$(TARGET))
-BASE    := $(RUNS)/$(PRESET)$(if $(LONG),-long)/$(NAME)
+BASE    := $(RUNS)/$(PRESET)/$(NAME)
 R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
 ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
@@ -101,7 +90,7 @@ help: ## show this list
 	@echo
 	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
-	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   LONG=1   TRAINED=\"real synthetic both\""
+	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""
 
 reproduce: ## run what is missing of both experiments and print the table
 	@for run in $(ALL_R); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$${run##*-seed} report; done
@@ -166,17 +155,17 @@ $(R)/check/asked: $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
 $(R)/diffusion/final.pt: $(R)/check/check.json
 	$(call stage,$(PY) train_diffusion.py $(ARGS) --out "$(@D)")
 
-train = $(PY) train_unet.py $(ARGS) --network $(1) $(FLAGS_$(1)) --out "$(@D)"
+train = $(PY) train_unet.py $(ARGS) --network $(1) --out "$(@D)"
 $(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 	$(call stage,$(call train,$*))
 
 # 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
 dg = $(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(call stage,$(dg) $(SAMPLES))
+	$(call stage,$(dg))
 
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(call stage,$(dg) $(SAMPLES) --strength none)
+	$(call stage,$(dg) --strength none)
 
 $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg) --samples $(lastword $(DOSES)))

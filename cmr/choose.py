@@ -4,8 +4,9 @@ A translation that helps where the gap is large harms where it is small, and the
 it likes translated images better while they are worse.  So what a candidate gains is measured where labels are
 allowed, on the source's validation patients, as they are and under random changes of appearance (each one a stand-in
 for an unseen domain), and a ridge regression learns which label-free *signs* (`cmr.signs`) go with a gain.  On a
-target's validation volumes the signs alone predict it; `none` is chosen unless some candidate's predicted gain
-exceeds what the regression errs by for that candidate on a stand-in it has not seen: the rule of one standard error.
+target's validation volumes the signs alone predict it.  Gain is weighed against risk: chosen is the candidate with the
+largest predicted gain less a quarter of what the regression errs by for it on a stand-in it has not seen, and `none`
+if that is no gain.  Every candidate is averaged with the image as it is, which takes most of the risk out of choosing.
 Of fewer than FEWEST patients, of the source or of the target, no mean is trusted.
 
 Public: `CANDIDATES`, `Calibration`, `pick`, `choose`.
@@ -42,7 +43,7 @@ UNGUIDED, WIDE, NARROW = ("t0=100,match=mean_std,steps=4", "t0=500,match=mean_st
 ENSEMBLE = DEFAULT_STRENGTH["da"]
 CANDIDATES = (UNGUIDED, f"{NONE}+{UNGUIDED}", WIDE, f"{NONE}+{WIDE}", NARROW, f"{NONE}+{NARROW}",
               ENSEMBLE.removeprefix(f"{NONE}+"), ENSEMBLE)
-MARGIN = 0.005                                   # Dice; a smaller gain is not worth a translation
+RISK = 0.25                                      # errors of the prediction that a gain must exceed; by regret on stand-ins
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0
@@ -172,17 +173,20 @@ def _scores(probabilities, working):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ridge regression from signs to gain, and how much it errs on the mean of a domain it has not seen.
+    """Ridge regression from signs and candidate to gain, and how much it errs on the mean of a domain it has not seen.
 
-    Gains beyond LARGE count as that, so that one collapse mended does not outweigh many small losses; signs beyond what
-    the calibration saw count as its extremes, so that nothing is extrapolated.
+    Each candidate has an intercept of its own: what it gains on stand-ins whatever the signs.  Gains beyond LARGE count
+    as that, so that one collapse mended does not outweigh many small losses; signs beyond what the calibration saw
+    count as its extremes, so that nothing is extrapolated.
     """
-    low: np.ndarray
+    names: tuple                                 # of the candidates
+    low: np.ndarray                              # of the signs: least, largest, mean, SD
     high: np.ndarray
     centre: np.ndarray
     scale: np.ndarray
+    columns: np.ndarray                          # mean of each column of the regression
     weights: np.ndarray
-    intercept: float
+    mean_gain: float
     error: dict                                  # candidate -> root mean squared error of a domain's mean, left out
 
     @classmethod
@@ -195,33 +199,43 @@ class Calibration:
             seen = domains != domain
             if not seen.any() or seen.all():
                 continue
-            without = cls._ridge(features[seen], gains[seen], {})
+            without = cls._ridge(features[seen], gains[seen], candidates[seen], {})
             for candidate in np.unique(candidates[~seen]):
                 own = ~seen & (candidates == candidate)
-                errors[candidate].append(without.predict(features[own]).mean() - gains[own].mean())
+                predicted = without.predict(features[own], candidates[own])
+                errors[candidate].append(predicted.mean() - gains[own].mean())
         rms = {candidate: float(np.sqrt(np.mean(np.square(e)))) if e else np.inf for candidate, e in errors.items()}
-        return cls._ridge(features, gains, rms)
+        return cls._ridge(features, gains, candidates, rms)
 
     @classmethod
-    def _ridge(cls, features, gains, error):
-        centre, scale = features.mean(0), features.std(0) + 1e-6
-        z, y = (features - centre) / scale, gains - gains.mean()
-        weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ y)
-        return cls(features.min(0), features.max(0), centre, scale, weights, float(gains.mean()), error)
+    def _ridge(cls, features, gains, candidates, error):
+        names, centre, scale = tuple(np.unique(candidates)), features.mean(0), features.std(0) + 1e-6
+        z = _design(features, candidates, names, centre, scale)
+        columns, mean_gain = z.mean(0), gains.mean()
+        z = z - columns
+        weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ (gains - mean_gain))
+        return cls(names, features.min(0), features.max(0), centre, scale, columns, weights, float(mean_gain), error)
 
-    def predict(self, features):
-        """Expected gain, (n,), within [-LARGE, LARGE]."""
+    def predict(self, features, candidates):
+        """Expected gain, (n,), within [-LARGE, LARGE].  features : (n, signs).  candidates : (n,) names."""
         seen = np.clip(features, self.low, self.high)
-        return np.clip((seen - self.centre) / self.scale @ self.weights + self.intercept, -LARGE, LARGE)
+        z = _design(seen, np.asarray(candidates), self.names, self.centre, self.scale) - self.columns
+        return np.clip(z @ self.weights + self.mean_gain, -LARGE, LARGE)
+
+
+def _design(features, candidates, names, centre, scale):
+    """(n, signs + candidates): signs in standard units, and 1 in the column of the row's candidate."""
+    return np.concatenate([(features - centre) / scale, candidates[:, None] == np.array(names)], 1)
 
 
 def pick(predicted, error):
-    """The candidate of largest predicted gain among those whose gain exceeds its error by MARGIN, or `none`.
+    """The candidate whose predicted gain, less RISK times its error, is largest; `none` if that is no gain.
 
     predicted : {candidate: mean over a target's volumes, Dice}.  error : {candidate: Calibration.error}.
     """
-    clear = {candidate: gain for candidate, gain in predicted.items() if gain - error[candidate] > MARGIN}
-    return max(clear, key=clear.get) if clear else NONE
+    worth = {candidate: gain - RISK * error[candidate] for candidate, gain in predicted.items()}
+    best = max(worth, key=worth.get)
+    return best if worth[best] > 0 else NONE
 
 
 def patients(rows, domain):
@@ -240,7 +254,8 @@ def choose(rows, networks, domains, candidates):
         for domain in domains:
             here = [row for row in own if row["domain"] == domain]
             of = {candidate: [row for row in here if row["candidate"] == candidate] for candidate in candidates}
-            predicted = {candidate: float(fitted.predict(_features(some)).mean()) for candidate, some in of.items()}
+            predicted = {candidate: float(fitted.predict(_features(some), [candidate] * len(some)).mean())
+                         for candidate, some in of.items()}
             chosen = pick(predicted, fitted.error) if min(patients(rows, domain)) >= FEWEST else NONE
             choice[domain][network] = chosen
             known = {NONE: (0.0, 0.0, 0.0, 0.0)}                  # changes nothing, surely

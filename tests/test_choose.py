@@ -13,25 +13,27 @@ def test_calibration_finds_the_sign_that_matters_and_knows_its_error():
     g = rng("calibration")
     features = g.standard_normal((300, len(SIGNS)))
     domains, candidates = np.repeat([f"shift {i}" for i in range(6)], 50), np.tile(["a", "b"], 150)
-    gains = 0.02 + 0.03 * features[:, 1] - 0.015 * features[:, 5] + 0.003 * g.standard_normal(300)
+    of_b = 0.02 * (candidates == "b")                             # b gains more than a, whatever the signs
+    gains = 0.01 + 0.03 * features[:, 1] - 0.015 * features[:, 5] + of_b + 0.003 * g.standard_normal(300)
     fitted = Calibration.fit(features, gains, domains, candidates)
-    assert np.argsort(np.abs(fitted.weights))[-2:].tolist() == [5, 1]
-    assert fitted.predict(features) == pytest.approx(gains, abs=0.02) and max(fitted.error.values()) < 0.003
+    assert np.argsort(np.abs(fitted.weights[:len(SIGNS)]))[-2:].tolist() == [5, 1]
+    assert fitted.weights[-1] - fitted.weights[-2] == pytest.approx(0.02, abs=0.002)
+    assert fitted.predict(features, candidates) == pytest.approx(gains, abs=0.02) and max(fitted.error.values()) < 0.003
     unforeseen = g.standard_normal(300) * 0.05 + 0.1 * (domains == "shift 3")
     useless = Calibration.fit(features, unforeseen, domains, candidates)
     assert min(useless.error.values()) > 0.03  # a domain unlike the others is not foreseen
     far = np.ones((1, len(SIGNS)))
-    # nothing is extrapolated
-    assert fitted.predict(1e3 * far) == fitted.predict(1e6 * far) and abs(fitted.predict(1e6 * far)) <= choose.LARGE
+    predicted = [fitted.predict(distance * far, ["a"]) for distance in (1e3, 1e6)]
+    assert predicted[0] == predicted[1] and abs(predicted[1]) <= choose.LARGE        # nothing is extrapolated
     # nothing to leave out: nothing is known
     assert Calibration.fit(features, gains, np.repeat("one", 300), candidates).error == {"a": np.inf, "b": np.inf}
 
 
-def test_nothing_is_translated_unless_the_gain_is_clear():
-    sure, unsure = {"a": 0.02, "b": 0.02}, {"a": 0.1, "b": 0.1}
-    assert pick({"a": 0.05, "b": 0.03}, sure) == "a" and pick({"a": 0.05, "b": 0.03}, unsure) == NONE
-    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.06, "b": 0.0}) == "b"  # the smaller gain, but a sure one
-    assert pick({"a": 0.05, "b": 0.03}, {"a": 0.04, "b": 0.0}) == "a" and pick({"a": 0.05}, {"a": 0.047}) == NONE
+def test_gain_is_weighed_against_risk():
+    gains, at_risk = {"a": 0.05, "b": 0.03}, choose.RISK
+    assert pick(gains, {"a": 0.02, "b": 0.02}) == "a" and pick(gains, {"a": 0.06 / at_risk, "b": 0.06 / at_risk}) == NONE
+    assert pick(gains, {"a": 0.03 / at_risk, "b": 0.0}) == "b"     # the smaller gain, but a sure one
+    assert pick(gains, {"a": 0.01 / at_risk, "b": 0.0}) == "a" and pick({"a": 0.05}, {"a": 0.051 / at_risk}) == NONE
     assert pick({"a": -0.01}, {"a": 0.0}) == NONE and pick({"a": 0.3}, {"a": np.inf}) == NONE
 
 

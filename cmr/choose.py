@@ -33,16 +33,14 @@ from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
+from cmr.strength import NARROW, NONE, UNGUIDED, WIDE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
-UNGUIDED, WIDE, NARROW = ("t0=100,match=mean_std,steps=4", "t0=500,match=mean_std,guide_mm=30,steps=2",
-                          "t0=300,match=mean_std,guide_mm=8,steps=3")
-ENSEMBLE = DEFAULT_STRENGTH["da"]
-CANDIDATES = (UNGUIDED, f"{NONE}+{UNGUIDED}", WIDE, f"{NONE}+{WIDE}", NARROW, f"{NONE}+{NARROW}",
-              ENSEMBLE.removeprefix(f"{NONE}+"), ENSEMBLE)
+WEAKER = "t0=50,match=mean_std,steps=2"
+CANDIDATES = tuple(f"{NONE}+{others}" for others in (
+    WEAKER, UNGUIDED, f"{UNGUIDED}+{UNGUIDED}", WIDE, NARROW, f"{UNGUIDED}+{WIDE}", f"{UNGUIDED}+{WIDE}+{NARROW}"))
 RISK = 0.25                                      # errors of the prediction that a gain must exceed; by regret on stand-ins
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this

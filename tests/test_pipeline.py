@@ -33,7 +33,7 @@ def test_stages_write_what_they_promise(run):
     da = [r.metadata for r in find(run / "da")]
     assert {row["split"] for row in da} == {"Testing"}
     made = {(row["vendor"], row["strength"].split(",")[0]) for row in da}
-    fixed = {(vendor, t0) for vendor in "ABD" for t0 in ("t0=300", "t0=500")}        # members of the fixed test input
+    fixed = {(vendor, t0) for vendor in "ABD" for t0 in ("t0=100", "t0=300", "t0=500")}        # members of the fixed test input
     assert made == {*fixed, ("B", "t0=30"), ("D", "t0=30")}
 
 

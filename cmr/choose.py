@@ -41,7 +41,7 @@ from cmr.working import prepare, with_labels
 WEAKER = "t0=50,match=mean_std,steps=2"
 CANDIDATES = tuple(f"{NONE}+{others}" for others in (
     WEAKER, UNGUIDED, f"{UNGUIDED}+{UNGUIDED}", WIDE, NARROW, f"{UNGUIDED}+{WIDE}", f"{UNGUIDED}+{WIDE}+{NARROW}"))
-RISK = 0.25                                      # errors of the prediction that a gain must exceed; by regret on stand-ins
+RISK = 0.25                                      # a gain must exceed so many errors; settled by regret on stand-ins
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0

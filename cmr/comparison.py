@@ -76,7 +76,8 @@ def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
             "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS), "n": len(subjects),
             "n_missed_baseline": failures(others), "n_missed_arm": failures(its),
             "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()), "mean_difference": float((x - y).mean()),
-            "bca_low": low, "bca_high": high, "bca90_low": low90, "bca90_high": high90, "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
+            "bca_low": low, "bca_high": high, "bca90_low": low90, "bca90_high": high90,
+            "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
             "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p,
             "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
 

@@ -4,6 +4,7 @@ Public: `write_report`.
 """
 import math
 import shutil
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_plots
 from cmr.files import read_csv, write_csv, write_text
 from cmr.memorisation import COPIED
+from cmr.strength import NONE
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import sentences
 
@@ -188,17 +190,20 @@ def _mean_sd(rows, metric):
 
 def _choice_table(predicted):
     """What cmr.choose predicted and, with the validation labels it did not use, how its choice ranks in hindsight."""
+    names = [name for name in dict.fromkeys(row["candidate"] for row in predicted) if name != NONE]
+    letter = {NONE: NONE, **dict(zip(names, ascii_uppercase))}
     lines = []
     for domain, network in dict.fromkeys((row["domain"], row["network"]) for row in predicted):
         own = [row for row in predicted if (row["domain"], row["network"]) == (domain, network)]
         chosen = next(row for row in own if row["chosen"] == "1")
-        lines.append([domain, network, chosen["candidate"], f"{float(chosen['predicted']):+.3f}",
-                      f"{float(chosen['error']):.3f}", *_in_hindsight(own, chosen)])
-    return markdown_table(["domain", "network", "chosen", "predicted gain, Dice", "error of the prediction",
-                           "gain in hindsight", "best in hindsight", "rank", "regret, Dice", "regret, HD95 mm"], lines)
+        lines.append([domain, network, letter[chosen["candidate"]], f"{float(chosen['predicted']):+.3f}",
+                      f"{float(chosen['error']):.3f}", *_in_hindsight(own, chosen, letter)])
+    table = markdown_table(["domain", "network", "chosen", "predicted gain, Dice", "error of the prediction",
+                            "gain in hindsight", "best in hindsight", "rank", "regret, Dice", "regret, HD95 mm"], lines)
+    return [*table, "", *(f"- {letter[name]}: `{name}`" for name in names)]
 
 
-def _in_hindsight(candidates, chosen):
+def _in_hindsight(candidates, chosen, letter):
     """Cells: gain, best candidate, rank, regret in Dice and in HD95; `-` where validation labels are missing."""
     if not all(row["hindsight"] for row in candidates):
         return ["-"] * 5
@@ -207,8 +212,8 @@ def _in_hindsight(candidates, chosen):
     best = order[0]
     regret = lambda name: max(gain(row, name) for row in candidates) - gain(chosen, name)
     rank = f"{order.index(chosen) + 1} of {len(order)}"
-    return [f"{gain(chosen):+.3f}", f"{best['candidate']} ({gain(best):+.3f})", rank, f"{regret('hindsight'):.3f}",
-            f"{regret('hindsight_hd95_mm'):.1f}"]
+    return [f"{gain(chosen):+.3f}", f"{letter[best['candidate']]} ({gain(best):+.3f})", rank,
+            f"{regret('hindsight'):.3f}", f"{regret('hindsight_hd95_mm'):.1f}"]
 
 
 def _test_table(tests):

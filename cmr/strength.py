@@ -82,7 +82,7 @@ def parse_strength(text):
 
 
 def parse_members(text):
-    """The members of a test input, a tuple of Strength or NONE: (NONE,) of `none`; raises UsageError for an empty one."""
+    """The members of a test input, a tuple of Strength or NONE; raises UsageError for an empty one."""
     parts = text.split("+")
     if not all(parts):
         raise UsageError(f"strength {text!r}: an empty member; write e.g. none+t0=500,guide_mm=30,steps=2")

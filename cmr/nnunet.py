@@ -197,8 +197,8 @@ def _presets(short_steps, short_lr):
     return {
         "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
                      save_minutes=0.1),
-        "demo": dict(features=8, memory_gb=0.08, steps=short_steps, epoch_steps=120, validation_batches=4, optimizer="adamw",
-                     lr=short_lr, log_every=100),
+        "demo": dict(features=8, memory_gb=0.08, steps=short_steps, epoch_steps=120, validation_batches=4,
+                     optimizer="adamw", lr=short_lr, log_every=100),
         "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_minutes=10)}
 
 

@@ -5,8 +5,8 @@ it likes translated images better while they are worse.  So what a candidate gai
 allowed, on the source's validation patients, as they are and under random changes of appearance (each one a stand-in
 for an unseen domain), and a ridge regression learns which label-free *signs* (`cmr.signs`) go with a gain.  On a
 target's validation volumes the signs alone predict it.  Gain is weighed against risk: chosen is the candidate with the
-largest predicted gain less a quarter of what the regression errs by for it on a stand-in it has not seen, and `none`
-if that is no gain.  Every candidate is averaged with the image as it is, which takes most of the risk out of choosing.
+largest predicted gain less half of the most it lost on any stand-in, and `none` if that is no gain.  Every candidate is
+averaged with the image as it is, which takes most of the risk out of choosing.
 Of fewer than FEWEST patients, of the source or of the target, no mean is trusted.
 
 Public: `CANDIDATES`, `Calibration`, `pick`, `choose`.
@@ -41,7 +41,7 @@ from cmr.working import prepare, with_labels
 WEAKER = "t0=50,match=mean_std,steps=2"
 CANDIDATES = tuple(f"{NONE}+{others}" for others in (
     WEAKER, UNGUIDED, f"{UNGUIDED}+{UNGUIDED}", WIDE, NARROW, f"{UNGUIDED}+{WIDE}", f"{UNGUIDED}+{WIDE}+{NARROW}"))
-RISK = 0.25                                      # a gain must exceed so many errors; settled by regret on stand-ins
+RISK = 0.5                                       # of the most a candidate lost on a stand-in; settled by regret there
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this
 RIDGE = 1.0
@@ -55,14 +55,15 @@ class Config(DataConfig):
     networks: str   = opt("vanilla,nnunet2d,nnunet3d", "which segmenters")
     candidates: str = opt(";".join(CANDIDATES), "strengths to choose from, beside none, separated by ';'",
                           given("at least one strength, e.g. t0=500,guide_mm=30,steps=2"))
-    shifts: int     = opt(4, "changes of appearance to calibrate on, beside the unchanged source",
+    shifts: int     = opt(8, "changes of appearance to calibrate on, beside the unchanged source",
                           at_least(0))
     out: str        = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
 
 PRESETS = {"tiny": dict(shifts=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
 HINDSIGHT = ("hindsight", "hindsight_hd95_mm")
-PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", "predicted", "error", *HINDSIGHT)
+FIGURES = ("predicted", "error", "at_risk", *HINDSIGHT)
+PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", *FIGURES)
 GAINS = ("gain", "gain_hd95_mm")
 COLUMNS = ("domain", "use", "case", "network", "candidate", *GAINS, *SIGNS)
 
@@ -171,7 +172,7 @@ def _scores(probabilities, working):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ridge regression from signs and candidate to gain, and how much it errs on the mean of a domain it has not seen.
+    """Ridge regression from signs and candidate to gain, its error on a domain it has not seen, and what is at risk.
 
     Each candidate has an intercept of its own: what it gains on stand-ins whatever the signs.  Gains beyond LARGE count
     as that, so that one collapse mended does not outweigh many small losses; signs beyond what the calibration saw
@@ -186,33 +187,37 @@ class Calibration:
     weights: np.ndarray
     mean_gain: float
     error: dict                                  # candidate -> root mean squared error of a domain's mean, left out
+    at_risk: dict                                # candidate -> the most it lost on a stand-in's mean, Dice; 0: nothing
 
     @classmethod
     def fit(cls, features, gains, domains, candidates):
         """features : (n, signs).  gains : (n,).  domains, candidates : (n,) names; a stand-in is left out at a time."""
         features, gains = np.asarray(features), np.clip(gains, -LARGE, LARGE)
         domains, candidates = np.asarray(domains), np.asarray(candidates)
-        errors = {candidate: [] for candidate in np.unique(candidates)}
+        errors, lost = ({str(candidate): [] for candidate in np.unique(candidates)} for _ in range(2))
         for domain in np.unique(domains):
             seen = domains != domain
-            if not seen.any() or seen.all():
+            if not seen.any():
                 continue
-            without = cls._ridge(features[seen], gains[seen], candidates[seen], {})
+            without = cls._ridge(features[seen], gains[seen], candidates[seen], {}, {})
             for candidate in np.unique(candidates[~seen]):
                 own = ~seen & (candidates == candidate)
                 predicted = without.predict(features[own], candidates[own])
                 errors[candidate].append(predicted.mean() - gains[own].mean())
+                lost[candidate].append(-gains[own].mean())
         rms = {candidate: float(np.sqrt(np.mean(np.square(e)))) if e else np.inf for candidate, e in errors.items()}
-        return cls._ridge(features, gains, candidates, rms)
+        at_risk = {candidate: float(max([0.0, *losses])) if losses else np.inf for candidate, losses in lost.items()}
+        return cls._ridge(features, gains, candidates, rms, at_risk)
 
     @classmethod
-    def _ridge(cls, features, gains, candidates, error):
+    def _ridge(cls, features, gains, candidates, error, at_risk):
         names, centre, scale = tuple(np.unique(candidates)), features.mean(0), features.std(0) + 1e-6
         z = _design(features, candidates, names, centre, scale)
         columns, mean_gain = z.mean(0), gains.mean()
         z = z - columns
         weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ (gains - mean_gain))
-        return cls(names, features.min(0), features.max(0), centre, scale, columns, weights, float(mean_gain), error)
+        return cls(names, features.min(0), features.max(0), centre, scale, columns, weights, float(mean_gain), error,
+                   at_risk)
 
     def predict(self, features, candidates):
         """Expected gain, (n,), within [-LARGE, LARGE].  features : (n, signs).  candidates : (n,) names."""
@@ -226,12 +231,12 @@ def _design(features, candidates, names, centre, scale):
     return np.concatenate([(features - centre) / scale, candidates[:, None] == np.array(names)], 1)
 
 
-def pick(predicted, error):
-    """The candidate whose predicted gain, less RISK times its error, is largest; `none` if that is no gain.
+def pick(predicted, at_risk):
+    """The candidate whose predicted gain, less RISK times what is at risk, is largest; `none` if that is no gain.
 
-    predicted : {candidate: mean over a target's volumes, Dice}.  error : {candidate: Calibration.error}.
+    predicted : {candidate: mean over a target's volumes, Dice}.  at_risk : of Calibration.
     """
-    worth = {candidate: gain - RISK * error[candidate] for candidate, gain in predicted.items()}
+    worth = {candidate: gain - RISK * at_risk[candidate] for candidate, gain in predicted.items()}
     best = max(worth, key=worth.get)
     return best if worth[best] > 0 else NONE
 
@@ -254,15 +259,16 @@ def choose(rows, networks, domains, candidates):
             of = {candidate: [row for row in here if row["candidate"] == candidate] for candidate in candidates}
             predicted = {candidate: float(fitted.predict(_features(some), [candidate] * len(some)).mean())
                          for candidate, some in of.items()}
-            chosen = pick(predicted, fitted.error) if min(patients(rows, domain)) >= FEWEST else NONE
+            chosen = pick(predicted, fitted.at_risk) if min(patients(rows, domain)) >= FEWEST else NONE
             choice[domain][network] = chosen
-            known = {NONE: (0.0, 0.0, 0.0, 0.0)}                  # changes nothing, surely
+            known = {NONE: (0.0, 0.0, 0.0, 0.0, 0.0)}             # changes nothing, surely
             for candidate, some in of.items():
-                known[candidate] = (predicted[candidate], fitted.error[candidate], *_mean_gains(some))
+                expected = predicted[candidate], fitted.error[candidate], fitted.at_risk[candidate]
+                known[candidate] = (*expected, *_mean_gains(some))
             for candidate, figures in known.items():
                 predicted_rows.append({"domain": domain, "network": network, "candidate": candidate,
                                        "chosen": int(candidate == chosen),
-                                       **dict(zip(("predicted", "error", *HINDSIGHT), figures))})
+                                       **dict(zip(FIGURES, figures))})
     return choice, predicted_rows
 
 

@@ -58,7 +58,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     """
     tests = all_tests(rows)
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
-    predicted = read_csv(run / "choice" / "predicted.csv", ("candidate", "chosen", "hindsight_hd95_mm"))
+    predicted = read_csv(run / "choice" / "predicted.csv", ("candidate", "chosen", "at_risk", "hindsight_hd95_mm"))
     summary = [*_summary(rows, source, [POOLED], [arm.name for arm in ARMS]), "", *_control_lines(rows)]
     tables = {domain: _domain_table(rows, domain) for domain in domains_of(rows)}
     verdict = sentences(rows, tests, source)
@@ -196,10 +196,11 @@ def _choice_table(predicted):
     for domain, network in dict.fromkeys((row["domain"], row["network"]) for row in predicted):
         own = [row for row in predicted if (row["domain"], row["network"]) == (domain, network)]
         chosen = next(row for row in own if row["chosen"] == "1")
-        lines.append([domain, network, letter[chosen["candidate"]], f"{float(chosen['predicted']):+.3f}",
-                      f"{float(chosen['error']):.3f}", *_in_hindsight(own, chosen, letter)])
+        expected = f"{float(chosen['predicted']):+.3f}", f"{float(chosen['error']):.3f}", f"{float(chosen['at_risk']):.3f}"
+        lines.append([domain, network, letter[chosen["candidate"]], *expected, *_in_hindsight(own, chosen, letter)])
     table = markdown_table(["domain", "network", "chosen", "predicted gain, Dice", "error of the prediction",
-                            "gain in hindsight", "best in hindsight", "rank", "regret, Dice", "regret, HD95 mm"], lines)
+                            "most lost on a stand-in", "gain in hindsight", "best in hindsight", "rank",
+                            "regret, Dice", "regret, HD95 mm"], lines)
     return [*table, "", *(f"- {letter[name]}: `{name}`" for name in names)]
 
 

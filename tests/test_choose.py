@@ -26,15 +26,23 @@ def test_calibration_finds_the_sign_that_matters_and_knows_its_error():
     predicted = [fitted.predict(distance * far, ["a"]) for distance in (1e3, 1e6)]
     assert predicted[0] == predicted[1] and abs(predicted[1]) <= choose.LARGE        # nothing is extrapolated
     # nothing to leave out: nothing is known
-    assert Calibration.fit(features, gains, np.repeat("one", 300), candidates).error == {"a": np.inf, "b": np.inf}
+    unknown = Calibration.fit(features, gains, np.repeat("one", 300), candidates)
+    assert unknown.error == unknown.at_risk == {"a": np.inf, "b": np.inf}
 
 
 def test_gain_is_weighed_against_risk():
-    gains, at_risk = {"a": 0.05, "b": 0.03}, choose.RISK
-    assert pick(gains, {"a": 0.02, "b": 0.02}) == "a" and pick(gains, {"a": 0.06 / at_risk, "b": 0.06 / at_risk}) == NONE
-    assert pick(gains, {"a": 0.03 / at_risk, "b": 0.0}) == "b"     # the smaller gain, but a sure one
-    assert pick(gains, {"a": 0.01 / at_risk, "b": 0.0}) == "a" and pick({"a": 0.05}, {"a": 0.051 / at_risk}) == NONE
+    gains = {"a": 0.05, "b": 0.03}
+    assert pick(gains, {"a": 0.02, "b": 0.02}) == "a" and pick(gains, {"a": 0.12, "b": 0.12}) == NONE
+    assert pick(gains, {"a": 0.06, "b": 0.0}) == "b"              # the smaller gain, but a sure one
+    assert pick(gains, {"a": 0.03, "b": 0.0}) == "a"
     assert pick({"a": -0.01}, {"a": 0.0}) == NONE and pick({"a": 0.3}, {"a": np.inf}) == NONE
+
+
+def test_what_is_at_risk_is_the_most_a_candidate_lost_on_a_stand_in():
+    features, candidates = np.zeros((8, len(SIGNS))), np.tile(["a", "b"], 4)
+    gains, domains = [-0.03, 0.01, -0.01, 0.02, 0.05, 0.03, 0.05, 0.01], np.repeat(["one", "two"], 4)
+    fitted = Calibration.fit(features, gains, domains, candidates)
+    assert fitted.at_risk == pytest.approx({"a": 0.02, "b": 0.0})
 
 
 NETWORKS, TARGETS = ("vanilla", "nnunet2d"), ["Vendor=A", "Vendor=B", "Vendor=C"]

@@ -21,9 +21,9 @@ except ImportError:
 
 LEFT_OUT = ("Plots were left out: matplotlib is not installed.  Install it, delete the results folder and run the "
             "same command again.")
-EXAMPLES = ("Each row is a slice: reference, translated, difference (red brighter, blue darker), truth, and the "
-            "contours of baseline, DA and DG. LV red, MYO green, RV blue. Translated is as in DA fixed; the "
-            "contours are the first network's.")
+EXAMPLES = ("Each row is a slice, its panels are named above it. Translated is the first translation of DA fixed, the "
+            "difference is red where it is brighter and blue where it is darker than the reference. Contours: LV red, "
+            "MYO green, RV blue, of the truth and of the first network.")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Example:
 
 
 def draw_examples(out, domain, network, examples, rows):
-    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)]."""
+    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)].
+
+    The caption names the panels from left to right.
+    """
     of_baseline = [r for r in rows if (r["domain"], r["network"], r["arm"]) == (domain, network, BASELINE)]
     distance = _distance_of_cases(of_baseline)
     order = sorted(examples, key=lambda e: (np.nan_to_num(distance[e.case]), e.case))
@@ -46,8 +49,14 @@ def draw_examples(out, domain, network, examples, rows):
         name = f"{which}_{Domain.parse(domain).file_name}.png"
         save_png(out / name, sheet(_example_panels(example, network)))
         measured = f"{example.case}, {distance[example.case]:.1f} mm"
-        drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured})"))
+        panels = ", ".join(("reference", "translated", "difference", "truth", *_arms_of(example, network)))
+        drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured}): {panels}"))
     return drawn
+
+
+def _arms_of(example, network):
+    """Rows of the table whose contours are drawn."""
+    return [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
 
 
 def _distance_of_cases(rows):
@@ -63,8 +72,7 @@ def _example_panels(example, network):
     """Up to three slices of a case: first, middle and last of the labelled ones."""
     filled = np.flatnonzero(example.truth.any((1, 2)))
     chosen = filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]
-    arms = [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
-    panels = []
+    arms, panels = _arms_of(example, network), []
     for k in chosen:
         image, translated = example.image[k], example.translated[k]
         panels.append([with_contours(image), with_contours(translated), difference(image, translated),

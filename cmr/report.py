@@ -196,7 +196,8 @@ def _choice_table(predicted):
     for domain, network in dict.fromkeys((row["domain"], row["network"]) for row in predicted):
         own = [row for row in predicted if (row["domain"], row["network"]) == (domain, network)]
         chosen = next(row for row in own if row["chosen"] == "1")
-        expected = f"{float(chosen['predicted']):+.3f}", f"{float(chosen['error']):.3f}", f"{float(chosen['at_risk']):.3f}"
+        number = lambda name, sign="": f"{float(chosen[name]):{sign}.3f}"
+        expected = number("predicted", "+"), number("error"), number("at_risk")
         lines.append([domain, network, letter[chosen["candidate"]], *expected, *_in_hindsight(own, chosen, letter)])
     table = markdown_table(["domain", "network", "chosen", "predicted gain, Dice", "error of the prediction",
                             "most lost on a stand-in", "gain in hindsight", "best in hindsight", "rank",
@@ -260,7 +261,7 @@ def _figures(out, rows, examples, run, predicted):
     text += [EXAMPLES, ""]
     for domain in domains_of(rows):
         for name, caption in draw_examples(out, domain, networks_of(rows)[0], examples[domain], rows):
-            text += [f"{caption}:", "", f"![{caption}]({name})", ""]
+            text += [f"{caption}.", "", f"![{name[:-4].replace('_', ' ')}]({name})", ""]
     return text
 
 

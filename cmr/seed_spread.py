@@ -1,7 +1,7 @@
 """How much the table changes with the training seed: `python -m cmr.seed_spread --runs RUN,RUN,...`.
 
 Patients are averaged inside a seed first, so that the spread is that of training, not of patients.
-Public: `seed_spread`.
+Public: `seed_spread`, `read_metrics`.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ def _mean_sd(values, digits, sign=""):
     return f"{np.mean(values):{sign}.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def _read_metrics(path):
+def read_metrics(path):
     """Rows of a metrics.csv with the metrics of the summary as numbers; an empty cell is nan."""
     rows = read_csv(path, METRIC_COLUMNS)
     return [{**row, **{metric: float(row[metric] or "nan") for metric in SUMMARY_METRICS}} for row in rows]
@@ -61,7 +61,7 @@ def main(argv=None):
     runs = [run for run in c.runs.split(",") if run]
     if len(runs) < 2:
         raise UsageError("--runs: give at least two, one per seed; one has no spread")
-    tables = [_read_metrics(Path(run) / "results" / "metrics.csv") for run in runs]
+    tables = [read_metrics(Path(run) / "results" / "metrics.csv") for run in runs]
     heading = f"Mean ± SD over {len(runs)} training seeds, of the mean over patients."
     text = "\n".join([heading, "", *seed_spread(tables)])
     write_text(c.out, text + "\n")

@@ -95,8 +95,9 @@ def ask(command, cwd=ROOT, env=None):
     """(exit code, stdout, stderr) of a command as a user gives it; code None: it did not end in LIMIT_S."""
     words = [str(word) for word in command]
     words = words if words[0] in ("make", "bash") else [sys.executable, *words]
-    child = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}, start_new_session=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
+    child = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+                             start_new_session=True)
     try:
         out, errors = child.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -425,7 +426,8 @@ for _name, _damage, _words in (("truncated image", truncate, "truncated or damag
                                    np.zeros((8, 8, 4), [(c, "u1") for c in "RGB"]), np.eye(4)), path), "grey values"),
                                ("complex image", lambda path: rewrite(path, kind=np.complex64), "grey values"),
                                ("2D image", lambda path: rewrite(path, lambda a: a[:, :, 0, 0]), "expected (X, Y, Z)"),
-                               ("micrometres", lambda path: rewrite(path, zooms=(1250, 1250, 9000)), "correct the header"),
+                               ("micrometres", lambda path: rewrite(path, zooms=(1250, 1250, 9000)),
+                                "correct the header"),
                                ("constant image", lambda path: rewrite(path, lambda a: a * 0 + 5), "is constant"),
                                ("affine that cannot be inverted", singular, "cannot be inverted")):
     def _damaged(p, damage=_damage):
@@ -572,7 +574,7 @@ for _value in ("inf", "-3", "99", "x", ""):
     def _frame(p, value=_value):
         retabled(p, lambda text: edited_cell(text, "ED", value, 1))
         return ["-m", "cmr.check_dataset", "--preset", "tiny", "--data", p.data]
-    fault("tables", f"ED frame {_value!r}", 0, "left out")(_frame)
+    fault("tables", f"ED frame {_value!r}", 0, "ED frame")(_frame)
 
 
 @fault("tables", "no column ED", 3, "column ED missing")
@@ -848,12 +850,12 @@ def prepared(base):
     assert made[0] == 0, made
 
 
-def shown(code, out, errors, words):
-    """(whether the answer is as it should be is for the caller) the line that answers, shortened."""
-    lines = [line for line in (errors + "\n" + out).splitlines() if line.strip()]
+def shown(out, errors, words):
+    """The line that answers: an error, else the one with the expected words, else the last."""
+    lines = [line.strip() for line in (errors + "\n" + out).splitlines() if line.strip()]
+    refusals = [line for line in lines if line.startswith(("error: ", "Makefile:"))]
     having = [line for line in lines if words and words in line]
-    line = (having or lines[-1:] or [""])[0]
-    return line.strip().replace("|", "/")
+    return (refusals or having or lines[-1:] or [""])[0].replace("|", "/")
 
 
 def main(words):
@@ -875,8 +877,9 @@ def main(words):
                 got, out, errors = type(error).__name__, "", str(error)
             said = out + errors
             good = got == code and expected in said and "Traceback" not in said
-            line = shown(got, out, errors, expected).replace(str(folder) + "/", "").replace(str(scratch) + "/", "")
-            print(f"| {group} | {name} | {got} | {line[:230]} |" + ("" if good else "  **NOT AS EXPECTED**"), flush=True)
+            line = shown(out, errors, expected).replace(str(folder) + "/", "").replace(str(scratch) + "/", "")
+            run = line.replace("runs/tiny/" + place.run.name, "RUN")
+            print(f"| {group} | {name} | {got} | {run[:200]} |" + ("" if good else "  **NOT AS EXPECTED**"), flush=True)
             if not good:
                 failed.append(name)
                 print(said[-1500:], file=sys.stderr, flush=True)

@@ -33,7 +33,8 @@ def test_stages_write_what_they_promise(run):
     da = [r.metadata for r in find(run / "da")]
     assert {row["split"] for row in da} == {"Testing"}
     made = {(row["vendor"], row["strength"].split(",")[0]) for row in da}
-    fixed = {(vendor, t0) for vendor in "ABD" for t0 in ("t0=100", "t0=300", "t0=500")}        # members of the fixed test input
+    of_fixed = ("t0=100", "t0=300", "t0=500")                     # members of the fixed test input
+    fixed = {(vendor, t0) for vendor in "ABD" for t0 in of_fixed}
     assert made == {*fixed, ("B", "t0=30"), ("D", "t0=30")}
 
 
@@ -55,7 +56,7 @@ IN_THE_REPORT = (
     "| vanilla | shifted |", "| vanilla | shuffled masks |", "n < 10", "pairs were kept", "Memorisation",
     "| upper bound | no | no | its own training images | those of its training images |",
     "## What this was made of", "| SD-DM | SHA-256 ", "| vanilla-Vendor-B | SHA-256 ", "| versions | Python ", "| commit | ",
-    "_F00: mask under Training/Unlabeled ignored", "](median_Vendor-D.png)", "](worst_Vendor-A.png)", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |")
+    "_F00: mask under Training/Unlabeled ignored", "](median_Vendor-D.png)", "](worst_Vendor-A.png)", "difference, truth, baseline, DA, DG.", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |")
 
 
 def test_results_cover_every_row_structure_and_failure(run):

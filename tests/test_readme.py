@@ -6,7 +6,8 @@ import sys
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+EACH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = "".join(path.read_text() for path in EACH)
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
 OPTIONAL = {"medpy", "matplotlib"}                                # measured beside ours, drawn with, if installed
 
@@ -59,6 +60,36 @@ def test_every_make_target_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     for name in re.findall(r"`make ([a-z]+)", PAGES):
         assert name in targets, f"a page names `make {name}`, which does not exist"
+
+
+def test_the_readme_is_read_in_ten_minutes_and_every_page_says_who_needs_it():
+    assert len(README.splitlines()) <= 200
+    for path in EACH[1:]:
+        title, _, who = path.read_text().splitlines()[:3]
+        assert title.startswith("# ") and who.startswith("For anyone "), f"{path.name} does not say who needs it"
+        assert f"](docs/{path.name})" in README or any(f"]({path.name})" in other.read_text() for other in EACH[1:])
+
+
+def test_every_link_and_picture_exists():
+    for path in EACH:
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            there = (path.parent / link).exists()
+            assert there or link.startswith("https://"), f"{path.name} links to {link}, which does not exist"
+
+
+def test_every_flag_in_the_pages_exists():
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "cmr").glob("*.py")]
+    settings = {m for path in scripts for m in re.findall(r"^    (\w+): (?:int|float|str|bool) +?=", path.read_text(), re.M)}
+    known = {name.replace("_", "-") for name in settings} | {"preset", "help"}
+    for flag in re.findall(r"(?<![\w-])--(?:no-)?([a-z][a-z-]+)", PAGES):
+        assert flag in known, f"a page names --{flag}, which does not exist"
+
+
+def test_the_tables_of_the_readme_are_copied_from_the_page_of_results():
+    section = README.split("## Results on the phantom")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs" / "results-phantom.md").read_text().splitlines()
+    assert len(rows) >= 10 and all(row in page for row in rows)
 
 
 def test_the_map_holds_every_room_once_and_every_test_file_mirrors_one():

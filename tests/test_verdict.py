@@ -49,7 +49,8 @@ def test_the_gap_is_said_as_it_is():
     (wavering, "not significant, p ")])
 def test_what_a_row_closes(change, words):
     found = said({"DA": change, "DG": steady(-6)})
-    assert words in found["DA"].replace("-0.0 mm", "+0.0 mm").replace("-0%", "0%") and "closes: vanilla: 50%" in found["DG"]
+    assert words in found["DA"].replace("-0.0 mm", "+0.0 mm").replace("-0%", "0%")
+    assert "closes: vanilla: 50%" in found["DG"]
 
 
 def test_no_share_without_a_gap():
@@ -58,7 +59,8 @@ def test_no_share_without_a_gap():
 
 @pytest.mark.parametrize("control,words", [
     (steady(-6), "*augmented* (vanilla) does as well as DG, to 1 mm HD95"), (steady(-9), "does better than DG"),
-    (steady(-1), "does worse than DG"), (wavering, "between DG and *augmented* (vanilla) these patients do not decide")])
+    (steady(-1), "does worse than DG"),
+    (wavering, "between DG and *augmented* (vanilla) these patients do not decide")])
 def test_a_control_does_as_well_only_within_the_margin(control, words):
     found = said({"DA": steady(0), "DG": steady(-6), "augmented": control})
     assert words in found["controls"] and sum(word in found["controls"] for word in (

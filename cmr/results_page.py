@@ -1,0 +1,113 @@
+"""A page of results from finished runs, copied and not typed: `python -m cmr.results_page --runs RUN,RUN --out PAGE`.
+
+What a run found is in its report.md; this takes the sections that a reader of the documentation needs, the spread over
+the runs, the example figures, the commit and the time each stage took.  Nothing is computed anew here.
+
+Public: `results_page`.
+"""
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmr.errors import DataError, run_script
+from cmr.files import write_text
+from cmr.report import markdown_table
+from cmr.seed_spread import read_metrics, seed_spread
+from cmr.settings import given, opt, parse
+
+SHOWN = ("All unseen targets", "How strongly each domain was translated", "Tests against the baseline",
+         "Does it look like the source?")
+OF_EACH = ("All unseen targets",)                # sections of the second and further runs
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which runs, and what the page says of them."""
+    runs: str    = opt("", "finished runs of one experiment, one per seed, separated by commas", given("a run folder"))
+    title: str   = opt("Results on the phantom", "heading of the page")
+    who: str     = opt("For anyone who asks what the experiment finds on the phantom.", "first paragraph: who needs it")
+    command: str = opt("make reproduce", "the command that made the runs")
+    out: str     = opt("docs/results-phantom.md", "the page; its figures go to a folder of its name beside it")
+
+
+def main(argv=None):
+    c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
+    page = results_page([Path(run) for run in c.runs.split(",") if run], c)
+    write_text(c.out, page)
+    print(f"{c.out}: {len(page.splitlines())} lines")
+
+
+def results_page(runs, c):
+    """The Markdown of the page; copies the figures."""
+    reports = [_sections(run / "results" / "report.md") for run in runs]
+    figures = Path(c.out).with_suffix("")
+    commits = " and ".join(dict.fromkeys(_made_of(report, "commit") for report in reports))
+    text = [f"# {c.title}", "", c.who, "",
+            f"Made by `{c.command}` at commit {commits} ({_made_of(reports[0], 'versions')}; "
+            f"{_made_of(reports[0], 'machine')}), and copied from the runs' reports by "
+            "`python -m cmr.results_page`.", ""]
+    for run, report in zip(runs, reports):
+        seed = run.name.rpartition("-seed")[2]
+        text += [f"## Seed {seed}: what the numbers say", "", _verdict(report), ""]
+        for heading in SHOWN if run == runs[0] else OF_EACH:
+            text += [f"### {heading}", "", report[heading], ""]
+    if len(runs) > 1:
+        spread = seed_spread([read_metrics(run / "results" / "metrics.csv") for run in runs])
+        over = f"Mean ± SD over {len(runs)} training seeds, of the mean over patients."
+        text += ["## Spread over the seeds", "", over, "", *spread, ""]
+    text += ["## Examples", "", *_examples(runs[0] / "results", reports[0], figures),
+             "## Time", "", *_times(runs[0])]
+    return "\n".join(text) + "\n"
+
+
+def _sections(path):
+    """{heading: text below it} of a report; the text before the first section under ''."""
+    if not path.exists():
+        raise DataError(f"{path}: no report; give a finished run")
+    sections, heading = {}, ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        sections.setdefault(heading, []).append(line)
+    return {name: "\n".join(lines[1:]).strip() for name, lines in sections.items()}
+
+
+def _verdict(report):
+    """The sentences that a report opens with."""
+    return "\n".join(line for line in report[""].splitlines() if line.startswith("- **"))
+
+
+def _made_of(report, what):
+    """A cell of the table of provenance."""
+    rows = [line.split(" | ") for line in report["What this was made of"].splitlines()]
+    return next(row[1].rstrip(" |") for row in rows if row[0] == f"| {what}")
+
+
+def _examples(results, report, folder):
+    """The report's own captions, with the figures copied beside the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for line in report["Figures"].splitlines():
+        if line.startswith("!["):
+            name = line.rpartition("(")[2].rstrip(")")
+            shutil.copyfile(results / name, folder / name)
+            line = line.replace(f"({name})", f"({folder.name}/{name})")
+        lines.append(line)
+    return [*lines, ""]
+
+
+def _times(run):
+    """Minutes between the first and the last file of each stage that says when it began."""
+    ended = {"diffusion": "final.pt", "dg": "manifest.csv", "shifted": "manifest.csv", "da": "manifest.csv"}
+    lines = []
+    for config in sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime):
+        last = config.parent / ended.get(config.parent.name, "final.pt")
+        minutes = (last.stat().st_mtime - config.stat().st_mtime) / 60
+        lines.append([config.parent.name, f"{minutes:.1f}"])
+    whole = (run / "results" / "report.md").stat().st_mtime - (run / "check" / "check.json").stat().st_mtime
+    lines.append(["all stages from the check on, two at a time", f"{whole / 60:.1f}"])
+    return markdown_table(["stage", "minutes"], lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -34,7 +34,7 @@ def _commit():
     """Of the checkout that this file lies in, and whether it was edited since; none where git knows of none."""
     here = Path(__file__).parent
     try:
-        commit, edited = _git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain")
+        commit, edited = _git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return "none"
     return f"{commit}, with uncommitted changes" if edited else commit

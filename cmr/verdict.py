@@ -33,13 +33,16 @@ def _gap(mean, networks, source):
     for network in networks:
         there, here = mean[POOLED, network, BASELINE], mean[source, network, BASELINE]
         dice, hd95 = here["dice"] - there["dice"], there["hd95"] - here["hd95"]
-        parts.append(f"{network} {_lost(dice, '.3f')} Dice and {_lost(hd95, '.1f')} mm HD95")
+        parts.append(f"{network} {_lost(dice, hd95)}")
     return ("**The gap.** From the source's own test studies to unseen targets, trained on real source images, "
             f"{'; '.join(parts)}.")
 
 
-def _lost(amount, digits):
-    return f"loses {amount:{digits}}" if amount > 0 else f"gains {-amount:{digits}}"
+def _lost(dice, hd95):
+    """Two losses in words; what is negative is a gain."""
+    verbs = ["loses" if amount > 0 else "gains" for amount in (dice, hd95)]
+    again = f"{verbs[1]} " if verbs[0] != verbs[1] else ""
+    return f"{verbs[0]} {abs(dice):.3f} Dice and {again}{abs(hd95):.1f} mm HD95"
 
 
 def _closed(mean, tests, networks, arm, source):

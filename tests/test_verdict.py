@@ -37,8 +37,8 @@ def wavering(i):
 
 
 def test_the_gap_is_said_as_it_is():
-    assert "vanilla loses 0.120 Dice and loses 12.0 mm HD95" in said({"DA": steady(-3), "DG": steady(-3)})["gap"]
-    assert "vanilla gains 0.050 Dice and gains 5.0 mm HD95" in said({"DA": steady(0), "DG": steady(0)},
+    assert "vanilla loses 0.120 Dice and 12.0 mm HD95" in said({"DA": steady(-3), "DG": steady(-3)})["gap"]
+    assert "vanilla gains 0.050 Dice and 5.0 mm HD95" in said({"DA": steady(0), "DG": steady(0)},
                                                                     source_hd95=25.0)["gap"]
 
 

@@ -5,6 +5,7 @@
 
 Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
 """
+import functools
 import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, as_text, parse_members, read_choice
+from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, read_choice
 from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
 from cmr.synthetic_set import find_set
 from cmr.workers import over_volumes, pick_device
@@ -192,21 +193,23 @@ class Evaluation:
                   "subject": record.subject, "phase": record.phase, "vendor": record.vendor,
                   "pathology": record.pathology,
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
-        rows, found, seen, logits = [], {}, {}, {}
+
+        @functools.cache                                          # two rows that see the same are computed once
+        def logits(network, trained_on, member):
+            segmenter = self.segmenters[network, trained_on]
+            return [segmenter.logits(image, working.spacing_mm) for image in images[member]]
+
+        @functools.cache
+        def result(network, trained_on, members):
+            samples = [sample for member in members for sample in logits(network, trained_on, member)]
+            return labelled_and_measured(samples, working, truth, nifti, self.structures[domain])
+
+        rows, found = [], {}
         for network, arm in self.compared:
-            trained_on = training_set(arm, domain, self.source)
             named = {"raw": (NONE,), "translated": self.chosen(domain, network), "fixed": self.fixed}
             members = named.get(arm.test_input, (arm.test_input,))
-            key = network, trained_on, as_text(members)           # two rows that see the same are computed once
-            if key not in seen:
-                segmenter = self.segmenters[network, trained_on]
-                for member in members:
-                    of_member = network, trained_on, member
-                    if of_member not in logits:
-                        logits[of_member] = [segmenter.logits(x, working.spacing_mm) for x in images[member]]
-                samples = [one for member in members for one in logits[network, trained_on, member]]
-                seen[key] = labelled_and_measured(samples, working, truth, nifti, self.structures[domain])
-            found[network, arm.name], labels, metrics = seen[key]
+            trained_on = training_set(arm, domain, self.source)
+            found[network, arm.name], labels, metrics = result(network, trained_on, members)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

@@ -5,7 +5,7 @@ What the numbers do is said in `cmr.sampler`.  A *test input* is one image or se
 and `none` is the image as it is.
 
 Public: `NONE`, `UNGUIDED`, `WIDE`, `NARROW`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`, `parse_members`,
-`as_text`, `read_choice`.
+`read_choice`.
 """
 import dataclasses
 import json
@@ -87,11 +87,6 @@ def parse_members(text):
     if not all(parts):
         raise UsageError(f"strength {text!r}: an empty member; write e.g. none+t0=500,guide_mm=30,steps=2")
     return tuple(map(parse_strength, parts))
-
-
-def as_text(members):
-    """A test input as it is written, equal for equal members."""
-    return "+".join(map(str, members))
 
 
 def read_choice(path, domains, networks=None):

@@ -50,12 +50,12 @@ def results_page(runs, c):
         seed = run.name.rpartition("-seed")[2]
         text += [f"## Seed {seed}: what the numbers say", "", _verdict(report), ""]
         for heading in SHOWN if run == runs[0] else OF_EACH:
-            text += [f"### {heading}", "", report[heading], ""]
+            text += [f"### {heading}", "", _with_figures(report[heading], run / "results", figures), ""]
     if len(runs) > 1:
         spread = seed_spread([read_metrics(run / "results" / "metrics.csv") for run in runs])
         over = f"Mean ± SD over {len(runs)} training seeds, of the mean over patients."
         text += ["## Spread over the seeds", "", over, "", *spread, ""]
-    text += ["## Examples", "", *_examples(runs[0] / "results", reports[0], figures),
+    text += ["## Examples", "", _with_figures(reports[0]["Figures"], runs[0] / "results", figures), "",
              "## Time", "", *_times(runs[0])]
     return "\n".join(text) + "\n"
 
@@ -83,17 +83,17 @@ def _made_of(report, what):
     return next(row[1].rstrip(" |") for row in rows if row[0] == f"| {what}")
 
 
-def _examples(results, report, folder):
-    """The report's own captions, with the figures copied beside the page."""
+def _with_figures(section, results, folder):
+    """A section of a report, with its figures copied to a folder beside the page."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for line in report["Figures"].splitlines():
+    for line in section.splitlines():
         if line.startswith("!["):
             name = line.rpartition("(")[2].rstrip(")")
             shutil.copyfile(results / name, folder / name)
             line = line.replace(f"({name})", f"({folder.name}/{name})")
         lines.append(line)
-    return [*lines, ""]
+    return "\n".join(lines)
 
 
 def _times(run):
@@ -104,8 +104,6 @@ def _times(run):
         last = config.parent / ended.get(config.parent.name, "final.pt")
         minutes = (last.stat().st_mtime - config.stat().st_mtime) / 60
         lines.append([config.parent.name, f"{minutes:.1f}"])
-    whole = (run / "results" / "report.md").stat().st_mtime - (run / "check" / "check.json").stat().st_mtime
-    lines.append(["all stages from the check on, two at a time", f"{whole / 60:.1f}"])
     return markdown_table(["stage", "minutes"], lines)
 
 

@@ -47,7 +47,9 @@ class Place:
         for name in ("data", "runs"):
             shutil.copytree(base / name, folder / name, copy_function=shutil.copy2)
         self.work = self.runs / "tiny" / "work"
-        self.run = next((self.runs / "tiny").glob("*-seed0"))
+        made = next((self.runs / "tiny").glob("*-seed0"))         # make names a run by the whole path of its dataset
+        path_sum = subprocess.run(["cksum"], input=f"{self.data}\n", capture_output=True, text=True).stdout.split()[0]
+        self.run = made.rename(made.with_name(f"data-{path_sum}-{made.name.split('-', 2)[2]}"))
 
     def image(self, vendor="A", split="Training"):
         return Path(next(r for r in find(self.data) if r.vendor == vendor and r.split == split).image_path)

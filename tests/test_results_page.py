@@ -10,8 +10,6 @@ from cmr.results_page import Config, main, results_page
 def test_a_page_is_copied_from_its_runs(run, tmp_path):
     for seed in (0, 1):
         shutil.copytree(run, tmp_path / f"run-seed{seed}", ignore=shutil.ignore_patterns("work"))
-        (tmp_path / f"run-seed{seed}" / "check").mkdir()
-        (tmp_path / f"run-seed{seed}" / "check" / "check.json").touch()
     report = (run / "results" / "report.md").read_text()
     out = tmp_path / "docs" / "results.md"
     runs = f"{tmp_path}/run-seed0,{tmp_path}/run-seed1"
@@ -22,7 +20,7 @@ def test_a_page_is_copied_from_its_runs(run, tmp_path):
     assert len(verdict) == 5 and all(page.count(line) >= 2 for line in [*verdict, *tables])
     assert "## Seed 1" in page and "Made by `make reproduce SEEDS=2` at commit" in page and "## Spread over" in page
     assert "](results/median_Vendor-D.png)" in page and (tmp_path / "docs" / "results" / "median_Vendor-D.png").exists()
-    assert "| segmenter-nnunet3d-real |" in page and "two at a time" in page
+    assert "| segmenter-nnunet3d-real | " in page
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import Grid
 from cmr.rescan import random_shift
 from cmr.seeds import rng
+from cmr.strength import DEFAULT_STRENGTH
 from cmr.studies import find
 from cmr.working import prepare
 from helpers import one_line, script, synthesis
@@ -92,3 +93,14 @@ def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
     other = run / "segmenter-vanilla-real" / "final.pt"
     got, _, errors = script("-m", "cmr.synthesize", *arguments, "--diffusion", other)
     assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors
+
+
+def test_a_set_may_be_moved_with_its_experiment(run, phantom, tmp_path):
+    """Where choice.json lies is a place, not a setting: what was chosen counts."""
+    shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("work", "results"))
+    moved = tmp_path / "moved"
+    (moved / "da" / "manifest.csv").unlink()
+    fixed = DEFAULT_STRENGTH["da"]
+    synthesize.main(synthesis(phantom, run, "--strength", fixed, "--arm", "da", "--target", "Vendor=B,D",
+                              "--choice", moved / "choice" / "choice.json", "--out", moved / "da"))
+    assert (moved / "da" / "manifest.csv").read_bytes() == (run / "da" / "manifest.csv").read_bytes()

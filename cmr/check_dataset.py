@@ -6,7 +6,6 @@ image content.  All unusable files are listed at once; then the exit code is 3.
 Public: `Config`, `check_dataset`.
 """
 import hashlib
-import json
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmr.errors import DataError, UsageError, run_script
-from cmr.files import writable_folder, write_json
+from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
 from cmr.labels import STRUCTURES, VALUES
 from cmr.metrics import dice
@@ -62,7 +61,7 @@ def check_dataset(config):
 
 def _keep(path, findings):
     """Write the findings, unless just these lie there: what depends on the file need not be asked again."""
-    if not path.exists() or path.read_text() != json.dumps(findings, indent=1) + "\n":
+    if not path.exists() or path.read_text() != json_text(findings):
         write_json(path, findings)
 
 

@@ -154,9 +154,10 @@ def against_controls(rows):
                 continue
             dice, hd95 = (compare(rows, POOLED, network, "DG", metric, penalty_mm, against=control)
                           for metric in ("dice", "hd95"))
+            kind = outcome(hd95, hd95["wilcoxon_p"])
             found.append({"network": network, "control": control, "n": hd95["n"], "dice": dice["mean_difference"],
                           "hd95_mm": hd95["mean_difference"], "wilcoxon_p": hd95["wilcoxon_p"],
-                          "outcome": outcome(hd95, hd95["wilcoxon_p"]), "verdict": _verdict(control, hd95)})
+                          "outcome": kind, "verdict": _verdict(control, kind, hd95)})
     return found
 
 
@@ -173,12 +174,12 @@ def outcome(test, p):
     return "equal" if -margin < test["bca90_low"] and test["bca90_high"] < margin else "open"
 
 
-def _verdict(control, hd95):
-    """Which of two rows is better in HD95, in words."""
+def _verdict(control, kind, hd95):
+    """An outcome in HD95, in words."""
     words = {"better": "DG is better", "worse": f"{control} alone is better",
              "equal": f"{control} alone does as well, to {MARGIN['hd95']:g} mm",
              "open": f"undecided, 90 % interval {hd95['bca90_low']:+.1f} to {hd95['bca90_high']:+.1f} mm"}
-    return words[outcome(hd95, hd95["wilcoxon_p"])]
+    return words[kind]
 
 
 def largest_diagonal_mm(rows):

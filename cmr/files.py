@@ -3,8 +3,8 @@
 A *sealed* file can be asked whether it is what was written: text that a flipped bit or an editor has changed still
 reads well.
 
-Public: `atomic`, `write_text`, `write_json`, `read_json`, `write_sealed_json`, `read_sealed_json`, `write_csv`,
-`seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
+Public: `atomic`, `write_text`, `json_text`, `write_json`, `read_json`, `write_sealed_json`, `read_sealed_json`,
+`write_csv`, `seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
 """
 import atexit
 import contextlib
@@ -86,9 +86,14 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(content):
+    """A dictionary as `write_json` writes it, keys in the given order."""
+    return json.dumps(content, indent=1) + "\n"
+
+
 def write_json(path, content):
-    """Write JSON atomically, keys in the given order."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write JSON atomically."""
+    write_text(path, json_text(content))
 
 
 def read_json(path):

@@ -98,10 +98,9 @@ def _with_figures(section, results, folder):
 
 def _times(run):
     """Minutes between the first and the last file of each stage that says when it began."""
-    ended = {"diffusion": "final.pt", "dg": "manifest.csv", "shifted": "manifest.csv", "da": "manifest.csv"}
     lines = []
     for config in sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime):
-        last = config.parent / ended.get(config.parent.name, "final.pt")
+        last = next(path for name in ("final.pt", "manifest.csv") for path in config.parent.glob(name))
         minutes = (last.stat().st_mtime - config.stat().st_mtime) / 60
         lines.append([config.parent.name, f"{minutes:.1f}"])
     return markdown_table(["stage", "minutes"], lines)

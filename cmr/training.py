@@ -69,7 +69,8 @@ class Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["ema"].items():
             self.ema[name].copy_(value)
-        self.step, self.state, self.losses = saved["step"], saved["state"], saved["losses"]
+        self.step, self.state = saved["step"], saved["state"]
+        self.losses, self.seconds, self.waited = saved["log_window"]
         self._cut_log()
         print(f"{self.out}: going on from step {self.step}", flush=True)
 
@@ -83,7 +84,7 @@ class Run:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         whole = [line for line in lines[1:] if line.count(",") == len(LOG_COLUMNS) - 1]
         kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
-        if not kept:
+        if not kept and self.step >= self.config["log_every"]:
             print(f"note: {self.log} has no rows up to step {self.step}; it begins there", flush=True)
         write_text(self.log, "\n".join([",".join(LOG_COLUMNS), *kept]) + "\n")
 
@@ -152,7 +153,8 @@ class Run:
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
-        checkpoint.save(self.last, step=self.step, state=self.state, losses=self.losses, net=self.net.state_dict(),
+        log_window = [self.losses, self.seconds, self.waited]     # of the row to come
+        checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window, net=self.net.state_dict(),
                         ema=self.ema, optimizer=self.optimizer.state_dict(), **self._provenance())
         self.saved_at = time.monotonic()
 

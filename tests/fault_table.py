@@ -306,32 +306,29 @@ fault("parts of another experiment", "a diffusion model for a segmenter", 4, "no
     lambda p: p.synthesize("dg", "--segmenter", p.run / "diffusion" / "final.pt"))
 
 
-def of_vendor_b(p, *more):
-    """Train a segmenter of B, which has no training studies: its validation studies are moved."""
-    saved = p.run / "segmenter-vanilla-synthetic" / "final.pt"
+def resaved(path, setting, value):
+    """A checkpoint that says another setting of itself."""
     code = ("import sys; from cmr import checkpoint; s = checkpoint.load(sys.argv[1]); s.pop('format');"
-            "s['config']['source'] = 'Vendor=B'; checkpoint.save(sys.argv[1], **s)")
-    assert ask(["-c", code, saved])[0] == 0
-    return saved
+            f"s['config'][{setting!r}] = {value!r}; checkpoint.save(sys.argv[1], **s)")
+    assert ask(["-c", code, path])[0] == 0
+    return path
 
 
 @fault("parts of another experiment", "a synthetic segmenter of another source in the table", 4, "'vendor=b' there")
 def _(p):
-    of_vendor_b(p)
+    resaved(p.run / "segmenter-vanilla-synthetic" / "final.pt", "source", "Vendor=B")
     return p.evaluate()
 
 
 @fault("parts of another experiment", "synthesis audited by a segmenter of another source", 4, "'vendor=b' there")
 def _(p):
-    return p.synthesize("dg", "--segmenter", of_vendor_b(p))
+    of_b = resaved(p.run / "segmenter-vanilla-synthetic" / "final.pt", "source", "Vendor=B")
+    return p.synthesize("dg", "--segmenter", of_b)
 
 
 @fault("parts of another experiment", "a checkpoint of another architecture", 4, "weights of another network")
 def _(p):
-    saved = p.run / "segmenter-vanilla-real" / "final.pt"
-    code = ("import sys; from cmr import checkpoint; s = checkpoint.load(sys.argv[1]); s.pop('format');"
-            "s['config']['features'] = 16; checkpoint.save(sys.argv[1], **s)")
-    assert ask(["-c", code, saved])[0] == 0
+    resaved(p.run / "segmenter-vanilla-real" / "final.pt", "features", 16)
     return p.evaluate()
 
 
@@ -401,7 +398,7 @@ def _(p):
 @fault("studies that vanish", "one subject in training and in testing", 3, "leakage")
 def _(p):
     folder = p.image("A", "Testing").parent
-    other = next(p.data.rglob("Training/Labeled")) / folder.name.replace(folder.name, "Z9Z9Z9")
+    other = next(p.data.rglob("Training/Labeled")) / "Z9Z9Z9"
     shutil.copytree(folder, other)
     for path in list(other.iterdir()):
         path.rename(other / path.name.replace(folder.name, other.name))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from cmr import ranks
 from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_csv
@@ -71,7 +72,7 @@ def main(argv=None):
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
     everyone = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-    workings = prepare(in_role(everyone, source, "Training"), grid, c.work)
+    workings, held_out = (prepare(in_role(everyone, source, split), grid, c.work) for split in ("Training", "Validation"))
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)
     subjects = sorted({w.record.subject for w in workings})
     if len(slices) < c.batch:
@@ -89,6 +90,13 @@ def main(argv=None):
     if run.finished:
         return
 
+    parallel, samples = ranks.together(net), ranks.share(c.batch)
+
+    def predict(x_t, t):
+        """The network's output for the whole batch, of which this process computes its share."""
+        own = slice(samples.start, samples.stop)
+        return ranks.gathered(parallel(x_t[own], t[own]), len(x_t))
+
     # Algorithm 1 of Ho et al. 2020; batch, times and noise are drawn from (seed, step).
     for step in run.steps(c.steps):
         g = generator(c.seed, "step", step)
@@ -97,16 +105,19 @@ def main(argv=None):
         for group in optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            loss = diffusion_loss(schedule, net, x_0, g, c.parameterisation, c.weighting)
+            loss = diffusion_loss(schedule, predict, x_0, g, c.parameterisation, c.weighting)
         run.update(loss)
-        if (step + 1) % c.sample_every == 0 and step + 1 < c.steps:
+        if (step + 1) % c.sample_every == 0 and step + 1 < c.steps and ranks.is_first():
             draw(out, step + 1, sample(c, schedule, run.averaged(), device))
 
+    if not ranks.is_first():
+        return
+
     # Are samples copies of training slices?  Then the weights, and what the sampler must know of the source.
-    samples = sample(c, schedule, run.averaged(), device)
-    draw(out, c.steps, samples)
-    held_out = [w.image for w in prepare(in_role(everyone, source, "Validation"), grid, c.work)]
-    ratios = memorisation(samples, slices[:, 0].numpy(), np.concatenate(held_out) if held_out else [])
+    drawn = sample(c, schedule, run.averaged(), device)
+    draw(out, c.steps, drawn)
+    unseen = np.concatenate([w.image for w in held_out]) if held_out else []
+    ratios = memorisation(drawn, slices[:, 0].numpy(), unseen)
     write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
     print("memorisation: distance to the nearest training slice over the nearest held-out one: "
           f"mean {ratios.mean():.2f}, least {ratios.min():.2f}; "

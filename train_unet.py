@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from cmr import ranks
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_csv, write_json
 from cmr.grid import Grid, at_same_height
@@ -23,7 +24,7 @@ from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import find, in_role, split_by_subject
 from cmr.synthetic_set import find_set
 from cmr.training import Run
-from cmr.workers import pick_device
+from cmr.workers import ahead, pick_device
 from cmr.working import fingerprint, prepare, with_labels
 
 
@@ -52,6 +53,8 @@ class Config(DataConfig):
     lr: float               = opt(1e-2, "initial learning rate; it falls to 0 as a cosine (vanilla) or a polynomial "
                                         "(nnU-Net)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
+    workers: int            = opt(0, "processes that prepare batches ahead, for each GPU; does not change the result; 0: "
+                                     "each batch is made when it is needed", at_least(0))
     log_every: int          = opt(50, "steps between log rows", at_least(1))
     save_minutes: float     = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
 
@@ -98,16 +101,21 @@ def main(argv=None):
         write_json(out / "plan.json", recipe.plan)
         print("plan: " + "  ".join(f"{name}={value}" for name, value in recipe.plan.items()), flush=True)
 
+    parallel, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
+    batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers, device)
     for step in run.steps(c.steps):
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         with run.waiting():
-            x, y = recipe.batch(step)
+            x, y = next(batches)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            outputs = recipe.net(x.to(device))
-        run.update(recipe.loss(outputs, y.to(device)))
-        if recipe.validate and (step + 1) % c.epoch_steps == 0:
+            outputs = parallel(x.to(device, non_blocking=True))
+        whole, labels = (ranks.gathered(own, recipe.batch_size) for own in (outputs, y.to(device, non_blocking=True)))
+        run.update(recipe.loss(whole, labels))
+        if recipe.validate and (step + 1) % c.epoch_steps == 0 and ranks.is_first():
             end_of_epoch(run, structures, recipe.validate(recipe.net, step // c.epoch_steps))
+    if not ranks.is_first():
+        return
     subjects = sorted({w.record.subject for w in training})
     run.finish(structures=list(structures), subjects=subjects, plan=recipe.plan, **run.state)
 

@@ -127,7 +127,7 @@ def segmenter_speed(network, threads):
     times, data = [], 0.0
     for step in range(43):
         begin = time.perf_counter()
-        x, y = recipe.batch(step)
+        x, y = recipe.batch(step, range(recipe.batch_size))
         ready = time.perf_counter()
         loss = recipe.loss(recipe.net(x), y)
         recipe.optimizer.zero_grad(set_to_none=True)

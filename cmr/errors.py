@@ -37,28 +37,42 @@ class NumericalError(UserError):
 
 
 def run_script(main):
-    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130."""
+    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130.
+
+    Of several ranks (`cmr.ranks`) the first alone prints what happens and what they all meet.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        sys.stdout = open(os.devnull, "w")
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}", first)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        _say("interrupted; the same command goes on from what is finished", first)
         sys.exit(130)
     except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
     except RuntimeError as error:
-        if "alloc" not in str(error) and "out of memory" not in str(error):          # torch's words, on CPU and GPU
+        if "alloc" in str(error) or "out of memory" in str(error):                   # torch's words, on CPU and GPU
+            _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
+        elif "DataLoader worker" in str(error):
+            _say("error: a process that prepares batches has died, perhaps for want of memory; use fewer --workers")
+        elif "onnection" not in str(error) or "WORLD_SIZE" not in os.environ:
             raise
-        print("error: out of memory; make --batch, --size, --base, --features or --processes smaller", file=sys.stderr)
-        sys.exit(ResourceError.exit_code)
+        sys.exit(ResourceError.exit_code)                         # another rank has gone: the launcher says which
     except (OSError, MemoryError) as error:
         named = getattr(error, "filename", None)
         what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
-        print(f"error: {what}; free some space or memory, or choose another folder", file=sys.stderr)
+        _say(f"error: {what}; free some space or memory, or choose another folder")
         sys.exit(ResourceError.exit_code)
+
+
+def _say(line, wanted=True):
+    if wanted:
+        print(line, file=sys.stderr)
 
 
 def _interrupt(number, frame):

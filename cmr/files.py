@@ -19,6 +19,7 @@ import time
 import uuid
 from pathlib import Path
 
+from cmr import ranks
 from cmr.errors import DataError, ResourceError, UsageError
 
 
@@ -195,7 +196,7 @@ def _decoded(data):
 
 
 def writable_folder(path, data=""):
-    """Create the folder `path` if needed, lock it until this process ends, and return it.
+    """Create the folder `path` if needed, lock it until this process ends, and return it; of several ranks the first.
 
     What a killed process has left half-written there is deleted.
     data : dataset folders, separated by commas; UsageError if `path` lies in one of them.
@@ -205,6 +206,8 @@ def writable_folder(path, data=""):
     for folder in filter(None, data.split(",")):
         if Path(folder).resolve() in [path.resolve(), *path.resolve().parents]:
             raise UsageError(f"--out {path}: lies in the dataset {folder}; choose a folder outside of it")
+    if not ranks.is_first():
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
         sweep(path)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cmr.errors import UsageError
-from cmr.losses import deep_supervision_loss
+from cmr.losses import deep_supervision_loss, deep_supervision_weights
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_patches import Volume, draw_batch
 from cmr.nnunet_plan import Plan, make_plan
@@ -120,14 +120,15 @@ def recipe(t, dims):
     volumes, held_out = ([_preprocessed(w, plan, t.classes) for w in some] for some in (t.volumes, t.validation))
     augmentation = Augmentation(plan.patch, plan.masked_norm)
     net = initialised(lambda: build(vars(c), t.n_classes, asdict(plan)), c.seed).to(t.device)
+    for stage, weight in zip(reversed(net.decoder), deep_supervision_weights(len(net.decoder))):
+        stage.head.requires_grad_(weight > 0)                     # the loss does not see the coarsest
 
-    def batch(step):
+    def batch(step, samples):
         g = rng(c.seed, "patches", step)
-        images, labels = draw_batch(volumes, plan.patch, augmentation.loaded, plan.batch, g)
-        images, labels = torch.from_numpy(images).to(t.device), torch.from_numpy(labels).to(t.device)
-        streams = [rng(c.seed, "augmentation", step, j) for j in range(plan.batch)]
-        samples = [augmentation(*sample) for sample in zip(images, labels, streams)]
-        return torch.stack([x for x, _ in samples])[:, None], torch.stack([y for _, y in samples]).long()
+        images, labels = draw_batch(volumes, plan.patch, augmentation.loaded, plan.batch, g, samples)
+        streams = [rng(c.seed, "augmentation", step, j) for j in samples]
+        pairs = [augmentation(*pair) for pair in zip(torch.from_numpy(images), torch.from_numpy(labels), streams)]
+        return torch.stack([x for x, _ in pairs])[:, None], torch.stack([y for _, y in pairs]).long()
 
     def learning_rate(step):
         return c.lr * (1 - step // c.epoch_steps / (c.steps // c.epoch_steps)) ** 0.9
@@ -137,10 +138,11 @@ def recipe(t, dims):
 
     def validate(net, epoch):
         streams = [rng(c.seed, "validation", epoch, i) for i in range(c.validation_batches)]
-        batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g) for g in streams)
+        whole = range(plan.batch)
+        batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g, whole) for g in streams)
         return pseudo_dice(net, batches, t.n_classes, t.device)
 
-    return Recipe(net, _optimizer(net, c), batch, learning_rate, loss, clip_norm=12, validate=validate,
+    return Recipe(net, _optimizer(net, c), plan.batch, batch, learning_rate, loss, clip_norm=12, validate=validate,
                   plan=asdict(plan))
 
 

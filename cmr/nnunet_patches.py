@@ -25,22 +25,23 @@ class Volume:
         return cls(case.image, case.label, {v: np.argwhere(case.label == v).astype(np.int32) for v in present})
 
 
-def draw_batch(volumes, patch, loaded, batch, g):
-    """(images, labels) of one batch: (batch, *loaded) float32 and int8.
+def draw_batch(volumes, patch, loaded, batch, g, samples):
+    """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
 
     patch : what the network sees.  loaded : what is cut, larger where the augmentation rotates it.  Both (y, x) or
     (z, y, x).  Every sample's volume is drawn with replacement from numpy Generator `g`; the last samples are the
-    forced ones.
+    forced ones.  samples : range; the places of the others are drawn too, so that sample j is the same whoever asks.
     """
     deep = lambda size: (1,) * (3 - len(size)) + tuple(size)
-    images = np.zeros((batch, *deep(loaded)), np.float32)
+    images = np.zeros((len(samples), *deep(loaded)), np.float32)
     labels = np.full(images.shape, OUTSIDE, np.int8)
     for j in range(batch):
         volume = volumes[g.integers(len(volumes))]
         start = corner(volume, deep(patch), deep(loaded), j >= batch - forced_count(batch), g)
-        cut(volume.image, start, images[j])
-        cut(volume.label, start, labels[j])
-    return images.reshape(batch, *loaded), labels.reshape(batch, *loaded)
+        if j in samples:
+            cut(volume.image, start, images[j - samples.start])
+            cut(volume.label, start, labels[j - samples.start])
+    return images.reshape(-1, *loaded), labels.reshape(-1, *loaded)
 
 
 def forced_count(batch):

@@ -30,7 +30,9 @@ class Recipe:
     """How a network is trained: what a step sees, how fast it learns, what it minimises."""
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    batch: Callable                              # step -> (images (N, 1, *space) float32, labels (N, *space) int64)
+    batch_size: int                              # samples of a step
+    batch: Callable                              # (step, which of its samples) -> (images (n, 1, *space) float32, labels
+                                                 # (n, *space) int64), on the CPU
     learning_rate: Callable                      # step -> learning rate
     loss: Callable                               # (network output, labels) -> scalar
     clip_norm: float = None                      # largest gradient norm

@@ -72,7 +72,8 @@ class DataConfig:
 
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
-PLACES = {"data", "out", "work", "synthetic", "choice", "device", "log_every", "save_minutes", "sample_every"}
+PLACES = {"data", "out", "work", "synthetic", "choice", "device", "workers", "log_every", "save_minutes",
+          "sample_every"}
 
 
 def without_places(settings):

@@ -7,13 +7,11 @@ its reference, seed, strength, checkpoint hash and audit figures.  A pair that n
 Public: `Config`, `PRESETS`, `synthesize`.
 """
 import itertools
-import sys
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from cmr import checkpoint
+from cmr import checkpoint, ranks
 from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
@@ -31,7 +29,7 @@ from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, parse_strength, read_choice
 from cmr.studies import find, in_role, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
-from cmr.workers import pick_device
+from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, prepare, with_labels
 
 
@@ -68,14 +66,6 @@ def main(argv=None):
 
 
 @dataclass(frozen=True)
-class Models:
-    """What makes an image, and what it is judged by."""
-    sd_dm: SourceModel
-    segmenter: Segmenter
-    classifiers: dict                            # domain -> SourceClassifier
-
-
-@dataclass(frozen=True)
 class Job:
     """One synthetic volume to be made."""
     working: Working                             # the reference
@@ -88,33 +78,54 @@ class Job:
 
 def synthesize(c):
     """Make every missing volume of the set, then the manifest."""
-    shifts, fixed = _checked(c)
-    device, grid, source = pick_device(c.device), Grid(c.spacing_mm, c.size), Domain.parse(c.source)
-    sd_dm, segmenter = SourceModel.load(c.diffusion, device), Segmenter.load(c.segmenter, device)
-    require_part(c.diffusion, sd_dm.settings, c)
-    require_part(c.segmenter, segmenter.settings, c)
-    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-    own = with_labels(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
-    if segmenter.settings["train_on"] == "real":
-        require_trained_on(c.segmenter, segmenter.data_hash, own)
-    frames = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-    require_trained_on(c.diffusion, sd_dm.data_hash, prepare(in_role(frames, source, "Training"), grid, c.work))
-    chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
-    _require_fitting(c, chosen, strengths, sd_dm, segmenter)
-
-    out = writable_folder(c.out, c.data)
-    _keep_settings(c, out, sd_dm, strengths)
-    workings = own if c.arm == "dg" else prepare(list(chosen), grid, c.work)
-    jobs = _jobs(workings, chosen, strengths, shifts, _n_samples(c))
-    models = Models(sd_dm, segmenter, _classifiers(c, source, records, grid, own))
-    rows = _made(c, out, models, jobs)
+    synthesis = Synthesis(c)                                      # what does not fit is found before the long work
+    out, workings = synthesis.out, synthesis.workings
+    rows = over_volumes(synthesis, Synthesis, c, processes=1)
     kept = [row for row in rows if row["kept"]]
     if c.arm == "dg":
         _report_pairs(out, rows, kept, {w.record.case: w for w in workings})
     draw_long_axes(out, c.arm, workings, kept)
-    write_dataset_json(out, segmenter.structures, len(kept) if c.arm == "dg" else 0)
+    write_dataset_json(out, synthesis.segmenter.structures, len(kept) if c.arm == "dg" else 0)
     write_csv(out / "manifest.csv", rows, COLUMNS, sealed=True)
     _print_summary(out, rows)
+
+
+class Synthesis:
+    """What makes images and what they are judged by; one image at a time, made unless an earlier run has made it."""
+
+    def __init__(self, c):
+        shifts, fixed = _checked(c)
+        self.c, self.device = c, pick_device(c.device)
+        grid, source = Grid(c.spacing_mm, c.size), Domain.parse(c.source)
+        self.sd_dm, self.segmenter = SourceModel.load(c.diffusion, self.device), Segmenter.load(c.segmenter, self.device)
+        require_part(c.diffusion, self.sd_dm.settings, c)
+        require_part(c.segmenter, self.segmenter.settings, c)
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        own = with_labels(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
+        if self.segmenter.settings["train_on"] == "real":
+            require_trained_on(c.segmenter, self.segmenter.data_hash, own)
+        frames = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
+        trained_on = prepare(in_role(frames, source, "Training"), grid, c.work)
+        require_trained_on(c.diffusion, self.sd_dm.data_hash, trained_on)
+        chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
+        _require_fitting(c, chosen, strengths, self.sd_dm, self.segmenter)
+
+        self.out = writable_folder(c.out, c.data)
+        _keep_settings(c, self.out, self.sd_dm, strengths)
+        self.workings = own if c.arm == "dg" else prepare(list(chosen), grid, c.work)
+        self.jobs = _jobs(self.workings, chosen, strengths, shifts, _n_samples(c))
+        self.classifiers = _classifiers(c, source, records, grid, own)
+
+    def volume(self, index):
+        """Manifest row of one image."""
+        job = self.jobs[index]
+        item = self.out / "items" / f"{job.case}.json"
+        row = _read_item(item)
+        if row is None:
+            row = _make(self, job)
+            write_sealed_json(item, row)
+        require_references(self.out, [row], [job.working])
+        return row
 
 
 def _checked(c):
@@ -183,7 +194,8 @@ def _keep_settings(c, out, sd_dm, strengths):
     path = out / "config.json"
     if path.exists():
         checkpoint.require_settings(path, read_json(path), settings)
-    write_json(path, settings)
+    if ranks.is_first():
+        write_json(path, settings)
 
 
 def _jobs(workings, domain_of, strengths, shifts, samples):
@@ -216,22 +228,6 @@ def _classifiers(c, source, records, grid, own):
     return classifiers
 
 
-def _made(c, out, models, jobs):
-    """Manifest rows of all jobs; what an earlier run has made is not made again."""
-    rows = []
-    for job in tqdm(jobs, disable=not sys.stderr.isatty(), desc=out.name):
-        item = out / "items" / f"{job.case}.json"
-        row = _read_item(item)
-        if row is None:
-            row = _make(c, models, job)
-            write_sealed_json(item, row)
-        require_references(out, [row], [job.working])
-        rows.append(row)
-        if len(rows) % 20 == 0 and not sys.stderr.isatty():
-            print(f"{out.name}: {len(rows)} of {len(jobs)}", flush=True)
-    return rows
-
-
 def _read_item(path):
     """The manifest row of an image that was made before, or None; a damaged one is made again, and said."""
     row = read_sealed_json(path)
@@ -240,31 +236,31 @@ def _read_item(path):
     return row
 
 
-def _make(c, models, job):
+def _make(synthesis, job):
     """Make, audit and write one synthetic volume; return its manifest row."""
-    working, record = job.working, job.working.record
+    c, working, record = synthesis.c, job.working, job.working.record
     reference, given, redrawn = np.asarray(working.image), np.asarray(working.image), 0
     if job.shift:
         given = random_shift(reference, c.spacing_mm, rng(c.seed, "shift", record.case, job.sample), job.shift)
     image = given
     if job.strength != NONE:
         seed = c.seed, record.subject, job.sample
-        image, redrawn = translate(models.sd_dm, given, c.spacing_mm, job.strength, *seed)
+        image, redrawn = translate(synthesis.sd_dm, given, c.spacing_mm, job.strength, *seed)
     row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
            "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre, "pathology": record.pathology,
            "split": record.split, "reference": record.case, "reference_content": working.content[:16],
-           "shift": job.shift, "strength": str(job.strength), "seed": c.seed, "sd_dm": models.sd_dm.hash,
-           "segmenter": models.segmenter.hash, "redrawn": redrawn}
-    row.update(_audit(c, models, job, given, image))
-    write_pair(c.out, c.arm, row, image, working, models.segmenter.structures)
+           "shift": job.shift, "strength": str(job.strength), "seed": c.seed, "sd_dm": synthesis.sd_dm.hash,
+           "segmenter": synthesis.segmenter.hash, "redrawn": redrawn}
+    row.update(_audit(synthesis, job, given, image))
+    write_pair(c.out, c.arm, row, image, working, synthesis.segmenter.structures)
     return row
 
 
-def _audit(c, models, job, given, image):
+def _audit(synthesis, job, given, image):
     """Figures of one image, and whether it is kept.  given : the reference as it was projected."""
-    working, figures = job.working, {}
+    c, working, figures = synthesis.c, job.working, {}
     reference, mask = np.asarray(working.image), working.label
-    found_on_given, found_on_image = (models.segmenter.labels(x, working.spacing_mm) for x in (given, image))
+    found_on_given, found_on_image = (synthesis.segmenter.labels(x, working.spacing_mm) for x in (given, image))
     # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
     boundary = found_on_given
     if c.arm == "dg":
@@ -277,7 +273,7 @@ def _audit(c, models, job, given, image):
     figures.update(displacement_median_mm=median, displacement_p95_mm=p95, kept=int(kept),
                    through_plane_reference=through_plane_correlation(reference),
                    through_plane_synthetic=through_plane_correlation(image))
-    classifier = models.classifiers.get(job.domain)
+    classifier = synthesis.classifiers.get(job.domain)
     if classifier:
         figures.update(of_source_reference=classifier.probability(given),
                        of_source_synthetic=classifier.probability(image))

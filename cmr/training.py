@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cmr import checkpoint
+from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
 from cmr.files import write_json, write_text
 from cmr.settings import without_places
@@ -29,10 +29,11 @@ class Run:
         run = Run(out, config, data_hash, net, optimizer)
         if run.finished:
             return
+        net = ranks.together(net)
         for step in run.steps(config.steps):
             with run.waiting():
                 batch = ...                         # a function of (seed, step)
-            loss = ...
+            loss = ...                              # of the whole batch, the same on every rank
             run.update(loss)                        # backward, clip, optimiser step, averaged weights, log
         run.finish(**extra)
 
@@ -41,6 +42,8 @@ class Run:
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
     A finished run is never overwritten: of equal settings and data it is `finished`, others raise CheckpointError.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
+    Of several ranks (`cmr.ranks`) all hold the same state and the first writes it, so a run may go on with another
+    number of them.
     """
 
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
@@ -53,12 +56,13 @@ class Run:
         self.finished = self.final.exists()
         if self.finished:
             self._require_same(self.final, checkpoint.load(self.final))
-            self.last.unlink(missing_ok=True)                     # of a run that was killed when it had finished
-            self.final.touch()                                    # for make: it is what its inputs ask for
+            if ranks.is_first():
+                self.last.unlink(missing_ok=True)                 # of a run that was killed when it had finished
+                self.final.touch()                                # for make: it is what its inputs ask for
             print(f"{self.out}: finished already", flush=True)
         elif self.last.exists():
             self._resume()
-        else:
+        elif ranks.is_first():
             write_json(self.out / "config.json", config)
             write_text(self.log, ",".join(LOG_COLUMNS) + "\n")
 
@@ -71,7 +75,8 @@ class Run:
             self.ema[name].copy_(value)
         self.step, self.state = saved["step"], saved["state"]
         self.losses, self.seconds, self.waited = saved["log_window"]
-        self._cut_log()
+        if ranks.is_first():
+            self._cut_log()
         print(f"{self.out}: going on from step {self.step}", flush=True)
 
     def _require_same(self, path, saved):
@@ -92,7 +97,7 @@ class Run:
         """Yield the number of the step to make, 0 .. steps-1.
 
         Saves by the clock, so that a kill loses the same few minutes whatever a step takes, and stops cleanly on SIGINT
-        or SIGTERM.
+        or SIGTERM; ranks stop after the same step.
         """
         old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.out.name)
@@ -105,9 +110,11 @@ class Run:
                 bar.update()
                 if self.step % self.config["log_every"] == 0 or self.step == steps:
                     self._log_row(steps, bar)
-                if self.stop_signal or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
+                stopping = ranks.any_of(self.stop_signal)
+                if stopping or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
                     self._save_last()
-                if self.stop_signal:
+                    self.saved_at = time.monotonic()
+                if stopping:
                     raise KeyboardInterrupt
         finally:
             bar.close()
@@ -127,13 +134,16 @@ class Run:
         self.waited += time.perf_counter() - begin
 
     def update(self, loss):
-        """One optimiser step on `loss`, a scalar tensor.  Raises NumericalError if it is not finite."""
+        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its samples.
+
+        Raises NumericalError if it is not finite.
+        """
         value = loss.item()
         if not math.isfinite(value):
             state = f"the last good state is {self.last}" if self.last.exists() else "no state was saved before"
             raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; {state}; try a smaller --lr")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * ranks.world()).backward()                         # together, the ranks take the mean of their gradients
         if self.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -145,18 +155,20 @@ class Run:
         n = len(self.losses)
         loss, lr = sum(self.losses) / n, self.optimizer.param_groups[0]["lr"]
         seconds, waiting = self.seconds / n, self.waited / self.seconds
-        with open(self.log, "a") as file:
-            file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f}\n")
+        if ranks.is_first():
+            with open(self.log, "a") as file:
+                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f}\n")
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
+        if not ranks.is_first():
+            return
         log_window = [self.losses, self.seconds, self.waited]     # of the row to come
         checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window, net=self.net.state_dict(),
                         ema=self.ema, optimizer=self.optimizer.state_dict(), **self._provenance())
-        self.saved_at = time.monotonic()
 
     def _provenance(self):
         return {"config": without_places(self.config), "data_hash": self.data_hash}
@@ -166,7 +178,10 @@ class Run:
         return self.ema if self.ema_decay else self.net.state_dict()
 
     def finish(self, **extra):
-        """Write `final.pt` and remove `last.pt`.  `extra` are plain values and tensors kept beside the weights."""
+        """Write `final.pt` and remove `last.pt`, as the first rank.
+
+        extra : plain values and tensors kept beside the weights.
+        """
         weights = {k: v.detach().cpu().clone() for k, v in self.averaged().items()}
         broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
         if broken:

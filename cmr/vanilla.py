@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmr import ranks
 from cmr.losses import dice_ce_loss
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_preprocess import zscore
@@ -50,8 +51,27 @@ class UNet(nn.Module):
 def _double_conv(c_in, c_out):
     layers = []
     for c in (c_in, c_out):
-        layers += [nn.Conv2d(c, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(c, c_out, 3, padding=1, bias=False), BatchNorm(c_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the samples of all ranks: what they train together is what one would train alone."""
+
+    def forward(self, x):
+        if not self.training or ranks.world() == 1:
+            return super().forward(x)
+        over, wide = (0, 2, 3), x.to(torch.promote_types(x.dtype, torch.float32))
+        n = ranks.summed(wide.new_tensor(wide[:, 0].numel()))
+        mean = ranks.summed(wide.sum(over)) / n
+        centred = wide - mean[:, None, None]
+        variance = ranks.summed((centred ** 2).sum(over)) / n
+        with torch.no_grad():                                     # as torch keeps them: the unbiased variance
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def build(settings, n_classes, plan=None):
@@ -70,20 +90,21 @@ def recipe(t):
     net = initialised(lambda: build(vars(c), t.n_classes), c.seed).to(t.device)
     augmentation = Augmentation(images.shape[2:])
 
-    def batch(step):
+    def batch(step, samples):
         g = generator(c.seed, "step", step)
-        chosen = torch.randint(len(images), (c.batch,), generator=g)
+        chosen = torch.randint(len(images), (c.batch,), generator=g)[samples.start:samples.stop]
         flips = [axis for axis, u in zip((-2, -1), torch.rand(2, generator=g)) if u < 0.5]
         x = images[chosen].flip(flips)
         if c.augment:
-            streams = [rng(c.seed, "augmentation", step, j) for j in range(len(x))]
+            streams = [rng(c.seed, "augmentation", step, j) for j in samples]
             x = torch.stack([augmentation.intensities(image[0], own) for image, own in zip(x, streams)])[:, None]
         return x, labels[chosen].flip(flips)
 
     def learning_rate(step):
         return c.lr * 0.5 * (1 + math.cos(math.pi * step / c.steps))
 
-    return Recipe(net, torch.optim.Adam(net.parameters(), lr=c.lr, fused=True), batch, learning_rate, dice_ce_loss)
+    optimizer = torch.optim.Adam(net.parameters(), lr=c.lr, fused=True)
+    return Recipe(net, optimizer, c.batch, batch, learning_rate, dice_ce_loss)
 
 
 def logits(net, image, spacing_mm, plan, mirror):

@@ -1,6 +1,6 @@
-"""Where work is done: the device, and processes that share the volumes.
+"""Where work is done: the device, and processes that share the volumes or prepare batches ahead.
 
-Public: `pick_device`, `over_volumes`, `spawned`.
+Public: `pick_device`, `over_volumes`, `spawned`, `ahead`.
 """
 import contextlib
 import io
@@ -13,35 +13,81 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cmr import ranks
 from cmr.errors import ResourceError, UsageError, UserError
 
 _work = None                                     # of a worker process
 
 
 def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`; raises UsageError when it is not there."""
+    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`; raises UsageError when it is not there.
+
+    Of several ranks each takes a GPU of its own, and they meet here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: no CUDA device here; use --device cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from error
+    return ranks.join(device)
 
 
 def over_volumes(work, build, config, processes=0):
     """[work.volume(i) for i in range(len(work.jobs))], in order.
 
-    build(config) makes the same object in each worker process, which then uses its share of the cores.
+    Of several ranks each computes its share; the first has all results, the others end here, as all that follows is
+    written by the first.  In one process, build(config) makes the same object in each worker, which then uses its share
+    of the cores.
     processes : 0 for one per core, or 1 on a GPU.  Raises ResourceError if a worker dies.
     """
-    processes = min(processes or (1 if work.device.type == "cuda" else _cores()), len(work.jobs))
     indices = range(len(work.jobs))
+    if ranks.world() > 1:
+        results = ranks.dealt(work.volume, len(indices))
+        if results is None:
+            sys.exit(0)
+        return results
+    processes = min(processes or (1 if work.device.type == "cuda" else _cores()), len(work.jobs))
     results = map(work.volume, indices) if processes == 1 else spawned(_volume, indices, processes, build, config)
-    return list(tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"))
+    finished = []
+    for result in tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"):
+        finished.append(result)
+        if len(finished) % 20 == 0 and not sys.stderr.isatty():
+            print(f"{len(finished)} of {len(indices)} volumes", flush=True)
+    return finished
+
+
+def ahead(make, steps, processes, device):
+    """Iterator over make(step) for every step, in order, made ahead of time by so many processes; 0: when asked for.
+
+    make(step) -> tensors on the CPU, a function of the step alone.
+    """
+    if not processes:
+        return map(make, steps)
+    return iter(DataLoader(_Steps(make), batch_size=None, sampler=steps, num_workers=processes,
+                           multiprocessing_context="fork", worker_init_fn=_ignore_signals,
+                           pin_memory=device.type == "cuda", generator=torch.Generator()))
+
+
+class _Steps(torch.utils.data.Dataset):
+    """What a DataLoader asks for the batch of a step."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, step):
+        return self.make(step)
+
+
+def _ignore_signals(worker):
+    """Ctrl-C is the parent's to answer: it still has to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def spawned(function, jobs, processes, build=None, config=None):

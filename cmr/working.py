@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmr import ranks
 from cmr.errors import ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
@@ -40,9 +41,11 @@ def prepare(records, grid, work):
 
     An entry is a function of the files' path, size, time and of the grid; the JSON is written last, so a killed run
     leaves no half entry.  What is read is checked against the hash of what was written: a flipped bit is found.
+    Every rank must call this equally often: the first makes what is missing, the others wait.
     """
-    sweep(work)
-    return [_prepared(record, grid, Path(work)) for record in records]
+    with ranks.first_alone():
+        sweep(work)
+        return [_prepared(record, grid, Path(work)) for record in records]
 
 
 def _prepared(record, grid, work):

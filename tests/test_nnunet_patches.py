@@ -45,6 +45,6 @@ def test_what_hangs_over_is_the_mean_and_unlabelled():
     cut(np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4), (0, -1, 2), out)
     assert out.tolist() == [[[0, 0, 0], [3, 4, 0], [7, 8, 0]]]
     volume = Volume(np.ones((2, 4, 4), np.float32), np.ones((2, 4, 4), np.int8), {1: np.array([[0, 0, 0]])})
-    images, labels = draw_batch([volume], (4, 4), (8, 8), 3, rng(0))
+    images, labels = draw_batch([volume], (4, 4), (8, 8), 3, rng(0), range(3))
     assert images.shape == labels.shape == (3, 8, 8) and ((labels == -1) == (images == 0)).all()
     assert (labels == -1).any()

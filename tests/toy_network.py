@@ -22,11 +22,13 @@ def recipe(t):
     labels = torch.from_numpy(np.concatenate([t.classes[w.label] for w in t.volumes]))
     net = initialised(lambda: build(vars(c), t.n_classes, plan), c.seed).to(t.device)
 
-    def batch(step):
+    def batch(step, samples):
         chosen = torch.randint(len(images), (c.batch,), generator=generator(c.seed, "step", step))
-        return images[chosen], labels[chosen]
+        own = chosen[samples.start:samples.stop]
+        return images[own], labels[own]
 
-    return Recipe(net, torch.optim.Adam(net.parameters(), lr=c.lr), batch, lambda step: c.lr, dice_ce_loss, plan=plan)
+    optimizer = torch.optim.Adam(net.parameters(), lr=c.lr)
+    return Recipe(net, optimizer, c.batch, batch, lambda step: c.lr, dice_ce_loss, plan=plan)
 
 
 def logits(net, image, spacing_mm, plan, mirror):

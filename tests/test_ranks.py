@@ -1,0 +1,107 @@
+"""Several ranks on the CPU: the same networks, the same tables; one that dies; going on with another number."""
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cmr import checkpoint, ranks
+from cmr.errors import UsageError
+from helpers import ROOT, on, training
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def launch(n, *command):
+    """A started script on n ranks."""
+    return subprocess.Popen([sys.executable, "-m", "cmr.launch", str(n), *map(str, command)], cwd=ROOT, text=True,
+                            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def weights(path):
+    return checkpoint.load(path)["net"]
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def test_shares_are_whole_and_even(monkeypatch):
+    for world, n in ((1, 5), (2, 5), (4, 6), (3, 16)):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        shares = [ranks.share(n, of) for of in range(world)]
+        assert [j for samples in shares for j in samples] == list(range(n))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(UsageError, match="batch of 2 cannot be dealt to more than 2"):
+        ranks.share(2, 0)
+
+
+def test_ranks_train_the_network_that_one_would(phantom, tmp_path):
+    """Uneven shares (5 and 6 samples over 2 and 4), batch normalisation, soft Dice over a batch, Adam, SGD, clipping."""
+    for n in (1, 2, 4):
+        started = launch(n, "tests/on_ranks.py", phantom, tmp_path / "work", tmp_path / str(n), 4)
+        _, errors = started.communicate(timeout=300)
+        assert started.returncode == 0, errors
+        for final in (tmp_path / str(n)).glob("*/final.pt"):
+            alone = weights(tmp_path / "1" / final.parent.name / "final.pt")
+            assert largest_difference(weights(final), alone) < (1e-5 if final.parent.name == "diffusion" else 1e-9), final
+    assert {path.name for path in (tmp_path / "2").iterdir()} == {"vanilla", "nnunet2d", "nnunet3d", "diffusion"}
+    assert {path.name for path in (tmp_path / "4").iterdir()} == {"vanilla", "nnunet2d", "diffusion"}
+
+
+def test_a_rank_that_dies_ends_all_and_another_number_goes_on(phantom, tmp_path):
+    of_run = ["train_diffusion.py", *training(phantom, tmp_path, "diffusion"), "--steps", "30", "--out"]
+    alone = launch(1, *of_run, tmp_path / "alone")
+    assert alone.wait(timeout=120) == 0
+    started = launch(2, *of_run, tmp_path / "run", "--log-every", "1")
+    for _ in range(600):
+        if (tmp_path / "run" / "last.pt").exists():
+            break
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True).stdout.split()
+    of_rank = {int(re.search(rb"\0RANK=(\d+)", open(f"/proc/{child}/environ", "rb").read())[1]): int(child)
+               for child in children if b"\0RANK=" in open(f"/proc/{child}/environ", "rb").read()}
+    os.kill(of_rank[1], signal.SIGKILL)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 5 and errors.count("\n") == 1, errors
+    assert errors.startswith("error: rank 1 was killed (SIGKILL)")
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")["step"]
+    assert 0 < saved < 30 and not (tmp_path / "run" / "final.pt").exists()
+    resumed = launch(3, *of_run, tmp_path / "run")
+    output, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0 and f"going on from step {saved}" in output, errors
+    assert largest_difference(weights(tmp_path / "run" / "final.pt"), weights(tmp_path / "alone" / "final.pt")) < 1e-5
+
+
+@pytest.mark.parametrize("n, command, code, line", [
+    (2, ["train_unet.py", "--data", "/nowhere"], 3, "error: /nowhere"),
+    (2, ["train_unet.py", "--steps", "x"], 2, "error: argument --steps"),
+    ("two", ["train_unet.py"], 2, "error: two train_unet.py: use: python -m cmr.launch RANKS")])
+def test_what_all_ranks_meet_is_said_once(n, command, code, line):
+    started = launch(n, *command)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == code and errors.startswith(line) and errors.count("\n") == 1, errors
+
+
+def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
+    """Synthesis, choice and evaluation on two ranks, beside what one process has written."""
+    of_any = [*on(phantom, run), "--target", "Vendor=B,D"]
+    models = ["--diffusion", run / "diffusion" / "final.pt", "--segmenter", run / "segmenter-vanilla-real" / "final.pt"]
+    dg = ["--arm", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
+    evaluation = ["--run", run, "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
+    single = launch(1, "evaluate.py", *of_any, *evaluation, tmp_path / "one")
+    assert single.wait(timeout=120) == 0
+    for command in (["-m", "cmr.synthesize", *on(phantom, run), *dg], ["evaluate.py", *of_any, *evaluation, tmp_path / "two"]):
+        started = launch(2, *command)
+        _, errors = started.communicate(timeout=120)
+        assert started.returncode == 0, errors
+    assert (tmp_path / "dg" / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
+    for name in ("metrics.csv", "tests.csv"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    shutil.rmtree(tmp_path / "two" / "predictions")

@@ -16,8 +16,9 @@ DATA     ?=
 SOURCE   ?= Vendor=A
 TARGET   ?= Vendor=B,C,D
 NETWORKS ?= vanilla nnunet2d nnunet3d
-# What each network is trained on; `demo` leaves real + synthetic out, to stay within half an hour on two cores.
-TRAINED  ?= real synthetic$(if $(filter demo,$(PRESET)),, both)
+# What each network is trained on; `demo` and `lab` leave real + synthetic out, to stay within half an hour on two cores
+# and a night on one GPU.
+TRAINED  ?= real synthetic$(if $(filter demo lab,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
 # changed but that no diffusion model has seen.
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
@@ -30,14 +31,17 @@ SHUFFLED ?=
 SEED     ?= 0
 SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS     ?= runs
+# Ranks that work on each stage together: as many as there are GPUs to use.
+GPUS     ?= 1
 # Stages at a time.  Two small networks train 1.4 times as fast beside each other, one thread each, than one after the
 # other on two; a GPU takes one at a time.
-JOBS     ?= $(if $(filter paper,$(PRESET)),1,2)
-THREADS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(JOBS) ? cores / $(JOBS) : 1)))
+JOBS     ?= $(if $(filter lab paper,$(PRESET))$(filter-out 1,$(GPUS)),1,2)
+SHARES    = $$(($(JOBS) * $(GPUS)))
+THREADS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(SHARES) ? cores / $(SHARES) : 1)))
 
 is_number = $(shell [[ "$(1)" =~ ^[0-9]+$$ ]] && echo yes)
-$(foreach name,SEED SEEDS JOBS,$(if $(call is_number,$(strip $($(name)))),,$(error $(name)=$($(name)): use a whole number)))
-$(if $(filter $(PRESET),tiny demo paper),,$(error PRESET=$(PRESET): use tiny, demo or paper))
+$(foreach name,SEED SEEDS JOBS GPUS,$(if $(call is_number,$(strip $($(name)))),,$(error $(name)=$($(name)): use a whole number)))
+$(if $(filter $(PRESET),tiny demo lab paper),,$(error PRESET=$(PRESET): use tiny, demo, lab or paper))
 $(foreach name,DATA RUNS SOURCE TARGET,$(if $(word 2,$($(name))),$(error $(name)=$($(name)): make takes no spaces in it)))
 
 # ---- Names that follow from them ---------------------------------------------------------------------------------
@@ -70,6 +74,7 @@ NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))$(SUM)-$(call as_path,$(SOURCE)-t
 BASE    := $(RUNS)/$(PRESET)/$(NAME)
 R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
+RANKED  := $(PY)$(if $(filter-out 1,$(GPUS)), -m cmr.launch $(GPUS))
 ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
 
 # Segmenters are called NETWORK-TRAININGSET.  An upper bound's training set is a target: Vendor-B, Vendor-C, Vendor-D.
@@ -88,8 +93,9 @@ AUDITOR  := $(call files,$(FIRST)-real)
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo "  PRESET=$(PRESET) (tiny, demo, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
+	@echo "  PRESET=$(PRESET) (tiny, demo, lab, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
+	@echo "  GPUS=$(GPUS) (ranks that share the work of each stage)   JOBS=$(JOBS) (stages at a time)"
 	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""
 
 reproduce: ## run what is missing of both experiments and print the table
@@ -153,14 +159,14 @@ $(R)/check/asked: $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
 
 # 2. The diffusion model of the source (SD-DM), and every network on the source's real images: the baselines.
 $(R)/diffusion/final.pt: $(R)/check/check.json
-	$(call stage,$(PY) train_diffusion.py $(ARGS) --out "$(@D)")
+	$(call stage,$(RANKED) train_diffusion.py $(ARGS) --out "$(@D)")
 
-train = $(PY) train_unet.py $(ARGS) --network $(1) --out "$(@D)"
+train = $(RANKED) train_unet.py $(ARGS) --network $(1) --out "$(@D)"
 $(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 	$(call stage,$(call train,$*))
 
 # 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
-dg = $(PY) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+dg = $(RANKED) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg))
 
@@ -172,10 +178,10 @@ $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 
 # 4. DA: how strongly each target is translated, and the translated test studies.
 $(R)/choice/choice.json: $(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real))
-	$(call stage,$(PY) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
+	$(call stage,$(RANKED) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
 
 $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
-	$(call stage,$(PY) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
+	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
 
 # 5. The networks trained on synthetic pairs, in place of the real images or beside them.
 pairs = $(call train,$(1)) --train-on $(2) --synthetic "$(<D)"
@@ -206,4 +212,4 @@ $(call files,$(BOUNDS)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
 LONG_ONES := $(call files,$(filter nnunet3d-%,$(COMPARED)))
 THE_REST  := $(call files,$(filter nnunet2d-%,$(COMPARED)) $(filter-out nnunet2d-% nnunet3d-%,$(COMPARED)))
 $(R)/results/report.md: $(R)/dg/manifest.csv $(LONG_ONES) $(R)/da/manifest.csv $(THE_REST)
-	$(call stage,$(PY) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")
+	$(call stage,$(RANKED) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")

@@ -5,6 +5,7 @@ Public: `UserError` and its kinds, `run_script`.
 import os
 import signal
 import sys
+import time
 
 
 class UserError(Exception):
@@ -49,6 +50,9 @@ def run_script(main):
         main()
     except UserError as error:
         _say(f"error: {error}", first)
+        if not first:                                             # the first meets it too, and is to say it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from what is finished", first)

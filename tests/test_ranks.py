@@ -1,7 +1,6 @@
 """Several ranks on the CPU: the same networks, the same tables; one that dies; going on with another number."""
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import torch
 
 from cmr import checkpoint, ranks
 from cmr.errors import UsageError
-from helpers import ROOT, on, training
+from helpers import ROOT, on, script, training
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -57,8 +56,7 @@ def test_ranks_train_the_network_that_one_would(phantom, tmp_path):
 
 def test_a_rank_that_dies_ends_all_and_another_number_goes_on(phantom, tmp_path):
     of_run = ["train_diffusion.py", *training(phantom, tmp_path, "diffusion"), "--steps", "30", "--out"]
-    alone = launch(1, *of_run, tmp_path / "alone")
-    assert alone.wait(timeout=120) == 0
+    assert script(*of_run, tmp_path / "alone")[0] == 0
     started = launch(2, *of_run, tmp_path / "run", "--log-every", "1")
     for _ in range(600):
         if (tmp_path / "run" / "last.pt").exists():
@@ -73,9 +71,8 @@ def test_a_rank_that_dies_ends_all_and_another_number_goes_on(phantom, tmp_path)
     assert errors.startswith("error: rank 1 was killed (SIGKILL)")
     saved = checkpoint.load(tmp_path / "run" / "last.pt")["step"]
     assert 0 < saved < 30 and not (tmp_path / "run" / "final.pt").exists()
-    resumed = launch(3, *of_run, tmp_path / "run")
-    output, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0 and f"going on from step {saved}" in output, errors
+    code, output, errors = script(*of_run, tmp_path / "run")
+    assert code == 0 and f"going on from step {saved}" in output, errors
     assert largest_difference(weights(tmp_path / "run" / "final.pt"), weights(tmp_path / "alone" / "final.pt")) < 1e-5
 
 
@@ -95,8 +92,7 @@ def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
     models = ["--diffusion", run / "diffusion" / "final.pt", "--segmenter", run / "segmenter-vanilla-real" / "final.pt"]
     dg = ["--arm", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
     evaluation = ["--run", run, "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
-    single = launch(1, "evaluate.py", *of_any, *evaluation, tmp_path / "one")
-    assert single.wait(timeout=120) == 0
+    assert script("evaluate.py", *of_any, *evaluation, tmp_path / "one")[0] == 0
     for command in (["-m", "cmr.synthesize", *on(phantom, run), *dg], ["evaluate.py", *of_any, *evaluation, tmp_path / "two"]):
         started = launch(2, *command)
         _, errors = started.communicate(timeout=120)
@@ -104,4 +100,3 @@ def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
     assert (tmp_path / "dg" / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
     for name in ("metrics.csv", "tests.csv"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    shutil.rmtree(tmp_path / "two" / "predictions")

@@ -7,7 +7,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce plan report test check bench clean
+.PHONY: help reproduce estimate rehearse plan report test check bench clean
 
 # ---- Settings ----------------------------------------------------------------------------------------------------
 
@@ -30,7 +30,9 @@ DOSES    ?=
 SHUFFLED ?=
 SEED     ?= 0
 SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
-RUNS     ?= runs
+RUNS     ?= $(if $(REHEARSE),runs/rehearsal,runs)
+# Two steps of every stage at the preset's full size, on a phantom of a few studies: does it fit, is every type right?
+REHEARSE ?=
 # Ranks that work on each stage together: as many as there are GPUs to use.
 GPUS     ?= 1
 # Stages at a time.  Two small networks train 1.4 times as fast beside each other, one thread each, than one after the
@@ -60,7 +62,7 @@ ifdef DATA
 DATASET := $(DATA)
 PHANTOM :=
 else
-DATASET := data/phantom-$(PRESET)$(if $(UPPER),-upper)
+DATASET := data/phantom-$(if $(REHEARSE),tiny,$(PRESET))$(if $(UPPER),-upper)
 PHANTOM := $(DATASET)/phantom_params.json
 endif
 
@@ -76,6 +78,10 @@ R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
 RANKED  := $(PY)$(if $(filter-out 1,$(GPUS)), -m cmr.launch $(GPUS))
 ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
+
+# The few steps of a rehearsal.
+SHORT_UNET := $(if $(REHEARSE), --steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1)
+SHORT_SD   := $(if $(REHEARSE), --steps 2 --batch 2 --log-every 1 --sheet 1 --sheet-steps 2)
 
 # Segmenters are called NETWORK-TRAININGSET.  An upper bound's training set is a target: Vendor-B, Vendor-C, Vendor-D.
 FIRST    := $(firstword $(NETWORKS))
@@ -102,6 +108,12 @@ reproduce: ## run what is missing of both experiments and print the table
 	@for run in $(ALL_R); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$${run##*-seed} report; done
 	@for run in $(ALL_R); do cat "$$run/results/report.md"; echo; echo "figures and per-case numbers: $$run/results"; done
 	@$(if $(filter-out 1,$(SEEDS)),$(PY) -m cmr.seed_spread --runs "$(call commas,$(ALL_R))" --out "$(R)/results/seeds.md")
+
+estimate: $(VENV) $(PHANTOM) ## what reproduce will take here, by some real steps of every stage: hours, memory, disk
+	$(call estimated,)
+
+rehearse: ## two steps of every stage at the full size of PRESET, before hours are spent on it
+	@$(MAKE) --no-print-directory reproduce REHEARSE=1
 
 plan: ## print the stages in order: whether done, what each reads and writes
 	@echo "data $(DATASET)   run folder $(R)"
@@ -157,11 +169,19 @@ $(R)/check/asked: $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
 	$(call stage,$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)")
 	$(if $(PLAN),,@touch $@)
 
+# What it will take, said once before the first long stage; `tiny` and a rehearsal are shorter than an estimate.
+estimated = OMP_NUM_THREADS=$(THREADS) $(PY) -m cmr.estimate $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --jobs $(JOBS) --ranks $(GPUS)$(1)
+BEGUN    := $(wildcard $(R)/diffusion)$(filter tiny,$(PRESET))$(REHEARSE)
+ESTIMATE := $(if $(BEGUN),,$(R)/check/estimate.md)
+$(R)/check/estimate.md: | $(R)/check/check.json
+	$(call stage,$(call estimated, --out "$(@D)"))
+$(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real)): | $(ESTIMATE)
+
 # 2. The diffusion model of the source (SD-DM), and every network on the source's real images: the baselines.
 $(R)/diffusion/final.pt: $(R)/check/check.json
-	$(call stage,$(RANKED) train_diffusion.py $(ARGS) --out "$(@D)")
+	$(call stage,$(RANKED) train_diffusion.py $(ARGS)$(SHORT_SD) --out "$(@D)")
 
-train = $(RANKED) train_unet.py $(ARGS) --network $(1) --out "$(@D)"
+train = $(RANKED) train_unet.py $(ARGS)$(SHORT_UNET) --network $(1) --out "$(@D)"
 $(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 	$(call stage,$(call train,$*))
 
@@ -178,7 +198,7 @@ $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 
 # 4. DA: how strongly each target is translated, and the translated test studies.
 $(R)/choice/choice.json: $(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real))
-	$(call stage,$(RANKED) -m cmr.choose $(ARGS) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
+	$(call stage,$(RANKED) -m cmr.choose $(ARGS)$(if $(REHEARSE), --shifts 1) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
 
 $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
 	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")

@@ -16,7 +16,7 @@ from cmr.baselines import fda, low_pass_swap
 from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS
 from cmr.errors import CheckpointError, DataError, run_script
-from cmr.experiment import rows_to_measure, training_set
+from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
 from cmr.figures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
@@ -56,8 +56,9 @@ class Config(DataConfig):
                              at_least(0))
 
 
-PRESETS = {"tiny": dict(all_inputs_of="vanilla"), "demo": dict(all_inputs_of="vanilla"),
-           "paper": dict(size=128, spacing_mm=1.5)}
+FULL_SIZE = dict(size=128, spacing_mm=1.5)
+PRESETS = {preset: dict(all_inputs_of=networks, **(FULL_SIZE if preset in ("lab", "paper") else {}))
+           for preset, networks in ALL_INPUTS_OF.items()}
 
 
 def main(argv=None):

@@ -50,17 +50,20 @@ class Config(DataConfig):
     log_every: int        = opt(50, "steps between log rows", at_least(1))
     save_minutes: float   = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
     sample_every: int     = opt(500, "steps between sample sheets", at_least(1))
+    sheet: int            = opt(16, "samples of a sheet; those of the last are compared with the training slices",
+                                at_least(1))
+    sheet_steps: int      = opt(40, "sampling steps of a sheet", at_least(1))
 
 
+FULL_SIZE = dict(size=128, spacing_mm=1.5, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32,
+                 patch=1, batch=32, warmup=1000, bfloat16=True, log_every=200, save_minutes=10)
 PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
     "demo": {},
-    "paper": dict(size=128, spacing_mm=1.5, base=96, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64,
-                  groups=32, patch=1, steps=100_000, batch=32, lr=1e-4, warmup=1000, ema=0.9999, bfloat16=True,
-                  log_every=200, save_minutes=10, sample_every=10_000),
+    "lab": dict(**FULL_SIZE, base=64, steps=40_000, lr=2e-4, ema=0.9995, sample_every=5_000),
+    "paper": dict(**FULL_SIZE, base=96, steps=100_000, lr=1e-4, ema=0.9999, sample_every=10_000),
 }
-N_SAMPLES, SAMPLE_STEPS = 16, 40                 # of a sheet of unconditional samples
 
 
 def main(argv=None):
@@ -72,7 +75,8 @@ def main(argv=None):
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
     everyone = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-    workings, held_out = (prepare(in_role(everyone, source, split), grid, c.work) for split in ("Training", "Validation"))
+    workings, held_out = (prepare(in_role(everyone, source, split), grid, c.work)
+                          for split in ("Training", "Validation"))
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)
     subjects = sorted({w.record.subject for w in workings})
     if len(slices) < c.batch:
@@ -116,12 +120,7 @@ def main(argv=None):
     # Are samples copies of training slices?  Then the weights, and what the sampler must know of the source.
     drawn = sample(c, schedule, run.averaged(), device)
     draw(out, c.steps, drawn)
-    unseen = np.concatenate([w.image for w in held_out]) if held_out else []
-    ratios = memorisation(drawn, slices[:, 0].numpy(), unseen)
-    write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
-    print("memorisation: distance to the nearest training slice over the nearest held-out one: "
-          f"mean {ratios.mean():.2f}, least {ratios.min():.2f}; "
-          f"{(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
+    audit(out, drawn, slices[:, 0].numpy(), np.concatenate([w.image for w in held_out]) if held_out else [])
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
                subjects=subjects)
@@ -138,14 +137,23 @@ def require_consistent(c):
         raise UsageError(f"--head {c.head}: use a divisor of {channels}, the channels of the last level")
 
 
+def audit(out, samples, training, held_out):
+    """Write and say how close the samples come to training slices; all are (N, H, W) arrays."""
+    ratios = memorisation(samples, training, held_out)
+    write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
+    print("memorisation: distance to the nearest training slice over the nearest held-out one: "
+          f"mean {ratios.mean():.2f}, least {ratios.min():.2f}; "
+          f"{(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
+
+
 def sample(c, schedule, weights, device):
     """Unconditional samples (n, H, W) of the averaged weights, always from the same noise."""
     averaged = build_denoiser(asdict(c)).to(device).eval()
     averaged.load_state_dict(weights)
     g = generator(c.seed, "sheet")
-    noise = lambda step=None: torch.randn(N_SAMPLES, 1, c.size, c.size, generator=g).to(device)
+    noise = lambda step=None: torch.randn(c.sheet, 1, c.size, c.size, generator=g).to(device)
     x_T = noise()
-    return denoise(schedule, averaged, c.parameterisation, x_T, levels(c.T, SAMPLE_STEPS), noise)[:, 0].cpu().numpy()
+    return denoise(schedule, averaged, c.parameterisation, x_T, levels(c.T, c.sheet_steps), noise)[:, 0].cpu().numpy()
 
 
 def draw(out, step, samples):

@@ -53,8 +53,8 @@ class Config(DataConfig):
     lr: float               = opt(1e-2, "initial learning rate; it falls to 0 as a cosine (vanilla) or a polynomial "
                                         "(nnU-Net)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
-    workers: int            = opt(0, "processes that prepare batches ahead, for each GPU; does not change the result; 0: "
-                                     "each batch is made when it is needed", at_least(0))
+    workers: int            = opt(0, "processes that prepare batches ahead, for each GPU; does not change the result; "
+                                     "0: each batch is made when it is needed", at_least(0))
     log_every: int          = opt(50, "steps between log rows", at_least(1))
     save_minutes: float     = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
 

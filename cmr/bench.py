@@ -3,9 +3,7 @@
 Public: `metric_masks`, `segmenter_speed`, `main`.
 """
 import multiprocessing
-import resource
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +17,7 @@ from cmr.networks import NETWORKS
 from cmr.recipe import Training
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import Segmenter
+from cmr.workers import peak_memory_gb
 
 
 def main():
@@ -118,10 +117,10 @@ def segmenter_speed(network, threads):
     (seconds per training step, share of it spent on data, peak memory of training in MB, seconds per volume).
     """
     torch.set_num_threads(threads)
-    volumes = [_volume(i) for i in range(60)]
+    volumes = [noise_volume(i) for i in range(60)]
     settings = SimpleNamespace(network=network, features=8, levels=4, memory_gb=0.08, plan="", steps=1200,
                                epoch_steps=120, validation_batches=1, batch=16, lr=1e-3, augment=False, seed=0)
-    before = peak_mb()
+    before = peak_memory_gb(torch.device("cpu"))
     training = Training(settings, volumes, volumes[:2], volumes, np.arange(4), torch.device("cpu"))
     recipe = NETWORKS[network].recipe(training)
     times, data = [], 0.0
@@ -136,27 +135,18 @@ def segmenter_speed(network, threads):
         if step >= 3:                                             # the first steps warm up
             times.append(time.perf_counter() - begin)
             data += ready - begin
-    peak = peak_mb() - before
+    peak_mb = 1024 * (peak_memory_gb(torch.device("cpu")) - before)
     segmenter = Segmenter(recipe.net.eval(), ("LV", "MYO", "RV"), vars(settings), recipe.plan, (), "")
     volume = seconds(lambda: segmenter.logits(volumes[0].image, volumes[0].spacing_mm), 2)
-    return float(np.median(times)), data / sum(times), peak, volume
+    return float(np.median(times)), data / sum(times), peak_mb, volume
 
 
-def _volume(i):
+def noise_volume(i):
     """A working volume of noise with a labelled heart of boxes."""
     label = np.zeros((12, 64, 64), np.uint8)
     label[2:10, 20:44, 20:44], label[2:10, 26:38, 26:38], label[2:10, 24:40, 10:20] = 2, 1, 3
     image = np.tanh(rng("bench", i).standard_normal(label.shape)).astype(np.float32)
     return SimpleNamespace(image=image, label=label, spacing_mm=(9.0, 2.5, 2.5))
-
-
-def peak_mb():
-    """Largest resident memory of this process so far; from /proc where there is one: ru_maxrss is the parent's too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

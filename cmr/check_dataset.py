@@ -31,7 +31,7 @@ class Config(DataConfig):
     out: str    = opt("", "folder for check.json; empty: print only")
 
 
-PRESETS = {"tiny": {}, "demo": {}, "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": {}, "demo": {}, "lab": dict(size=128, spacing_mm=1.5), "paper": dict(size=128, spacing_mm=1.5)}
 
 
 def main(argv=None):

@@ -60,7 +60,8 @@ class Config(DataConfig):
     out: str        = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
 
-PRESETS = {"tiny": dict(shifts=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
+PRESETS = {"tiny": dict(shifts=1), "demo": {}, "lab": dict(size=128, spacing_mm=1.5),
+           "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
 HINDSIGHT = ("hindsight", "hindsight_hd95_mm")
 FIGURES = ("predicted", "error", "at_risk", *HINDSIGHT)
 PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", *FIGURES)

@@ -42,8 +42,8 @@ def _told(rank, failure):
     """End as the rank that failed first has ended.  The first rank has said why; of another one that is said here."""
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        raise ResourceError(f"rank {rank} was killed ({name}), perhaps for want of memory, and all have ended; the same "
-                            "command goes on from what is finished, on any number of ranks")
+        raise ResourceError(f"rank {rank} was killed ({name}), perhaps for want of memory, and all have ended; the "
+                            "same command goes on from what is finished, on any number of ranks")
     if rank:
         print(f"error: rank {rank} has ended with exit code {failure.exitcode}, and so have all", file=sys.stderr)
     sys.exit(failure.exitcode)

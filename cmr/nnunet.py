@@ -196,12 +196,14 @@ def _presets(short_steps, short_lr):
 
     short_steps, short_lr : length and learning rate of its AdamW.
     """
+    full_size = dict(size=128, spacing_mm=1.5, bfloat16=True, workers=6, log_every=250, save_minutes=10)
     return {
         "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
                      save_minutes=0.1),
         "demo": dict(features=8, memory_gb=0.08, steps=short_steps, epoch_steps=120, validation_batches=4,
                      optimizer="adamw", lr=short_lr, log_every=100),
-        "paper": dict(size=128, spacing_mm=1.5, bfloat16=True, log_every=250, save_minutes=10)}
+        "lab": dict(**full_size, steps=25_000),                   # 100 of the original's 1000 epochs
+        "paper": full_size}
 
 
 NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(3120, 2e-3))

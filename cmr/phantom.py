@@ -31,6 +31,7 @@ CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 # studies in M&Ms either; A is the source.
 COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
           "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
+          "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},
           "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)}}
 FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
 README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
@@ -54,7 +55,8 @@ class Config:
     validate: bool = opt(False, "print the phantom's statistics beside real ones instead of writing")
 
 
-PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "paper": dict(counts="mnms", frames=25, test_frames=25)}
+PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "lab": dict(counts="lab", frames=12),
+           "paper": dict(counts="mnms", frames=25, test_frames=25)}
 
 
 def write_dataset(config):

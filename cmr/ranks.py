@@ -6,7 +6,8 @@ ranks.  Each computes its share of the samples, the outputs are gathered, and ev
 batch, whose gradient it follows through its own share; the gradients are summed.  So nothing that is taken over a batch
 (soft Dice, batch statistics) depends on the number of ranks.  Only the first rank writes and prints.
 
-Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`, `first_alone`, `dealt`.
+Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`, `first_alone`,
+`dealt`.
 """
 import atexit
 import contextlib
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 
 from cmr.errors import UsageError
 
-PATIENCE = datetime.timedelta(hours=12)          # others wait while the first reads a dataset; the dead are seen at once
+PATIENCE = datetime.timedelta(hours=12)          # for the first to read a dataset; the dead are seen at once
 
 
 def rank():
@@ -96,7 +97,7 @@ class _Sum(torch.autograd.Function):
 
 
 def together(net):
-    """The network whose gradients are those of all ranks (DistributedDataParallel), with equal weights to begin with."""
+    """The network with the gradients of all ranks (DistributedDataParallel), with equal weights to begin with."""
     if world() == 1:
         return net
     device = next(net.parameters()).device

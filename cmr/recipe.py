@@ -31,8 +31,8 @@ class Recipe:
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
     batch_size: int                              # samples of a step
-    batch: Callable                              # (step, which of its samples) -> (images (n, 1, *space) float32, labels
-                                                 # (n, *space) int64), on the CPU
+    batch: Callable                              # (step, range of its samples) -> (images (n, 1, *space) float32,
+                                                 # labels (n, *space) int64), on the CPU
     learning_rate: Callable                      # step -> learning rate
     loss: Callable                               # (network output, labels) -> scalar
     clip_norm: float = None                      # largest gradient norm

@@ -73,7 +73,7 @@ class DataConfig:
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
 PLACES = {"data", "out", "work", "synthetic", "choice", "device", "workers", "log_every", "save_minutes",
-          "sample_every"}
+          "sample_every", "sheet", "sheet_steps"}
 
 
 def without_places(settings):

@@ -56,7 +56,8 @@ class Config(DataConfig):
 # DG: one sample near the source, one of a changed look.
 DEFAULT_SHIFT = {"dg": "0;1", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
-PRESETS = {"tiny": dict(samples=1), "demo": {}, "paper": dict(size=128, spacing_mm=1.5, samples=4)}
+PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": dict(size=128, spacing_mm=1.5),
+           "paper": dict(size=128, spacing_mm=1.5, samples=4)}
 SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
               "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 
@@ -97,7 +98,8 @@ class Synthesis:
         shifts, fixed = _checked(c)
         self.c, self.device = c, pick_device(c.device)
         grid, source = Grid(c.spacing_mm, c.size), Domain.parse(c.source)
-        self.sd_dm, self.segmenter = SourceModel.load(c.diffusion, self.device), Segmenter.load(c.segmenter, self.device)
+        self.sd_dm = SourceModel.load(c.diffusion, self.device)
+        self.segmenter = Segmenter.load(c.segmenter, self.device)
         require_part(c.diffusion, self.sd_dm.settings, c)
         require_part(c.segmenter, self.segmenter.settings, c)
         records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)

@@ -19,8 +19,9 @@ from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
 from cmr.files import write_json, write_text
 from cmr.settings import without_places
+from cmr.workers import peak_memory_gb
 
-LOG_COLUMNS = ("step", "loss", "lr", "seconds_per_step", "waiting_share")
+LOG_COLUMNS = ("step", "loss", "lr", "seconds_per_step", "waiting_share", "peak_memory_gb")
 
 
 class Run:
@@ -157,7 +158,8 @@ class Run:
         seconds, waiting = self.seconds / n, self.waited / self.seconds
         if ranks.is_first():
             with open(self.log, "a") as file:
-                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f}\n")
+                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},"
+                           f"{peak_memory_gb(next(self.net.parameters()).device):.3f}\n")
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)

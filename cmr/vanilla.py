@@ -112,8 +112,10 @@ def logits(net, image, spacing_mm, plan, mirror):
     return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], SLICES_AT_A_TIME)
 
 
+FULL_SIZE = dict(size=128, spacing_mm=1.5, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250,
+                 save_minutes=10)
 VANILLA = Network(build, recipe, logits, presets={
     "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),
     "demo": dict(features=8, steps=1500, lr=2e-3),
-    "paper": dict(size=128, spacing_mm=1.5, levels=5, steps=40_000, batch=32, lr=1e-3, bfloat16=True,
-                  log_every=250, save_minutes=10)})
+    "lab": dict(**FULL_SIZE, steps=20_000),
+    "paper": dict(**FULL_SIZE, steps=40_000)})

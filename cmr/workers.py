@@ -1,16 +1,18 @@
 """Where work is done: the device, and processes that share the volumes or prepare batches ahead.
 
-Public: `pick_device`, `over_volumes`, `spawned`, `ahead`.
+Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`.
 """
 import contextlib
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -106,6 +108,17 @@ def spawned(function, jobs, processes, build=None, config=None):
                             "fewer --processes need less") from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def peak_memory_gb(device):
+    """Largest memory of this process so far, GB: of a GPU what torch took there, else what is resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    status = Path("/proc/self/status")                            # ru_maxrss is the parent's too
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 
 def _cores():

@@ -1,0 +1,395 @@
+"""What an experiment costs on this machine, measured before it starts: `make estimate`, or `python -m cmr.estimate`.
+
+Every training is started with its own command at its true size, as many at a time as will run, watched for some steps
+and stopped.  Networks of the same size that have learnt nothing then synthesize, choose and segment a volume or two.
+What is multiplied by what stands in the table; how the stages overlap is simulated.
+Not measured: the phantom and the check of the dataset, which come before, and what make itself takes.
+
+Public: `Config`, `Stage`, `wall_seconds`.
+"""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmr import checkpoint, choose, synthesize
+from cmr.errors import ResourceError, run_script
+from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
+from cmr.files import read_csv, read_json, writable_folder, write_text
+from cmr.grid import Grid
+from cmr.intensities import intensity_statistics
+from cmr.labels import VALUES, labelled
+from cmr.metrics import measure
+from cmr.networks import NETWORKS, split_name
+from cmr.records import Domain
+from cmr.segmenter import Segmenter, labels_on_original
+from cmr.settings import DataConfig, above, at_least, one_of, opt, parse, without_places
+from cmr.source_model import build_denoiser
+from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
+from cmr.studies import find, in_role, split_by_subject
+from cmr.workers import peak_memory_gb, pick_device
+from cmr.working import fingerprint, prepare, with_labels
+
+SCRIPTS = Path(__file__).parent.parent
+STEPS = 12                                       # of a training that is watched; the first of them warms up
+PATIENCE_S = 600                                 # for its first step
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    experiment: str = opt("demo", "preset of the experiment that is estimated; that of --preset",
+                          one_of("tiny", "demo", "lab", "paper"))
+    target: str     = opt("Vendor=B,C,D", "target domains")
+    segmenters: str = opt("vanilla-real,vanilla-synthetic", "all that are trained, as network-trainingset")
+    jobs: int       = opt(1, "stages at a time", at_least(1))
+    ranks: int      = opt(1, "ranks that share the work of each training", at_least(1))
+    watch_s: float  = opt(20.0, "how long a training is watched after its second step, seconds", above(0))
+    tflops: float   = opt(15.0, "what a GPU sustains in bfloat16, 10^12 operations per second: hours there, from the "
+                                "operations of the trainings, where none is at hand", above(0))
+    out: str        = opt("", "folder for estimate.md; empty: print only")
+
+
+PRESETS = {"tiny": dict(experiment="tiny"), "demo": {}, "lab": dict(experiment="lab", size=128, spacing_mm=1.5),
+           "paper": dict(experiment="paper", size=128, spacing_mm=1.5)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the table."""
+    name: str
+    count: int                                   # of steps, images or volumes
+    unit: str
+    seconds: float                               # of the whole stage
+    needs: tuple = ()                            # names of stages that must have finished
+    memory_gb: float = 0.0
+    disk_gb: float = 0.0
+    petaflop: float = 0.0                        # of a training: floating-point operations, 10^15
+
+
+def main(argv=None):
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    stages = estimated(c)
+    report = table(c, stages)
+    print(report, flush=True)
+    if c.out:
+        write_text(writable_folder(c.out, c.data) / "estimate.md", report)
+    require_fitting(c, stages)
+
+
+def estimated(c):
+    """Every stage with what it will take."""
+    device, data = pick_device(c.device), _Data(c)
+    with tempfile.TemporaryDirectory(prefix="estimate-") as folder:
+        folder = Path(folder)
+        watched = {"diffusion": _watched(c, folder / "diffusion", ["train_diffusion.py"])}
+        for network in data.networks:
+            watched[network] = _watched(c, folder / network, ["train_unet.py", "--network", network])
+        trainings = [_diffusion_stage(watched["diffusion"])]
+        trainings += [_segmenter_stage(name, watched[split_name(name)[0]], data) for name in c.segmenters.split(",")]
+        run = _Untrained(c, folder, watched, data, device)
+        return [*trainings, *run.stages()]
+
+
+class _Data:
+    """What of the dataset the stages go through."""
+
+    def __init__(self, c):
+        source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
+        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        role = lambda domain, split, labelled_only: in_role(records, domain, split, labelled_only)
+        targets = Domain.parse(c.target).each()
+        self.domains = [source, *targets]
+        self.own = with_labels(prepare(role(source, "Training", True), grid, c.work))
+        self.structures = labelled(self.own)
+        everything = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
+        self.frames = prepare(in_role(everything, source, "Training"), grid, c.work)
+        first = lambda some: len({record.subject for record in some})
+        self.n_validation = first(role(source, "Validation", True))
+        self.n_target_validation = sum(first(role(target, "Validation", False)) for target in targets)
+        self.n_test = sum(len(role(domain, "Testing", True)) for domain in self.domains)
+        self.networks = list(dict.fromkeys(split_name(name)[0] for name in c.segmenters.split(",")))
+
+
+# ---- Trainings ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class _Watched:
+    """A training that ran for some steps: its settings and plan, how long a step took, what it needed."""
+    settings: dict
+    plan: dict
+    start_s: float                               # until the first step
+    step_s: float
+    memory_gb: float
+
+
+def _watched(c, folder, command):
+    """Start a training, as many copies as stages run at a time, until the first has made enough steps."""
+    launcher = ["-m", "cmr.launch", str(c.ranks)] if c.ranks > 1 else []
+    script, *flags = command
+    places = ["--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device, "--seed", c.seed]
+    own = ["--preset", c.experiment, *places, "--log-every", "1", "--save-minutes", "100000"]
+    begin, processes = time.monotonic(), []
+    for copy in range(c.jobs):
+        out = folder / str(copy)
+        out.mkdir(parents=True)
+        line = [sys.executable, *launcher, SCRIPTS / script, *flags, *own, "--out", out]
+        with open(out / "stdout", "w") as stdout, open(out / "stderr", "w") as stderr:
+            processes.append(subprocess.Popen([*map(str, line)], stdout=stdout, stderr=stderr, start_new_session=True,
+                                              cwd=SCRIPTS))
+    try:
+        rows, start_s = _first_rows(c, folder / "0", processes[0], begin, " ".join(command))
+    finally:
+        for process in processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:                            # has ended by itself
+                pass
+            process.wait()
+    plan = folder / "0" / "plan.json"
+    steps = [float(row["seconds_per_step"]) for row in rows[1:]] or [float(rows[0]["seconds_per_step"])]
+    return _Watched(read_json(folder / "0" / "config.json"), read_json(plan) if plan.exists() else None, start_s,
+                    float(np.mean(steps)), max(float(row["peak_memory_gb"]) for row in rows))
+
+
+def _first_rows(c, folder, process, begin, name):
+    """(rows of the log, seconds until the first step) of a training that has just been started."""
+    log, start_s, second = folder / "log.csv", None, None
+    while True:
+        ended = process.poll() is not None
+        rows = read_csv(log, ()) if log.exists() else []
+        now = time.monotonic()
+        if rows and start_s is None:
+            start_s = now - begin - float(rows[0]["seconds_per_step"])
+        if len(rows) > 1 and second is None:
+            second = now
+        if len(rows) > STEPS or second and now - second > c.watch_s or ended and rows:
+            return rows, max(0.0, start_s)
+        if ended or now - begin > PATIENCE_S:
+            said = (folder / "stderr").read_text().strip().splitlines() or [f"no step in {PATIENCE_S} s"]
+            why = said[-1].removeprefix("error: ")
+            raise ResourceError(f"{name} of preset {c.experiment} does not run here: {why}")
+        time.sleep(0.1)
+
+
+def _diffusion_stage(watched):
+    c = watched.settings
+    with torch.device("meta"):
+        net = build_denoiser(c)
+        one = torch.zeros(1, 1, c["size"], c["size"]), torch.zeros(1, dtype=torch.long)
+    sheets = max(1, c["steps"] // c["sample_every"]) * c["sheet_steps"] * c["sheet"] / c["batch"] / 3      # in steps
+    seconds = watched.start_s + watched.step_s * (c["steps"] + sheets)
+    return _training("diffusion", c["steps"], seconds, watched, net, c["batch"] * _operations(net, one))
+
+
+def _segmenter_stage(name, watched, data):
+    network, trained_on = split_name(name)
+    c, plan = watched.settings, watched.plan
+    with torch.device("meta"):
+        net = NETWORKS[network].build(c, 1 + len(data.structures), plan)
+        one = torch.zeros(1, 1, *(plan["patch"] if plan else (c["size"], c["size"])))
+    # A validation batch of an nnU-Net goes forward only: a third of a step.
+    validation = c["validation_batches"] / c["epoch_steps"] / 3 if plan else 0
+    seconds = watched.start_s + watched.step_s * c["steps"] * (1 + validation)
+    needs = {"synthetic": ("dg",), "both": ("dg",), "shuffled": ("dg",), "shifted": ("shifted",)}.get(trained_on, ())
+    batch = plan["batch"] if plan else c["batch"]
+    return _training(name, c["steps"], seconds, watched, net, batch * _operations(net, (one,)), needs)
+
+
+def _training(name, steps, seconds, watched, net, per_step, needs=()):
+    disk_gb = 4e-9 * sum(p.numel() for p in net.parameters())
+    return Stage(name, steps, "steps", seconds, needs, watched.memory_gb, disk_gb, 1e-15 * steps * per_step)
+
+
+def _operations(net, one):
+    """Of a training step on one sample: forward, and twice as many backward."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*one)
+    return 3 * counter.get_total_flops()
+
+
+# ---- What trained networks do --------------------------------------------------------------------------------------
+
+class _Untrained:
+    """An experiment of the right size whose networks have learnt nothing, and what its stages take."""
+
+    def __init__(self, c, folder, watched, data, device):
+        self.c, self.folder, self.data, self.device = c, folder, data, device
+        self.segmenters = {}
+        of_sd_dm = watched["diffusion"].settings
+        quantiles, mean, std = intensity_statistics([w.image for w in data.frames])
+        self._write("diffusion", build_denoiser(of_sd_dm), of_sd_dm, data.frames,
+                    source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std))
+        for network in data.networks:
+            settings, plan = watched[network].settings, watched[network].plan
+            net = NETWORKS[network].build(settings, 1 + len(data.structures), plan)
+            path = self._write(f"segmenter-{network}-real", net, settings, data.own, plan=plan,
+                               structures=list(data.structures))
+            self.segmenters[network] = Segmenter.load(path, device)
+        self.auditor = folder / f"segmenter-{data.networks[0]}-real" / "final.pt"
+        self.places = dict(data=c.data, source=c.source, work=c.work, seed=c.seed, device=c.device)
+
+    def _write(self, name, net, settings, trained_on, **extra):
+        path = self.folder / name / "final.pt"
+        checkpoint.save(path, step=0, net=net.state_dict(), config=without_places(settings),
+                        data_hash=fingerprint(trained_on), subjects=[], **extra)
+        return path
+
+    def stages(self):
+        c, data = self.c, self.data
+        names = c.segmenters.split(",")
+        real = tuple(f"{network}-real" for network in data.networks)
+        image_s, image_gb, per_reference = self._image()
+        made = lambda name, n, needs: Stage(name, n, "images", n * image_s / c.ranks, needs,
+                                            peak_memory_gb(self.device), n * image_gb)
+        stages = [made("dg", len(data.own) * per_reference, ("diffusion", real[0]))]
+        if any(split_name(name)[1] == "shifted" for name in names):
+            stages.append(made("shifted", len(data.own) * per_reference, ("diffusion", real[0])))
+        n_choice, choice_s = self._choice()
+        stages.append(Stage("choice", n_choice, "volumes", n_choice * choice_s / self._at_a_time(c.jobs),
+                            ("diffusion", *real), peak_memory_gb(self.device)))
+        members = [member for member in parse_members(DEFAULT_STRENGTH["da"]) if member != NONE]
+        stages.append(made("da", data.n_test * len(members), ("choice",)))
+        volume_s = self._evaluation()
+        everything = (*names, *(stage.name for stage in stages))
+        stages.append(Stage("results", data.n_test, "volumes", data.n_test * volume_s / self._at_a_time(1), everything,
+                            peak_memory_gb(self.device)))
+        return stages
+
+    def _at_a_time(self, jobs):
+        """Volumes: one for each core that no other stage has, or for each GPU."""
+        return self.c.ranks if self.device.type == "cuda" or self.c.ranks > 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+    def _image(self):
+        """(seconds, GB on disk, images of each reference) of the DG set."""
+        own = synthesize.PRESETS[self.c.experiment]
+        settings = synthesize.Config(**{**own, **self.places}, diffusion=str(self.folder / "diffusion" / "final.pt"),
+                                     segmenter=str(self.auditor), out=str(self.folder / "dg"))
+        synthesis = synthesize.Synthesis(settings)
+        seconds = _timed(synthesis.volume, len(synthesis.jobs))
+        written = sum(path.stat().st_size for path in (self.folder / "dg").rglob("*.nii.gz"))
+        images = len(list((self.folder / "dg").rglob("imagesTr/*.nii.gz"))) or 1
+        return seconds, 1e-9 * written / images, len(synthesis.jobs) // len(self.data.own)
+
+    def _choice(self):
+        """(volumes, seconds for each) of the choice of strength."""
+        own = choose.PRESETS[self.c.experiment]
+        settings = choose.Config(**{**own, **self.places}, target=self.c.target, run=str(self.folder),
+                                 networks=",".join(self.data.networks), out=str(self.folder / "choice"))
+        volumes = choose.Volumes(settings)
+        return len(volumes.jobs), _timed(volumes.volume, len(volumes.jobs))
+
+    def _evaluation(self):
+        """Seconds for each test volume: every network on every image once, every row measured."""
+        measured = rows_to_measure([split_name(name) for name in self.c.segmenters.split(",")], self.data.domains,
+                                   ALL_INPUTS_OF[self.c.experiment].split(","))
+        fixed = parse_members(DEFAULT_STRENGTH["da"])
+        members = {"translated": fixed, "fixed": fixed}
+        seen = {(network, arm.trained_on, member) for network, arm in measured
+                for member in members.get(arm.test_input, (arm.test_input,))}
+        seconds, working = 0.0, self.data.own[len(self.data.own) // 2]
+        image, spacing_mm = np.asarray(working.image), working.spacing_mm
+        for network, segmenter in self.segmenters.items():
+            segment = lambda i: segmenter.logits(image, spacing_mm)
+            seconds += _timed(segment, 2) * sum(of == network for of, _, _ in seen)
+        logits, truth = segmenter.logits(image, spacing_mm), np.asarray(working.label)
+        back = lambda n: _timed(lambda i: labels_on_original([logits] * n, working.geometry), 2)
+        moved = np.roll(truth, 1, axis=1)                         # a segmentation that is a pixel off
+        score = lambda i: [measure(moved == VALUES[name], truth == VALUES[name], spacing_mm)
+                           for name in self.data.structures]
+        alone, together, scored = back(1), back(len(fixed)), _timed(score, 2)
+        for _, arm in measured:
+            seconds += scored + (together if arm.test_input in members else alone)
+        return seconds
+
+
+def _timed(function, n, long_s=10.0):
+    """Seconds of function(i): of the second, which nothing has to warm up, or of the first if that was long."""
+    for i in range(min(2, n)):
+        begin = time.perf_counter()
+        function(i)
+        seconds = time.perf_counter() - begin
+        if seconds > long_s:
+            break
+    return seconds
+
+
+# ---- The whole -----------------------------------------------------------------------------------------------------
+
+def wall_seconds(stages, jobs):
+    """Until all have finished, when so many run at a time and each starts as soon as what it needs is there.
+
+    Of those that may start, the longest one does.
+    """
+    waiting, running, finished, now = list(stages), [], set(), 0.0
+    while waiting or running:
+        ready = sorted((s for s in waiting if set(s.needs) <= finished), key=lambda s: -s.seconds)
+        for stage in ready[:jobs - len(running)]:
+            running.append((now + stage.seconds, stage.name))
+            waiting.remove(stage)
+        if not running:
+            raise ValueError(f"{waiting[0].name} needs {waiting[0].needs}")
+        now, name = min(running)
+        running.remove((now, name))
+        finished.add(name)
+    return now
+
+
+def table(c, stages):
+    """The estimate as Markdown."""
+    device = pick_device(c.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    lines = [f"Estimate for preset {c.experiment} on this machine ({where}), JOBS={c.jobs}, GPUS={c.ranks}:", "",
+             "| stage | steps or items | s each | minutes | peak memory GB | disk GB |", "|---|---|---|---|---|---|"]
+    row = "| {} | {} | {} | {:.1f} | {:.1f} | {:.2f} |".format
+    for s in stages:
+        each = f"{s.seconds / s.count:.3g}"
+        lines.append(row(s.name, f"{s.count} {s.unit}", each, s.seconds / 60, s.memory_gb, s.disk_gb))
+    total, disk_gb = sum(s.seconds for s in stages), sum(s.disk_gb for s in stages)
+    lines += [row("all, one after the other", "", "", total / 60, max(s.memory_gb for s in stages), disk_gb), "",
+              f"Total: {_hours(wall_seconds(stages, c.jobs))} with JOBS={c.jobs} (on cores or GPUs enough for it: "
+              f"{_others(stages, c.jobs)}); phantom and check come before."]
+    if device.type == "cpu":
+        petaflop = sum(s.petaflop for s in stages)
+        lines.append(f"On one GPU that sustains {c.tflops:g} TFLOP/s the trainings alone ({petaflop:.3g} x 10^15 "
+                     f"operations) would take {_hours(1000 * petaflop / c.tflops)}; nothing was measured there.")
+    return "\n".join([*lines, ""])
+
+
+def _others(stages, jobs):
+    """The total with other numbers of stages at a time that slow each other down no more than this."""
+    return ", ".join(f"{_hours(wall_seconds(stages, n))} with JOBS={n}" for n in (1, 2, 4) if n != jobs)
+
+
+def _hours(seconds):
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
+
+
+def require_fitting(c, stages):
+    """Raise ResourceError if a stage needs more memory, or all of them more disk, than there is."""
+    device = pick_device(c.device)
+    if device.type == "cuda":
+        there_gb = torch.cuda.get_device_properties(device).total_memory / 2 ** 30
+    else:
+        there_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 ** 30
+    largest = max(stages, key=lambda s: s.memory_gb)
+    if largest.memory_gb * c.jobs > there_gb:
+        raise ResourceError(f"{largest.name} takes {largest.memory_gb:.1f} GB, {c.jobs} at a time, and there are "
+                            f"{there_gb:.1f}; use fewer JOBS or make --batch, --size, --base, --memory-gb smaller")
+    free_gb = shutil.disk_usage(c.out or ".").free / 1e9
+    needed_gb = sum(s.disk_gb for s in stages)
+    if needed_gb > free_gb:
+        raise ResourceError(f"{c.out or '.'}: {needed_gb:.1f} GB will be written and {free_gb:.1f} are free; "
+                            "choose another folder with RUNS=")
+
+
+if __name__ == "__main__":
+    run_script(main)

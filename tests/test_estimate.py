@@ -1,0 +1,67 @@
+"""What an experiment will cost: how stages overlap, what is multiplied, and what does not fit."""
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cmr.errors import ResourceError
+from cmr.estimate import Config, Stage, _first_rows, _operations, require_fitting, table, wall_seconds
+from helpers import on, script
+
+
+def stages(*named):
+    return [Stage(name, 10, "steps", seconds, needs) for name, seconds, needs in named]
+
+
+def test_stages_overlap_as_they_may():
+    some = stages(("sd", 100, ()), ("a", 60, ()), ("b", 50, ()), ("dg", 10, ("sd", "a")), ("c", 60, ("dg",)),
+                  ("end", 5, ("a", "b", "c")))
+    assert wall_seconds(some, 1) == 285
+    # sd 0-100; a 0-60, b 60-110; dg 100-110, c 110-170; end
+    assert wall_seconds(some, 2) == 175
+    assert wall_seconds(some, 9) == 100 + 10 + 60 + 5
+    with pytest.raises(ValueError, match="end needs"):
+        wall_seconds(stages(("end", 1, ("nothing",))), 1)
+
+
+def test_operations_of_a_step_by_hand():
+    net = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert _operations(net, (torch.zeros(1, 3, 8, 8),)) == 3 * 2 * 8 * 8 * 3 * 5 * 9
+
+
+def test_the_table_adds_up():
+    some = [Stage("diffusion", 600, "steps", 180.0, (), 1.5, 0.5, 0.2), Stage("results", 90, "volumes", 60.0, ("diffusion",), 2.0, 0.25)]
+    text = table(Config(data="x", jobs=2), some)
+    assert "| diffusion | 600 steps | 0.3 | 3.0 | 1.5 | 0.50 |" in text
+    assert "| all, one after the other |  |  | 4.0 | 2.0 | 0.75 |" in text and "Total: 4 minutes with JOBS=2" in text
+    assert torch.cuda.is_available() or "(0.2 x 10^15 operations) would take 0 minutes" in text
+
+
+@pytest.mark.parametrize("stage, line", [
+    (Stage("nnunet3d-real", 1, "steps", 1.0, (), memory_gb=1e5), "nnunet3d-real takes 100000.0 GB, 1 at a time"),
+    (Stage("dg", 1, "images", 1.0, (), disk_gb=1e9), "will be written")])
+def test_what_does_not_fit_is_refused_with_what_to_do(stage, line):
+    with pytest.raises(ResourceError, match=line):
+        require_fitting(Config(data="x"), [stage])
+
+
+def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
+    names = "vanilla-real,vanilla-shifted,nnunet2d-real"
+    code, output, errors = script("-m", "cmr.estimate", *on(phantom, tmp_path), "--target", "Vendor=B", "--segmenters", names,
+                                  "--watch-s", "0.5", "--out", tmp_path / "out")
+    assert code == 0, errors
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+) (\w+) \| ([\d.e+-]+) \|", output, re.MULTILINE)
+    counts = {name: (int(n), unit) for name, n, unit, _ in rows}
+    assert counts == {"diffusion": (60, "steps"), "vanilla-real": (60, "steps"), "vanilla-shifted": (60, "steps"),
+                      "nnunet2d-real": (20, "steps"), "dg": (8, "images"), "shifted": (8, "images"),
+                      "choice": (2 * 2 + 1, "volumes"), "da": (3 * 8, "images"), "results": (8, "volumes")}
+    assert all(0 < float(each) < 60 for *_, each in rows)
+    assert (tmp_path / "out" / "estimate.md").read_text() in output
+
+
+def test_a_training_that_cannot_start_says_why(tmp_path):
+    (tmp_path / "stderr").write_text("some warning\nerror: out of memory; make --batch smaller\n")
+    ended = SimpleNamespace(poll=lambda: 5)
+    with pytest.raises(ResourceError, match="^train_diffusion.py of preset demo does not run here: out of memory; make"):
+        _first_rows(Config(data="x"), tmp_path, ended, 0.0, "train_diffusion.py")

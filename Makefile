@@ -83,6 +83,12 @@ ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(
 SHORT_UNET := $(if $(REHEARSE), --steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1)
 SHORT_SD   := $(if $(REHEARSE), --steps 2 --batch 2 --log-every 1 --sheet 1 --sheet-steps 2)
 
+ONE_STEP   := t0=100,guide_mm=8,steps=1
+SHORT_DG   := $(if $(REHEARSE), --samples 1 --strength "$(ONE_STEP)")
+SHORT_DA   := $(if $(REHEARSE), --strength "none+$(ONE_STEP)")
+SHORT_PICK := $(if $(REHEARSE), --shifts 1 --candidates "none+$(ONE_STEP)")
+SHORT_EVAL := $(if $(REHEARSE), --fixed "none+$(ONE_STEP)")
+
 # Segmenters are called NETWORK-TRAININGSET.  An upper bound's training set is a target: Vendor-B, Vendor-C, Vendor-D.
 FIRST    := $(firstword $(NETWORKS))
 COLUMN   := $(firstword $(subst =, ,$(TARGET)))
@@ -186,7 +192,7 @@ $(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/c
 	$(call stage,$(call train,$*))
 
 # 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
-dg = $(RANKED) -m cmr.synthesize $(ARGS) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
+dg = $(RANKED) -m cmr.synthesize $(ARGS)$(SHORT_DG) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg))
 
@@ -198,10 +204,10 @@ $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 
 # 4. DA: how strongly each target is translated, and the translated test studies.
 $(R)/choice/choice.json: $(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real))
-	$(call stage,$(RANKED) -m cmr.choose $(ARGS)$(if $(REHEARSE), --shifts 1) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
+	$(call stage,$(RANKED) -m cmr.choose $(ARGS)$(SHORT_PICK) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
 
 $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
-	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
+	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS)$(SHORT_DA) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
 
 # 5. The networks trained on synthetic pairs, in place of the real images or beside them.
 pairs = $(call train,$(1)) --train-on $(2) --synthetic "$(<D)"
@@ -232,4 +238,4 @@ $(call files,$(BOUNDS)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
 LONG_ONES := $(call files,$(filter nnunet3d-%,$(COMPARED)))
 THE_REST  := $(call files,$(filter nnunet2d-%,$(COMPARED)) $(filter-out nnunet2d-% nnunet3d-%,$(COMPARED)))
 $(R)/results/report.md: $(R)/dg/manifest.csv $(LONG_ONES) $(R)/da/manifest.csv $(THE_REST)
-	$(call stage,$(RANKED) evaluate.py $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")
+	$(call stage,$(RANKED) evaluate.py $(ARGS)$(SHORT_EVAL) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")

@@ -9,9 +9,6 @@ Public: `Config`, `Stage`, `wall_seconds`.
 """
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -24,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmr import checkpoint, choose, synthesize
 from cmr.errors import ResourceError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
-from cmr.files import read_csv, read_json, writable_folder, write_text
+from cmr.files import writable_folder, write_text
 from cmr.grid import Grid
 from cmr.intensities import intensity_statistics
 from cmr.labels import VALUES, labelled
@@ -36,12 +33,11 @@ from cmr.settings import DataConfig, above, at_least, one_of, opt, parse, withou
 from cmr.source_model import build_denoiser
 from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
+from cmr.watched import watch
 from cmr.workers import peak_memory_gb, pick_device
 from cmr.working import fingerprint, prepare, with_labels
 
 SCRIPTS = Path(__file__).parent.parent
-STEPS = 12                                       # of a training that is watched; the first of them warms up
-PATIENCE_S = 600                                 # for its first step
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,9 @@ def estimated(c):
     device, data = pick_device(c.device), _Data(c)
     with tempfile.TemporaryDirectory(prefix="estimate-") as folder:
         folder = Path(folder)
-        watched = {"diffusion": _watched(c, folder / "diffusion", ["train_diffusion.py"])}
+        watched = {"diffusion": _training_of(c, folder / "diffusion", "train_diffusion.py")}
         for network in data.networks:
-            watched[network] = _watched(c, folder / network, ["train_unet.py", "--network", network])
+            watched[network] = _training_of(c, folder / network, "train_unet.py", "--network", network)
         trainings = [_diffusion_stage(watched["diffusion"])]
         trainings += [_segmenter_stage(name, watched[split_name(name)[0]], data) for name in c.segmenters.split(",")]
         run = _Untrained(c, folder, watched, data, device)
@@ -112,72 +108,15 @@ class _Data:
         self.structures = labelled(self.own)
         everything = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
         self.frames = prepare(in_role(everything, source, "Training"), grid, c.work)
-        first = lambda some: len({record.subject for record in some})
-        self.n_validation = first(role(source, "Validation", True))
-        self.n_target_validation = sum(first(role(target, "Validation", False)) for target in targets)
         self.n_test = sum(len(role(domain, "Testing", True)) for domain in self.domains)
         self.networks = list(dict.fromkeys(split_name(name)[0] for name in c.segmenters.split(",")))
 
 
-# ---- Trainings ---------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class _Watched:
-    """A training that ran for some steps: its settings and plan, how long a step took, what it needed."""
-    settings: dict
-    plan: dict
-    start_s: float                               # until the first step
-    step_s: float
-    memory_gb: float
-
-
-def _watched(c, folder, command):
-    """Start a training, as many copies as stages run at a time, until the first has made enough steps."""
-    launcher = ["-m", "cmr.launch", str(c.ranks)] if c.ranks > 1 else []
-    script, *flags = command
+def _training_of(c, folder, script, *flags):
+    """A training as make starts it, watched: its settings and plan, how long a step took, what it needed."""
+    launcher = ["-m", "cmr.launch", c.ranks] if c.ranks > 1 else []
     places = ["--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device, "--seed", c.seed]
-    own = ["--preset", c.experiment, *places, "--log-every", "1", "--save-minutes", "100000"]
-    begin, processes = time.monotonic(), []
-    for copy in range(c.jobs):
-        out = folder / str(copy)
-        out.mkdir(parents=True)
-        line = [sys.executable, *launcher, SCRIPTS / script, *flags, *own, "--out", out]
-        with open(out / "stdout", "w") as stdout, open(out / "stderr", "w") as stderr:
-            processes.append(subprocess.Popen([*map(str, line)], stdout=stdout, stderr=stderr, start_new_session=True,
-                                              cwd=SCRIPTS))
-    try:
-        rows, start_s = _first_rows(c, folder / "0", processes[0], begin, " ".join(command))
-    finally:
-        for process in processes:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:                            # has ended by itself
-                pass
-            process.wait()
-    plan = folder / "0" / "plan.json"
-    steps = [float(row["seconds_per_step"]) for row in rows[1:]] or [float(rows[0]["seconds_per_step"])]
-    return _Watched(read_json(folder / "0" / "config.json"), read_json(plan) if plan.exists() else None, start_s,
-                    float(np.mean(steps)), max(float(row["peak_memory_gb"]) for row in rows))
-
-
-def _first_rows(c, folder, process, begin, name):
-    """(rows of the log, seconds until the first step) of a training that has just been started."""
-    log, start_s, second = folder / "log.csv", None, None
-    while True:
-        ended = process.poll() is not None
-        rows = read_csv(log, ()) if log.exists() else []
-        now = time.monotonic()
-        if rows and start_s is None:
-            start_s = now - begin - float(rows[0]["seconds_per_step"])
-        if len(rows) > 1 and second is None:
-            second = now
-        if len(rows) > STEPS or second and now - second > c.watch_s or ended and rows:
-            return rows, max(0.0, start_s)
-        if ended or now - begin > PATIENCE_S:
-            said = (folder / "stderr").read_text().strip().splitlines() or [f"no step in {PATIENCE_S} s"]
-            why = said[-1].removeprefix("error: ")
-            raise ResourceError(f"{name} of preset {c.experiment} does not run here: {why}")
-        time.sleep(0.1)
+    return watch([*launcher, SCRIPTS / script, "--preset", c.experiment, *places, *flags], folder, c.jobs, c.watch_s)
 
 
 def _diffusion_stage(watched):
@@ -216,8 +155,6 @@ def _operations(net, one):
     return 3 * counter.get_total_flops()
 
 
-# ---- What trained networks do --------------------------------------------------------------------------------------
-
 class _Untrained:
     """An experiment of the right size whose networks have learnt nothing, and what its stages take."""
 
@@ -248,8 +185,8 @@ class _Untrained:
         names = c.segmenters.split(",")
         real = tuple(f"{network}-real" for network in data.networks)
         image_s, image_gb, per_reference = self._image()
-        made = lambda name, n, needs: Stage(name, n, "images", n * image_s / c.ranks, needs,
-                                            peak_memory_gb(self.device), n * image_gb)
+        memory = peak_memory_gb(self.device)
+        made = lambda name, n, needs: Stage(name, n, "images", n * image_s / c.ranks, needs, memory, n * image_gb)
         stages = [made("dg", len(data.own) * per_reference, ("diffusion", real[0]))]
         if any(split_name(name)[1] == "shifted" for name in names):
             stages.append(made("shifted", len(data.own) * per_reference, ("diffusion", real[0])))
@@ -321,8 +258,6 @@ def _timed(function, n, long_s=10.0):
             break
     return seconds
 
-
-# ---- The whole -----------------------------------------------------------------------------------------------------
 
 def wall_seconds(stages, jobs):
     """Until all have finished, when so many run at a time and each starts as soon as what it needs is there.

@@ -1,12 +1,11 @@
 """What an experiment will cost: how stages overlap, what is multiplied, and what does not fit."""
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cmr.errors import ResourceError
-from cmr.estimate import Config, Stage, _first_rows, _operations, require_fitting, table, wall_seconds
+from cmr.estimate import Config, Stage, _operations, require_fitting, table, wall_seconds
 from helpers import on, script
 
 
@@ -58,10 +57,3 @@ def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
                       "choice": (2 * 2 + 1, "volumes"), "da": (3 * 8, "images"), "results": (8, "volumes")}
     assert all(0 < float(each) < 60 for *_, each in rows)
     assert (tmp_path / "out" / "estimate.md").read_text() in output
-
-
-def test_a_training_that_cannot_start_says_why(tmp_path):
-    (tmp_path / "stderr").write_text("some warning\nerror: out of memory; make --batch smaller\n")
-    ended = SimpleNamespace(poll=lambda: 5)
-    with pytest.raises(ResourceError, match="^train_diffusion.py of preset demo does not run here: out of memory; make"):
-        _first_rows(Config(data="x"), tmp_path, ended, 0.0, "train_diffusion.py")

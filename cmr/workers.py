@@ -67,13 +67,21 @@ def over_volumes(work, build, config, processes=0):
 def ahead(make, steps, processes, device):
     """Iterator over make(step) for every step, in order, made ahead of time by so many processes; 0: when asked for.
 
-    make(step) -> tensors on the CPU, a function of the step alone.
+    make(step) -> tensors on the CPU, a function of the step alone.  Raises ResourceError if one of the processes dies.
     """
     if not processes:
-        return map(make, steps)
-    return iter(DataLoader(_Steps(make), batch_size=None, sampler=steps, num_workers=processes,
-                           multiprocessing_context="fork", worker_init_fn=_ignore_signals,
-                           pin_memory=device.type == "cuda", generator=torch.Generator()))
+        yield from map(make, steps)
+        return
+    loader = DataLoader(_Steps(make), batch_size=None, sampler=steps, num_workers=processes,
+                        multiprocessing_context="fork", worker_init_fn=_ignore_signals,
+                        pin_memory=device.type == "cuda", generator=torch.Generator())
+    try:
+        yield from loader
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise ResourceError("a process that prepares batches has died, perhaps for want of memory; what was saved is "
+                            "kept, fewer --workers need less") from error
 
 
 class _Steps(torch.utils.data.Dataset):
@@ -110,14 +118,18 @@ def spawned(function, jobs, processes, build=None, config=None):
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def peak_memory_gb(device):
-    """Largest memory of this process so far, GB: of a GPU what torch took there, else what is resident."""
+def peak_memory_gb(device, process="self"):
+    """Largest memory of a process so far, GB: of a GPU what torch took there, else what is resident.
+
+    process : its number; 0 GB if it has gone.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    status = Path("/proc/self/status")                            # ru_maxrss is the parent's too
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2 ** 20
+    if Path("/proc/self/status").exists():                        # ru_maxrss is the parent's too
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+            return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2 ** 20
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 

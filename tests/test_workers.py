@@ -6,10 +6,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from cmr.errors import DataError, ResourceError
-from cmr.workers import spawned
-from helpers import ROOT
+from cmr.seeds import generator
+from cmr.workers import ahead, spawned
+from helpers import ROOT, process
 
 
 def square(n):
@@ -67,3 +69,30 @@ if __name__ == "__main__":
 def sleepy(folder):
     open(os.path.join(folder, str(os.getpid())), "w").close()
     time.sleep(60)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_made_ahead_are_those_of_their_steps(processes):
+    before = torch.random.get_rng_state()
+    make = lambda step: (torch.randn(3, generator=generator("batch", step)), torch.tensor([step]))
+    found = list(ahead(make, range(5, 12), processes, torch.device("cpu")))
+    assert [int(step) for _, step in found] == list(range(5, 12))
+    assert all(torch.equal(x, make(int(step))[0]) for x, step in found)
+    assert torch.equal(torch.random.get_rng_state(), before)      # nothing was drawn from the global generator
+
+
+def test_a_process_that_makes_batches_and_dies_ends_the_run(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text("""
+import os, sys, torch
+sys.path.insert(0, os.getcwd())
+from cmr.errors import run_script
+from cmr.workers import ahead
+def make(step):
+    if step == 2:
+        os.kill(os.getpid(), 9)
+    return torch.zeros(1)
+run_script(lambda: list(ahead(make, range(5), 1, torch.device("cpu"))))
+""")
+    code, _, errors = process(script)
+    assert code == 5 and errors.strip().splitlines()[-1].startswith("error: a process that prepares batches has died"), errors

@@ -34,7 +34,7 @@ from cmr.source_model import build_denoiser
 from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.watched import watch
-from cmr.workers import peak_memory_gb, pick_device
+from cmr.workers import cores, peak_memory_gb, pick_device
 from cmr.working import fingerprint, prepare, with_labels
 
 SCRIPTS = Path(__file__).parent.parent
@@ -203,7 +203,7 @@ class _Untrained:
 
     def _at_a_time(self, jobs):
         """Volumes: one for each core that no other stage has, or for each GPU."""
-        return self.c.ranks if self.device.type == "cuda" or self.c.ranks > 1 else max(1, (os.cpu_count() or 1) // jobs)
+        return self.c.ranks if self.device.type == "cuda" or self.c.ranks > 1 else max(1, cores() // jobs)
 
     def _image(self):
         """(seconds, GB on disk, images of each reference) of the DG set."""
@@ -281,7 +281,7 @@ def wall_seconds(stages, jobs):
 def table(c, stages):
     """The estimate as Markdown."""
     device = pick_device(c.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {cores()} cores"
     lines = [f"Estimate for preset {c.experiment} on this machine ({where}), JOBS={c.jobs}, GPUS={c.ranks}:", "",
              "| stage | steps or items | s each | minutes | peak memory GB | disk GB |", "|---|---|---|---|---|---|"]
     row = "| {} | {} | {} | {:.1f} | {:.1f} | {:.2f} |".format

@@ -1,6 +1,7 @@
 """Where work is done: the device, and processes that share the volumes or prepare batches ahead.
 
-Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`.
+Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`,
+`cores`.
 """
 import contextlib
 import io
@@ -54,7 +55,7 @@ def over_volumes(work, build, config, processes=0):
         if results is None:
             sys.exit(0)
         return results
-    processes = min(processes or (1 if work.device.type == "cuda" else _cores()), len(work.jobs))
+    processes = min(processes or (1 if work.device.type == "cuda" else cores()), len(work.jobs))
     results = map(work.volume, indices) if processes == 1 else spawned(_volume, indices, processes, build, config)
     finished = []
     for result in tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"):
@@ -105,7 +106,7 @@ def spawned(function, jobs, processes, build=None, config=None):
 
     build(config) is made first in each, for `_volume`.
     """
-    threads = max(1, _cores() // processes)
+    threads = max(1, cores() // processes)
     executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (build, config, threads))
     try:
         with _threads_of_new_processes(threads):                  # they start when the first jobs are given
@@ -133,7 +134,8 @@ def peak_memory_gb(device, process="self"):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
 
 
-def _cores():
+def cores():
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -2,7 +2,7 @@
 
 How a slice becomes a panel is `cmr.panels`' business; what is compared, `cmr.comparison`'s.
 
-Public: `Example`, `EXAMPLES`, `draw_examples`, `LEFT_OUT`, `draw_plots`.
+Public: `Example`, `EXAMPLES`, `draw_examples`, `draw_forest`, `LEFT_OUT`, `draw_plots`.
 """
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from cmr.comparison import (POOLED, domains_of, largest_diagonal_mm, means, networks_of, patient_values, targets_of)
 from cmr.experiment import BASELINE, DOSES, PRIMARY_ARMS
-from cmr.files import atomic
-from cmr.panels import difference, save_png, sheet, with_contours
+from cmr.files import atomic, write_text
+from cmr.panels import difference, with_contours
 from cmr.records import Domain
+from cmr.svg import forest, labelled_sheet
 
 try:
     from matplotlib.figure import Figure
@@ -21,9 +22,10 @@ except ImportError:
 
 LEFT_OUT = ("Plots were left out: matplotlib is not installed.  Install it, delete the results folder and run the "
             "same command again.")
-EXAMPLES = ("Each row is a slice, its panels are named above it. Translated is the first translation of DA fixed, the "
-            "difference is red where it is brighter and blue where it is darker than the reference. Contours: LV red, "
-            "MYO green, RV blue, of the truth and of the first network.")
+FULL_COLOUR = 0.5                                # a difference of a quarter of the images' range [-1, 1]
+EXAMPLES = ("Each row is a slice. Translated is the first translation of DA fixed, the difference is red where it is "
+            f"brighter and blue where it is darker than the reference, in full colour at {FULL_COLOUR} of a range of "
+            "2. Contours: LV red, MYO green, RV blue, of the truth and of the first network.")
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,36 @@ class Example:
 
 
 def draw_examples(out, domain, network, examples, rows):
-    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)].
-
-    The caption names the panels from left to right.
-    """
+    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)]."""
     of_baseline = [r for r in rows if (r["domain"], r["network"], r["arm"]) == (domain, network, BASELINE)]
     distance = _distance_of_cases(of_baseline)
     order = sorted(examples, key=lambda e: (np.nan_to_num(distance[e.case]), e.case))
     drawn = []
     for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
-        name = f"{which}_{Domain.parse(domain).file_name}.png"
-        save_png(out / name, sheet(_example_panels(example, network)))
+        name = f"{which}_{Domain.parse(domain).file_name}.svg"
+        columns = ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *_arms_of(example, network)]
+        write_text(out / name, labelled_sheet(_example_panels(example, network), columns))
         measured = f"{example.case}, {distance[example.case]:.1f} mm"
-        panels = ", ".join(("reference", "translated", "difference", "truth", *_arms_of(example, network)))
-        drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured}): {panels}"))
+        drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured}), contours of {network}"))
     return drawn
+
+
+def draw_forest(out, tests):
+    """Write forest.svg, the change of HD95 of DA and DG with its 95 % interval; [(file name, caption)], or [] without.
+
+    tests : rows of tests.csv.
+    """
+    groups = {}
+    for row in tests:
+        if row["metric"] == "hd95" and row["arm"] in PRIMARY_ARMS:
+            name = f"{row['network']} {row['arm']}"
+            values = (row["mean_difference"], row["bca_low"], row["bca_high"])
+            if np.isfinite(values).all():                         # too few patients have no interval
+                groups.setdefault(row["domain"], []).append((name, *values, PRIMARY_ARMS.index(row["arm"])))
+    if not groups:
+        return []
+    write_text(out / "forest.svg", forest(groups, "mm"))
+    return [("forest.svg", "Change of HD95 against the baseline, mean over patients with its 95 % BCa interval")]
 
 
 def _arms_of(example, network):
@@ -75,7 +92,7 @@ def _example_panels(example, network):
     arms, panels = _arms_of(example, network), []
     for k in chosen:
         image, translated = example.image[k], example.translated[k]
-        panels.append([with_contours(image), with_contours(translated), difference(image, translated),
+        panels.append([with_contours(image), with_contours(translated), difference(image, translated, FULL_COLOUR),
                        with_contours(image, example.truth[k]),
                        *(with_contours(image, example.found[network, arm][k]) for arm in arms)])
     return panels

@@ -22,9 +22,12 @@ def with_contours(image, label=None, zoom=3):
     return panel
 
 
-def difference(a, b, zoom=3):
-    """b - a of two slices in [-1, 1]: blue where b is darker, red where it is brighter, black where equal."""
-    d = _enlarged(b - a, zoom)
+def difference(a, b, full, zoom=3):
+    """b - a of two slices: blue where b is darker, red where it is brighter, black where equal.
+
+    full : the difference that has the full colour.
+    """
+    d = _enlarged((b - a) / full, zoom)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
 
 

@@ -12,7 +12,7 @@ from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, again
                             common_structures, compared_in, domains_of, failures, gap_closed, means, networks_of,
                             patient_values)
 from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
-from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_plots
+from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_forest, draw_plots
 from cmr.files import read_csv, write_csv, write_text
 from cmr.memorisation import COPIED
 from cmr.strength import NONE
@@ -66,7 +66,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
             *_summaries(rows, source, summary),
             *_domain_sections(rows, source, tables),
             "## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), "",
-            "## Tests against the baseline", "", TESTS, "", *_test_table(tests), "",
+            "## Tests against the baseline", "", TESTS, "", *_shown(draw_forest(out, tests)), *_test_table(tests), "",
             "## What each row has seen of the target", "", *_ledger(rows), "",
             *_figures(out, rows, examples, run, predicted),
             *_synthetic_set(out, run),
@@ -256,13 +256,18 @@ def _figures(out, rows, examples, run, predicted):
     text = ["## Figures", ""]
     if plots is None:
         text += [LEFT_OUT, ""]
-    for name, caption in plots or ():
-        text += [caption, "", f"![{name}]({name})", ""]
-    text += [EXAMPLES, ""]
+    text += [*_shown(plots or ()), EXAMPLES, ""]
     for domain in domains_of(rows):
-        for name, caption in draw_examples(out, domain, networks_of(rows)[0], examples[domain], rows):
-            text += [f"{caption}.", "", f"![{name[:-4].replace('_', ' ')}]({name})", ""]
+        text += _shown(draw_examples(out, domain, networks_of(rows)[0], examples[domain], rows))
     return text
+
+
+def _shown(pictures):
+    """Lines that show each (file name, caption)."""
+    lines = []
+    for name, caption in pictures:
+        lines += [f"{caption.rstrip('.')}.", "", f"![{name[:-4].replace('_', ' ')}]({name})", ""]
+    return lines
 
 
 def _synthetic_set(out, run):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmr.errors import DataError, run_script
-from cmr.files import write_text
+from cmr.files import read_csv, write_text
 from cmr.report import markdown_table
 from cmr.seed_spread import read_metrics, seed_spread
 from cmr.settings import given, opt, parse
@@ -97,13 +97,14 @@ def _with_figures(section, results, folder):
 
 
 def _times(run):
-    """Minutes between the first and the last file of each stage that says when it began."""
+    """Steps and minutes of every training, by its log: without what a kill has cost."""
     lines = []
-    for config in sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime):
-        last = next(path for name in ("final.pt", "manifest.csv") for path in config.parent.glob(name))
-        minutes = (last.stat().st_mtime - config.stat().st_mtime) / 60
-        lines.append([config.parent.name, f"{minutes:.1f}"])
-    return markdown_table(["stage", "minutes"], lines)
+    for log in sorted(run.glob("*/log.csv")):
+        rows = read_csv(log, ("step", "seconds_per_step"))
+        ends = [int(row["step"]) for row in rows]
+        seconds = sum((end - begin) * float(row["seconds_per_step"]) for begin, end, row in zip([0, *ends], ends, rows))
+        lines.append([log.parent.name, str(ends[-1]), f"{seconds / 60:.1f}"])
+    return markdown_table(["training", "steps", "minutes"], lines)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_every_link_and_picture_exists():
 def test_every_flag_in_the_pages_exists():
     scripts = [*ROOT.glob("*.py"), *(ROOT / "cmr").glob("*.py")]
     settings = {m for path in scripts for m in re.findall(r"^    (\w+): (?:int|float|str|bool) +?=", path.read_text(), re.M)}
-    known = {name.replace("_", "-") for name in settings} | {"preset", "help"}
+    known = {name.replace("_", "-") for name in settings} | {"preset", "help", "nproc"}        # torchrun's own last
     pages = "".join(path.read_text() for path in EACH if path.name != "faults.md")  # which is about misspelt ones
     for flag in re.findall(r"(?<![\w-])--(?:no-)?([a-z][a-z-]+)", pages):
         assert flag in known, f"a page names --{flag}, which does not exist"

@@ -19,8 +19,8 @@ def test_a_page_is_copied_from_its_runs(run, tmp_path):
     tables = [line for line in report.split("## All unseen targets")[1].split("\n## ")[0].splitlines() if "|" in line]
     assert len(verdict) == 5 and all(page.count(line) >= 2 for line in [*verdict, *tables])
     assert "## Seed 1" in page and "Made by `make reproduce SEEDS=2` at commit" in page and "## Spread over" in page
-    assert "](results/median_Vendor-D.png)" in page and (tmp_path / "docs" / "results" / "median_Vendor-D.png").exists()
-    assert "| segmenter-nnunet3d-real | " in page
+    assert "](results/median_Vendor-D.svg)" in page and (tmp_path / "docs" / "results" / "median_Vendor-D.svg").exists()
+    assert "| segmenter-nnunet3d-real | 8 | " in page
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -107,16 +107,17 @@ def parse(config_class, presets, argv, description, by=None):
     by : name of a setting by whose value a preset is subdivided; None: it is not.
     Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
     """
-    help_format = argparse.ArgumentDefaultsHelpFormatter
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=help_format)
-    about_presets = "a named set of values; flags override it"
-    parser.add_argument("--preset", choices=sorted(presets), default="demo", help=about_presets)
+    parser = _Parser(description=description, allow_abbrev=False)
+    about_presets = "a named set of values, which flags override (default: demo)"
+    parser.add_argument("--preset", choices=list(presets), default="demo", help=about_presets)
+    shared = {f.name for f in dataclasses.fields(DataConfig)}
+    groups = {True: parser.add_argument_group("what all stages must agree on, and where"),
+              False: parser.add_argument_group("this stage")}
     for f in dataclasses.fields(config_class):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
-        allowed = f.metadata.get("allowed")
-        words = f"; {allowed.words}" if allowed else ""
-        shown = f"{f.metadata['help']} (default: {f.default!r}{words})".replace("%", "%%")
-        parser.add_argument("--" + f.name.replace("_", "-"), **kind, help=shown, default=argparse.SUPPRESS)
+        own = groups[f.name in shared and f.name != "out"]
+        about = _about(f, presets, by)
+        own.add_argument("--" + f.name.replace("_", "-"), **kind, help=about, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
     preset = given.pop("preset")
     chosen = presets[preset]
@@ -130,6 +131,19 @@ def parse(config_class, presets, argv, description, by=None):
     values = dataclasses.asdict(config).items()
     print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in values), flush=True)
     return config
+
+
+def _about(f, presets, by):
+    """Help text of a setting: what it is, what is allowed, and what each preset makes of it."""
+    allowed, shown = f.metadata.get("allowed"), [f"default: {f.default!r}"]
+    for preset, of in presets.items():
+        kinds = of if by else {"": of}
+        values = {kind: repr(own[f.name]) for kind, own in kinds.items() if f.name in own}
+        if len(values) == len(kinds) and len(set(values.values())) == 1:             # all alike
+            values = {"": next(iter(values.values()))}
+        shown += [f"{preset}{kind and ' '}{kind}: {value}" for kind, value in values.items()]
+    words = [allowed.words] if allowed else []
+    return f"{f.metadata['help']} ({'; '.join([*words, ', '.join(shown)])})".replace("%", "%%")
 
 
 def _require_allowed(config):

@@ -2,7 +2,7 @@
 
 A 0/1 mask on the orthonormal DCT-II is an exact orthogonal projection with mirror borders.  That matters: a smooth
 filter leaves a band where two independent noises mix to too little variance, and interpolation without antialiasing
-amplifies noise.
+amplifies noise. The guided filter, the usual way to keep a reference, is in `cmr.guided_filter`.
 
 Public: `dct_matrix`, `band_mask`, `Band`, `copied_band`.
 """

@@ -3,6 +3,7 @@
 The third competitor, histogram matching, is `cmr.intensities.match_quantiles`, which the sampler can use too.
 
 All images in [-1, 1].  Public: `fda`, `low_pass_swap`.
+They know no diffusion model; matching of histograms is in `cmr.intensities`.
 """
 import numpy as np
 import torch

@@ -1,5 +1,7 @@
 """Speed of the parts on this machine: `make bench`.  Compare ratios within one run; seconds are the machine's.
 
+Nothing here is asserted or read by a stage.
+
 Public: `metric_masks`, `segmenter_speed`, `main`.
 """
 import contextlib

@@ -2,6 +2,7 @@
 
 Counts per domain, split and phase; spacings; label values; every anomaly; leakage between splits by subject and by
 image content.  All unusable files are listed at once; then the exit code is 3.
+What a single file must be is checked when it is read (`cmr.nifti`).
 
 Public: `Config`, `check_dataset`.
 """

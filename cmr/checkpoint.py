@@ -1,5 +1,7 @@
 """Checkpoints that say what they are, and are refused when they are not.
 
+When a run saves is `cmr.training`'s business.
+
 Public: `save`, `load`, `fill`, `require_settings`.
 """
 import zipfile

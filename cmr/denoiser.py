@@ -1,5 +1,7 @@
 """The denoiser: a time-conditioned U-Net (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021).
 
+It knows no schedule and no noise: those are in `cmr.diffusion`.
+
 Public: `Denoiser`.
 """
 import math

@@ -1,5 +1,7 @@
 """Which domain does a volume look like?  Its distance from the source, and the probability that it is of the source.
 
+Whether an image still fits its mask is another question: `cmr.pair_audit`.
+
 Public: `appearance`, `SourceLook`, `SourceClassifier`.
 """
 from dataclasses import dataclass

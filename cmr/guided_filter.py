@@ -1,5 +1,7 @@
 """The guided filter: one image's brightness with another's edges, so that a projection keeps the anatomy to the pixel.
 
+Which images are filtered, and how wide, says `cmr.sampler`.
+
 Public: `guided`.
 """
 import numpy as np

@@ -1,5 +1,7 @@
 """The source's intensities, and how a volume is matched to them.  All images in [-1, 1].
 
+What else differs between scanners is not matched.
+
 Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`.
 """
 import numpy as np

@@ -1,5 +1,7 @@
 """What label values mean: our numbering, the datasets' own, and classes of networks that know only some structures.
 
+Which file uses which numbers is known by `cmr.layouts`.
+
 Public: `STRUCTURES`, `VALUES`, `MMS_LABELS`, `ACDC_LABELS`, `labelled`, `network_classes`, `labels_of`.
 """
 import numpy as np

@@ -1,7 +1,7 @@
 """Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC and nnU-Net raw are found below a folder.
 
 Only names, tables and headers are read here.  What lies in the folder decides, never its depth.  A new layout is one
-function that makes `Record`s, and one entry in LAYOUTS.
+function that makes `Record`s, and one entry in LAYOUTS. Voxels are not read here, but by `cmr.nifti`.
 
 Public: `Folder`, `Layout`, `LAYOUTS`.
 """

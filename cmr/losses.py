@@ -1,5 +1,7 @@
 """Segmentation losses: cross-entropy minus soft Dice, and deep supervision (nnU-Net's, used by all three networks).
 
+How batches are made is in each network's recipe.
+
 Public: `dice_ce_loss`, `deep_supervision_weights`, `deep_supervision_loss`.
 """
 import torch

@@ -1,5 +1,7 @@
 """Is a sample of the diffusion model new, or a copy of what it was trained on?
 
+Nothing is left out or changed by it: it is a figure for the reader.
+
 Public: `COPIED`, `memorisation`.
 """
 import numpy as np

@@ -3,6 +3,7 @@
 Convention (that of MONAI and MetricsReloaded): the border is every voxel of the mask with a face neighbour outside it,
 and outside the array counts as background; distances are exact and Euclidean between voxel centres; HD95 is the larger
 of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the same name.
+Means over patients and tests are in `cmr.comparison` and `cmr.statistics`.
 
 Public: `dice`, `border`, `bounding_box`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`,
 `mean_dice`, `mean_hd95_mm`, `ejection_fraction`.

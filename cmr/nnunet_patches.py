@@ -1,6 +1,8 @@
 """nnU-Net's patch sampling: random places, and a third of every batch forced to hold foreground.
 
 A 2D patch is a 3D one of depth 1: corners and sizes here are always (z, y, x) in the plan's axis order.
+What is done to a patch afterwards is in `cmr.nnunet_augment`.
+
 Public: `Volume`, `forced_count`, `corner_range`, `corner`, `cut`, `draw_batch`.
 """
 from dataclasses import dataclass

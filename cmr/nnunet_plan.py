@@ -3,6 +3,8 @@
     spacings and shapes -> target spacing -> median shape -> patch -> pooling and kernels -> fit to the memory -> batch
 
 Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `round` is half-to-even throughout.
+Nothing is read or resampled here: the plan is carried out in `cmr.nnunet_preprocess`.
+
 Public: `Plan`, `make_plan`, `target_spacing`, `axis_order`, `resampled_shape`, `topology`, `memory_estimate`,
 `fit_to_memory`.
 """

@@ -1,5 +1,7 @@
 """Slices as pictures: grey panels with contours, differences, long-axis cuts, sheets of panels.  PNG by scikit-image.
 
+Words in pictures are in `cmr.svg`.
+
 Public: `with_contours`, `difference`, `long_axis`, `sheet`, `save_png`.
 """
 import numpy as np

@@ -3,6 +3,7 @@
 A numerical heart in a numerical thorax, scanned by four simulated vendors, so that everything runs without a download
 and the domain gap can be turned with one knob (`--severity`).  It is never patient data: PHANTOM stands in every file.
 `--validate` prints statistics of the phantom beside those measured on real cardiac MR.
+How a heart and its scan are made is in `cmr.phantom_study` and below.
 
 Public: `Config`, `PRESETS`, `write_dataset`.
 """

@@ -2,6 +2,7 @@
 
 Real figures: image statistics of 45 Sunnybrook subjects (GE 1.5 T; 8-bit, 1.25 mm assumed), volumes of the 160 M&Ms
 test studies (median of three teams' masks).  Public: `image_statistics`, `print_realism`.
+Nothing is fitted to them by code.
 """
 import warnings
 

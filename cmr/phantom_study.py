@@ -1,5 +1,7 @@
 """One phantom study: a subject's beating heart, scanned slice by slice, with the labels an annotator would draw.
 
+Files are written by `cmr.phantom`.
+
 Public: `Study`, `render_study`, `contraction`.
 """
 from dataclasses import asdict, dataclass

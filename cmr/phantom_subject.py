@@ -1,5 +1,7 @@
 """The numbers that make one phantom subject: volumes, wall, pose, disease.  Shapes are `cmr.phantom_heart`'s.
 
+Shapes follow from these in `cmr.phantom_heart`.
+
 Public: `GROUPS`, `Subject`, `sample_subject`.
 """
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """What the phantom is made of: the tissues of heart and thorax in the plane of a slice, and the random fields in them.
 
-Coordinates as in `cmr.phantom_heart`.
+Coordinates as in `cmr.phantom_heart`. Noise, coils and resolution are the scanner's: `cmr.phantom_scanner`.
 
 Public: `Tissue`, `tissue_slice`, `noise_fields`, `fractal`.
 """

@@ -1,5 +1,7 @@
 """A network over a whole volume: tile by tile, mirrored, weighted, averaged.
 
+What a network sees of a volume is prepared by its own file.
+
 Public: `predict`, `tile_starts`, `importance`, `softmax`.
 """
 import itertools

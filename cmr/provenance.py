@@ -1,5 +1,7 @@
 """What a results folder was made of: data, checkpoints, versions, threads.  Written at the end of its report.
 
+Whether the parts belong together is checked by `cmr.belonging`.
+
 Public: `provenance`.
 """
 import importlib.metadata

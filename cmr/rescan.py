@@ -3,6 +3,7 @@
 `python -m cmr.rescan` copies a dataset with some of its domains changed, alike for all studies of a domain; masks,
 grids and tables stay.  On real hearts it makes a gap whose truth is known: the same patients as they were scanned.
 The same changes make stand-ins for unseen domains (`cmr.choose`) and vary the references of DG (`cmr.synthesize`).
+Nothing moves: geometry and masks stay.
 
 Public: `random_shift`, `Config`, `rescan`.
 """

@@ -4,6 +4,7 @@ The output looks like the source and keeps the reference's anatomy, so the refer
 kept is the `Strength`: the start time t0 (more noise, more of the source), and the guided filter: the SD-DM's image
 says how bright each region is, the reference where its edges are, so that a projection from far keeps the anatomy to
 the pixel.  A rarer way to keep more, copying a band of wavelengths at every step, is in `cmr.bands`.
+Noise levels and reverse steps are in `cmr.diffusion`, what may be chosen in `cmr.strength`.
 
 Public: `translate`, `project`.
 """

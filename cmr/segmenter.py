@@ -1,5 +1,7 @@
 """A trained segmenter: loaded from its checkpoint, asked for a working volume, answered on the original grid.
 
+How it was trained is not known here beyond its settings.
+
 Public: `Segmenter`, `labels_on_original`.
 """
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Label-free signs of what a translation did to one volume: what `cmr.choose` learns from.
 
+What is made of them is in `cmr.choose`.
+
 Public: `SIGNS`, `Look`, `signs`.
 """
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """A trained source-domain diffusion model (SD-DM): its network, schedule and what it knows of the source's intensities.
 
+What it is used for is in `cmr.sampler`.
+
 Public: `SourceModel`, `build_denoiser`.
 """
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 The same patients are scored by both methods, so the difference per patient is the datum; Welch's test treats the two
 columns as independent and throws that away.  Public: `welch`, `paired_t`, `wilcoxon`, `hodges_lehmann`, `bca_interval`,
-`holm`, `effect_size`.
+`holm`, `effect_size`. What is compared with what is in `cmr.comparison`.
 """
 import numpy as np
 from scipy import stats

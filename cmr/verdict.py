@@ -1,7 +1,7 @@
 """What an experiment says, in five sentences that its numbers make: the gap, DA, DG, controls, harm.
 
 Every sentence is a template for an outcome, so that it is true of the numbers it is given; the statistics are
-`cmr.comparison`'s.
+`cmr.comparison`'s. The numbers are `cmr.comparison`'s.
 
 Public: `sentences`.
 """

@@ -1,5 +1,7 @@
 """A training that is started as it will be, watched for some steps and stopped: what a step takes.
 
+What is concluded from it is in `cmr.estimate`.
+
 Public: `Watched`, `watch`.
 """
 import os

@@ -1,5 +1,7 @@
 """Where work is done: the device, and processes that share the volumes or prepare batches ahead.
 
+Ranks, which train one network together, are in `cmr.ranks`.
+
 Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`,
 `cores`.
 """

@@ -23,11 +23,13 @@ OF_EACH = ("All unseen targets",)                # sections of the second and fu
 @dataclass(frozen=True)
 class Config:
     """Which runs, and what the page says of them."""
-    runs: str    = opt("", "finished runs of one experiment, one per seed, separated by commas", given("a run folder"))
-    title: str   = opt("Results on the phantom", "heading of the page")
-    who: str     = opt("For anyone who asks what the experiment finds on the phantom.", "first paragraph: who needs it")
-    command: str = opt("make reproduce", "the command that made the runs")
-    out: str     = opt("docs/results-phantom.md", "the page; its figures go to a folder of its name beside it")
+    runs: str     = opt("", "finished runs of one experiment, one per seed, separated by commas", given("a run folder"))
+    title: str    = opt("Results on the phantom", "heading of the page")
+    who: str      = opt("For anyone who asks what the experiment finds on the phantom.",
+                        "first paragraph: who needs it")
+    command: str  = opt("make reproduce", "the command that made the runs")
+    figures: bool = opt(True, "with the reports' figures; without, no image of a patient leaves the runs")
+    out: str      = opt("docs/results-phantom.md", "the page; its figures go to a folder of its name beside it")
 
 
 def main(argv=None):
@@ -40,7 +42,7 @@ def main(argv=None):
 def results_page(runs, c):
     """The Markdown of the page; copies the figures."""
     reports = [_sections(run / "results" / "report.md") for run in runs]
-    figures = Path(c.out).with_suffix("")
+    figures = Path(c.out).with_suffix("") if c.figures else None
     commits = " and ".join(dict.fromkeys(_made_of(report, "commit") for report in reports))
     text = [f"# {c.title}", "", c.who, "",
             f"Made by `{c.command}` at commit {commits} ({_made_of(reports[0], 'versions')}; "
@@ -55,8 +57,9 @@ def results_page(runs, c):
         spread = seed_spread([read_metrics(run / "results" / "metrics.csv") for run in runs])
         over = f"Mean ± SD over {len(runs)} training seeds, of the mean over patients."
         text += ["## Spread over the seeds", "", over, "", *spread, ""]
-    text += ["## Examples", "", _with_figures(reports[0]["Figures"], runs[0] / "results", figures), "",
-             "## Time", "", *_times(runs[0])]
+    if figures:
+        text += ["## Examples", "", _with_figures(reports[0]["Figures"], runs[0] / "results", figures), ""]
+    text += ["## Time", "", *_times(runs[0])]
     return "\n".join(text) + "\n"
 
 
@@ -84,11 +87,13 @@ def _made_of(report, what):
 
 
 def _with_figures(section, results, folder):
-    """A section of a report, with its figures copied to a folder beside the page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A section of a report, with its figures copied to a folder beside the page, or without them."""
     lines = []
     for line in section.splitlines():
+        if line.startswith("![") and not folder:
+            continue
         if line.startswith("!["):
+            folder.mkdir(parents=True, exist_ok=True)
             name = line.rpartition("(")[2].rstrip(")")
             shutil.copyfile(results / name, folder / name)
             line = line.replace(f"({name})", f"({folder.name}/{name})")

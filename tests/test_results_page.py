@@ -20,6 +20,9 @@ def test_a_page_is_copied_from_its_runs(run, tmp_path):
     assert len(verdict) == 5 and all(page.count(line) >= 2 for line in [*verdict, *tables])
     assert "## Seed 1" in page and "Made by `make reproduce SEEDS=2` at commit" in page and "## Spread over" in page
     assert "](results/median_Vendor-D.svg)" in page and (tmp_path / "docs" / "results" / "median_Vendor-D.svg").exists()
+    main(["--runs", runs, "--out", str(tmp_path / "plain" / "results.md"), "--no-figures"])
+    plain = (tmp_path / "plain" / "results.md").read_text()
+    assert "![" not in plain and not (tmp_path / "plain" / "results").exists() and all(line in plain for line in tables)
     assert "| segmenter-nnunet3d-real | 8 | " in page
 
 

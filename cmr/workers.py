@@ -83,6 +83,7 @@ def ahead(make, steps, processes, device):
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # torch's handler would raise while this is told
         raise ResourceError("a process that prepares batches has died, perhaps for want of memory; what was saved is "
                             "kept, fewer --workers need less") from error
 

@@ -17,7 +17,7 @@ from cmr.memorisation import COPIED, memorisation
 from cmr.panels import save_png, sheet, with_contours
 from cmr.records import Domain
 from cmr.seeds import generator, initialised
-from cmr.settings import DataConfig, above, at_least, integers, one_of, opt, parse, within
+from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
 from cmr.source_model import build_denoiser
 from cmr.studies import find, in_role, split_by_subject
 from cmr.training import Run
@@ -55,7 +55,7 @@ class Config(DataConfig):
     sheet_steps: int      = opt(40, "sampling steps of a sheet", at_least(1))
 
 
-FULL_SIZE = dict(size=128, spacing_mm=1.5, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32,
+FULL_SIZE = dict(**FULL_GRID, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32,
                  patch=1, batch=32, warmup=1000, bfloat16=True, log_every=200, save_minutes=10)
 PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20,

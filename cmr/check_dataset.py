@@ -21,7 +21,7 @@ from cmr.labels import STRUCTURES, VALUES
 from cmr.metrics import dice
 from cmr.nifti import read_volume
 from cmr.records import SPLITS, Domain
-from cmr.settings import DataConfig, opt, parse
+from cmr.settings import FULL_GRID, DataConfig, opt, parse
 from cmr.studies import find, in_role, left_out, split_by_subject
 
 
@@ -32,7 +32,7 @@ class Config(DataConfig):
     out: str    = opt("", "folder for check.json; empty: print only")
 
 
-PRESETS = {"tiny": {}, "demo": {}, "lab": dict(size=128, spacing_mm=1.5), "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
 
 
 def main(argv=None):

@@ -30,7 +30,7 @@ from cmr.rescan import random_shift
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import DataConfig, at_least, given, opt, parse
+from cmr.settings import FULL_GRID, DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
 from cmr.strength import NARROW, NONE, UNGUIDED, WIDE, parse_members
@@ -60,8 +60,8 @@ class Config(DataConfig):
     out: str        = opt("runs/choice", "folder of choice.json, predicted.csv and signs.csv")
 
 
-PRESETS = {"tiny": dict(shifts=1), "demo": {}, "lab": dict(size=128, spacing_mm=1.5),
-           "paper": dict(size=128, spacing_mm=1.5, shifts=20)}
+PRESETS = {"tiny": dict(shifts=1), "demo": {}, "lab": FULL_GRID,
+           "paper": dict(**FULL_GRID, shifts=20)}
 HINDSIGHT = ("hindsight", "hindsight_hd95_mm")
 FIGURES = ("predicted", "error", "at_risk", *HINDSIGHT)
 PREDICTED_COLUMNS = ("domain", "network", "candidate", "chosen", *FIGURES)

@@ -62,8 +62,6 @@ def run_script(main):
     except RuntimeError as error:
         if "alloc" in str(error) or "out of memory" in str(error):                   # torch's words, on CPU and GPU
             _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
-        elif "DataLoader worker (pid" in str(error):              # its signal came while something else was done
-            _say("error: a process that prepares batches has died, perhaps for want of memory; use fewer --workers")
         elif "onnection" not in str(error) or "WORLD_SIZE" not in os.environ:
             raise
         sys.exit(ResourceError.exit_code)                         # another rank has gone: the launcher says which

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from cmr.metrics import measure
 from cmr.networks import NETWORKS, split_name
 from cmr.records import Domain
 from cmr.segmenter import Segmenter, labels_on_original
-from cmr.settings import DataConfig, above, at_least, one_of, opt, parse, without_places
+from cmr.settings import FULL_GRID, DataConfig, above, at_least, one_of, opt, parse, without_places
 from cmr.source_model import build_denoiser
 from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
@@ -54,8 +54,8 @@ class Config(DataConfig):
     out: str        = opt("", "folder for estimate.md; empty: print only")
 
 
-PRESETS = {"tiny": dict(experiment="tiny"), "demo": {}, "lab": dict(experiment="lab", size=128, spacing_mm=1.5),
-           "paper": dict(experiment="paper", size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": dict(experiment="tiny"), "demo": {}, "lab": dict(**FULL_GRID, experiment="lab"),
+           "paper": dict(**FULL_GRID, experiment="paper")}
 
 
 @dataclass(frozen=True)

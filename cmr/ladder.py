@@ -14,7 +14,7 @@ from cmr.files import write_text
 from cmr.grid import Grid
 from cmr.panels import with_contours
 from cmr.sampler import translate
-from cmr.settings import DataConfig, given, opt, parse
+from cmr.settings import FULL_GRID, DataConfig, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import Strength
 from cmr.studies import find
@@ -32,7 +32,7 @@ class Config(DataConfig):
     out: str       = opt("ladder.svg", "the picture", given("a file"))
 
 
-PRESETS = {"tiny": {}, "demo": {}, "lab": dict(size=128, spacing_mm=1.5), "paper": dict(size=128, spacing_mm=1.5)}
+PRESETS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
 
 
 def main(argv=None):

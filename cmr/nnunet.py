@@ -25,6 +25,7 @@ from cmr.nnunet_preprocess import back_to_volume, from_zero, nonzero_box, prepro
 from cmr.prediction import predict
 from cmr.recipe import Network, Recipe
 from cmr.seeds import initialised, rng
+from cmr.settings import FULL_GRID
 
 
 class NnUNet(nn.Module):
@@ -196,7 +197,7 @@ def _presets(short_steps, short_lr):
 
     short_steps, short_lr : length and learning rate of its AdamW.
     """
-    full_size = dict(size=128, spacing_mm=1.5, bfloat16=True, workers=6, log_every=250, save_minutes=10)
+    full_size = dict(**FULL_GRID, bfloat16=True, workers=6, log_every=250, save_minutes=10)
     return {
         "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
                      save_minutes=0.1),

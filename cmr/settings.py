@@ -3,8 +3,8 @@
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
 settings must be together is for the script that has them.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `parse`, `without_places`,
-`differing_settings`.
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `FULL_GRID`, `parse`,
+`without_places`, `differing_settings`.
 """
 import argparse
 import dataclasses
@@ -70,6 +70,9 @@ class DataConfig:
     seed: int = opt(0, "every random number is a function of this, the step and the item", at_least(0))
     device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
 
+
+# The working grid of the presets `lab` and `paper`; the defaults above are that of `tiny` and `demo`.
+FULL_GRID = dict(size=128, spacing_mm=1.5)
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
 PLACES = {"data", "out", "work", "synthetic", "choice", "device", "workers", "log_every", "save_minutes",

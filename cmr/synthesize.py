@@ -24,7 +24,7 @@ from cmr.rescan import random_shift
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import DataConfig, at_least, given, one_of, opt, parse
+from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, parse_strength, read_choice
 from cmr.studies import find, in_role, require_unseen, split_by_subject
@@ -56,8 +56,8 @@ class Config(DataConfig):
 # DG: one sample near the source, one of a changed look.
 DEFAULT_SHIFT = {"dg": "0;1", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
-PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": dict(size=128, spacing_mm=1.5),
-           "paper": dict(size=128, spacing_mm=1.5, samples=4)}
+PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": FULL_GRID,
+           "paper": dict(**FULL_GRID, samples=4)}
 SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
               "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 

@@ -17,6 +17,7 @@ from cmr.nnunet_preprocess import zscore
 from cmr.prediction import predict
 from cmr.recipe import Network, Recipe
 from cmr.seeds import generator, initialised, rng
+from cmr.settings import FULL_GRID
 
 SLICES_AT_A_TIME = 32
 
@@ -112,7 +113,7 @@ def logits(net, image, spacing_mm, plan, mirror):
     return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], SLICES_AT_A_TIME)
 
 
-FULL_SIZE = dict(size=128, spacing_mm=1.5, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250,
+FULL_SIZE = dict(**FULL_GRID, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250,
                  save_minutes=10)
 VANILLA = Network(build, recipe, logits, presets={
     "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),

@@ -2,8 +2,7 @@
 
 Ranks, which train one network together, are in `cmr.ranks`.
 
-Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`,
-`cores`.
+Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`, `cores`.
 """
 import contextlib
 import io
@@ -79,11 +78,12 @@ def ahead(make, steps, processes, device):
                         multiprocessing_context="fork", worker_init_fn=_ignore_signals,
                         pin_memory=device.type == "cuda", generator=torch.Generator())
     try:
-        yield from loader
+        batches = iter(loader)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # torch's own raises wherever the main thread just is;
+        yield from batches                                        # without it a death shows where a batch is waited for
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # torch's handler would raise while this is told
         raise ResourceError("a process that prepares batches has died, perhaps for want of memory; what was saved is "
                             "kept, fewer --workers need less") from error
 

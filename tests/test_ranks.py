@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from cmr import checkpoint, ranks
 from cmr.errors import UsageError

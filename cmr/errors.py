@@ -2,6 +2,7 @@
 
 Public: `UserError` and its kinds, `run_script`.
 """
+import atexit
 import os
 import signal
 import sys
@@ -43,20 +44,28 @@ def run_script(main):
     Of several ranks (`cmr.ranks`) the first alone prints what happens and what they all meet.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    first = os.environ.get("RANK", "0") == "0"
+    if "WORLD_SIZE" not in os.environ:
+        sys.exit(_exit_code(main, first=True))
+    first = os.environ["RANK"] == "0"
     if not first:
         sys.stdout = open(os.devnull, "w")
+    _leave(_exit_code(main, first))
+
+
+def _exit_code(main, first):
+    """The exit code of `main`, after the line that says why."""
     try:
         main()
+        return 0
     except UserError as error:
         _say(f"error: {error}", first)
         if not first:                                             # the first meets it too, and is to say it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(2)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from what is finished", first)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
     except RuntimeError as error:
@@ -64,12 +73,24 @@ def run_script(main):
             _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
         elif "onnection" not in str(error) or "WORLD_SIZE" not in os.environ:
             raise
-        sys.exit(ResourceError.exit_code)                         # another rank has gone: the launcher says which
+        return ResourceError.exit_code                            # another rank has gone: the launcher says which
     except (OSError, MemoryError) as error:
         named = getattr(error, "filename", None)
         what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
         _say(f"error: {what}; free some space or memory, or choose another folder")
-        sys.exit(ResourceError.exit_code)
+        return ResourceError.exit_code
+
+
+def _leave(code):
+    """End a rank without taking the interpreter down.
+
+    Gloo's threads outlive the last exchange.  One that drops its tensor while Python is taken down aborts the process
+    ("terminate called without an active exception").
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _say(line, wanted=True):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cmr import checkpoint, ranks
-from cmr.errors import UsageError
+from cmr.errors import DataError, UsageError
 from helpers import ROOT, on, script, training
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -83,6 +83,31 @@ def test_what_all_ranks_meet_is_said_once(n, command, code, line):
     started = launch(n, *command)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == code and errors.startswith(line) and errors.count("\n") == 1, errors
+
+
+def test_a_rank_ends_before_python_is_taken_down():
+    """Gloo's threads may outlive the last exchange; handlers of exit have run, output is written, the code is kept."""
+    program = """
+import atexit, os, sys
+from cmr.errors import DataError, run_script
+from types import SimpleNamespace
+class Late:
+    def __del__(self):
+        os.write(1, b"taken down")
+late = SimpleNamespace(held=Late())
+atexit.register(print, "handled")
+def main():
+    print("worked")
+    raise DataError("a file")
+run_script(main)
+"""
+    ended = {}
+    for name, of_rank in (("rank", {"RANK": "0", "WORLD_SIZE": "2"}), ("alone", {})):
+        ended[name] = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**ENVIRONMENT, **of_rank},
+                                     capture_output=True, text=True)
+        assert ended[name].returncode == DataError.exit_code and ended[name].stderr == "error: a file\n"
+    assert ended["rank"].stdout == "worked\nhandled\n"
+    assert ended["alone"].stdout == "worked\nhandled\ntaken down"
 
 
 def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):

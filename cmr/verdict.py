@@ -1,12 +1,12 @@
 """What an experiment says, in five sentences that its numbers make: the gap, DA, DG, controls, harm.
 
-Every sentence is a template for an outcome, so that it is true of the numbers it is given; the statistics are
-`cmr.comparison`'s. The numbers are `cmr.comparison`'s.
+Every sentence is a template for an outcome, so that it is true of the numbers it is given.  The numbers themselves are
+`cmr.comparison`'s.
 
 Public: `sentences`.
 """
 from cmr.comparison import (MARGIN, POOLED, against_controls, common_structures, compared_in, gap_closed, means,
-                            networks_of, outcome, targets_of)
+                            networks_of, outcome, patient_values, targets_of)
 from cmr.experiment import BASELINE, PRIMARY_ARMS, UPPER_BOUND
 
 HARM = {"dice": 0.005, "hd95": 0.5}              # a loss beyond on any target is named
@@ -22,7 +22,7 @@ def sentences(rows, tests, source):
     ran = {arm.name for _, arm in compared_in(rows)}
     arms = [arm for arm in PRIMARY_ARMS if arm in ran]
     return [_gap(mean, networks_of(rows), source),
-            *(_closed(mean, tests, networks_of(rows), arm, source) for arm in arms),
+            *(_closed(rows, mean, tests, arm, source) for arm in arms),
             _controls(against_controls(rows)),
             _harm(mean, networks_of(rows), targets_of(rows), arms)]
 
@@ -45,8 +45,9 @@ def _lost(dice, hd95):
     return f"{verbs[0]} {abs(dice):.3f} Dice and {again}{abs(hd95):.1f} mm HD95"
 
 
-def _closed(mean, tests, networks, arm, source):
+def _closed(rows, mean, tests, arm, source):
     """What a row closes of each network's gap in HD95, and whether the paired test agrees."""
+    networks = networks_of(rows)
     bounded = any((POOLED, network, UPPER_BOUND) in mean for network in networks)
     ceiling = "upper bound" if bounded else "network's own level on the source"
     parts = []
@@ -56,8 +57,16 @@ def _closed(mean, tests, networks, arm, source):
         closed = "there is no gap" if share is None else f"{share:.0%} of the gap"
         [test] = [t for t in tests if (t["domain"], t["network"], t["arm"], t["metric"])
                   == (POOLED, network, arm, "hd95")]
-        parts.append(f"{network}: {closed} ({change:+.1f} mm, {_words(test)})")
+        found = f"{change:+.1f} mm, {_words(test)}" if _changes(rows, network, arm) else "no patient is changed"
+        parts.append(f"{network}: {closed} ({found})")
     return f"**{arm}.** Towards the {ceiling} in HD95, {arm} closes: {'; '.join(parts)}."
+
+
+def _changes(rows, network, arm):
+    """Whether a row differs from the baseline on any patient of a target: DA does not where nothing is translated."""
+    its, baseline = ([row for row in rows if (row["role"], row["network"], row["arm"]) == ("target", network, name)]
+                     for name in (arm, BASELINE))
+    return any(patient_values(its, metric) != patient_values(baseline, metric) for metric in ("dice", "hd95", "assd"))
 
 
 def _words(test):

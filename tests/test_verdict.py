@@ -53,6 +53,12 @@ def test_what_a_row_closes(change, words):
     assert "closes: vanilla: 50%" in found["DG"]
 
 
+def test_what_changes_no_patient_is_said_so():
+    found = said({"DA": lambda i: 0.0, "DG": steady(-6)})
+    assert found["DA"].endswith("DA closes: vanilla: 0% of the gap (no patient is changed).")
+    assert "changed" not in found["DG"]
+
+
 def test_no_share_without_a_gap():
     assert "vanilla: there is no gap" in said({"DA": steady(-1), "DG": steady(-1)}, source_hd95=25.0)["DA"]
 

@@ -11,10 +11,11 @@ SHELL         := bash
 
 # ---- Settings ----------------------------------------------------------------------------------------------------
 
+comma    := ,
 PRESET   ?= demo
 DATA     ?=
 SOURCE   ?= Vendor=A
-TARGET   ?= Vendor=B,C,D
+TARGET   ?= Vendor=B$(if $(REHEARSE),,$(comma)C$(comma)D)
 NETWORKS ?= vanilla nnunet2d nnunet3d
 # What each network is trained on; `demo` and `lab` leave real + synthetic out, to stay within half an hour on two cores
 # and a night on one GPU.
@@ -31,7 +32,8 @@ SHUFFLED ?=
 SEED     ?= 0
 SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
 RUNS     ?= $(if $(REHEARSE),runs/rehearsal,runs)
-# Two steps of every stage at the preset's full size, on a phantom of a few studies: does it fit, is every type right?
+# Two steps of every stage at the preset's full size, on a phantom of a few studies and towards one target: does it fit,
+# is every type right?
 REHEARSE ?=
 # Ranks that work on each stage together: as many as there are GPUs to use.
 GPUS     ?= 1
@@ -66,7 +68,6 @@ DATASET := data/phantom-$(if $(REHEARSE),tiny,$(PRESET))$(if $(UPPER),-upper)
 PHANTOM := $(DATASET)/phantom_params.json
 endif
 
-comma   := ,
 commas   = $(subst $() ,$(comma),$(strip $(1)))
 as_path  = $(subst $(comma),+,$(subst =,-,$(1)))
 FOLDERS := $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))

@@ -17,7 +17,7 @@ from cmr.settings import given, opt, parse
 
 SHOWN = ("All unseen targets", "How strongly each domain was translated", "Tests against the baseline",
          "Does it look like the source?")
-OF_EACH = ("All unseen targets",)                # sections of the second and further runs
+OF_EACH = SHOWN[:2]                              # sections of the second and further runs
 
 
 @dataclass(frozen=True)

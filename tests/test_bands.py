@@ -10,11 +10,16 @@ def low_pass(n, factor):
     return Band(band_mask(n, n, 1.0, 2.0 * factor))
 
 
-@pytest.mark.parametrize("factor,y00,y35,sum_of_squares", [(2, 1.16966742, 0.60535042, 31.63772295), (4, -.36716216, .06405385, 2.23202687)])
+@pytest.mark.parametrize(
+    "factor,y00,y35,sum_of_squares",
+    [(2, 1.16966742, 0.60535042, 31.63772295), (4, -0.36716216, 0.06405385, 2.23202687)],
+)
 def test_low_pass_oracle(factor, y00, y35, sum_of_squares):
     x = torch.cos(0.9 * torch.arange(64, dtype=torch.float64) + 0.1).view(8, 8)
     y = low_pass(8, factor)(x)
-    assert [y[0, 0].item(), y[3, 5].item(), (y ** 2).sum().item(), y.sum().item()] == pytest.approx([y00, y35, sum_of_squares, 1.13587606], abs=1e-7)
+    assert [y[0, 0].item(), y[3, 5].item(), (y**2).sum().item(), y.sum().item()] == pytest.approx(
+        [y00, y35, sum_of_squares, 1.13587606], abs=1e-7
+    )
 
 
 def test_dct_is_orthonormal():

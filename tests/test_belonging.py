@@ -91,7 +91,9 @@ def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phant
     item = sorted((tmp_path / "dg" / "items").iterdir())[0]
     write_sealed_json(item, {**read_sealed_json(item), "reference_content": "0" * 16})
     table.unlink()
-    again = synthesis(phantom, run, "--arm", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
+    again = synthesis(
+        phantom, run, "--arm", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg"
+    )
     refused("-m cmr.synthesize", again, "whose image or mask was changed since")
     item.write_text("{")                                          # damaged: made again
     got, printed, _ = script("-m", "cmr.synthesize", *again)

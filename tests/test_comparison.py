@@ -36,7 +36,7 @@ def test_holm_runs_over_the_declared_family():
     assert sum(t["primary"] for t in tests) == 2 * 2 * 2 + 2 * 2
     assert all(("welch_p_holm" in t) == bool(t["primary"]) for t in tests)
     primary = [t for t in tests if t["primary"]]
-    assert all(t["n"] == 10 for t in primary)                     # the same names in both domains: pooled, they are averaged
+    assert all(t["n"] == 10 for t in primary)  # the same names in both domains: pooled, they are averaged
     for pooled in (False, True):                                  # each family is corrected for its own size alone
         family = [t for t in primary if (t["domain"] == POOLED) == pooled]
         smallest = min(t["wilcoxon_p"] for t in family)

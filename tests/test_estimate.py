@@ -30,7 +30,10 @@ def test_operations_of_a_step_by_hand():
 
 
 def test_the_table_adds_up():
-    some = [Stage("diffusion", 600, "steps", 180.0, (), 1.5, 0.5, 0.2), Stage("results", 90, "volumes", 60.0, ("diffusion",), 2.0, 0.25)]
+    some = [
+        Stage("diffusion", 600, "steps", 180.0, (), 1.5, 0.5, 0.2),
+        Stage("results", 90, "volumes", 60.0, ("diffusion",), 2.0, 0.25),
+    ]
     text = table(Config(data="x", jobs=2), some)
     assert "| diffusion | 600 steps | 0.3 | 3.0 | 1.5 | 0.50 |" in text
     assert "| all, one after the other |  |  | 4.0 | 2.0 | 0.75 |" in text and "Total: 4 minutes with JOBS=2" in text

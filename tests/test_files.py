@@ -38,7 +38,8 @@ def test_nothing_is_written_among_the_data(tmp_path):
     for out in (tmp_path / "data", tmp_path / "data" / "runs", tmp_path / "other" / ".." / "data" / "x"):
         with pytest.raises(UsageError, match="lies in the dataset"):
             files.writable_folder(out, f"{tmp_path / 'first'},{tmp_path / 'data'}")
-    assert files.writable_folder(tmp_path / "runs", str(tmp_path / "data")).is_dir() and not (tmp_path / "data").exists()
+    assert files.writable_folder(tmp_path / "runs", str(tmp_path / "data")).is_dir()
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
@@ -51,10 +52,14 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
     """The second is refused; of a process that was killed the lock is taken over; at its end a process gives it back."""
     code = "import sys, time; from cmr.files import writable_folder; writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})"
     monkeypatch.setattr(files, "PATIENCE_S", 0.3)
-    start = lambda seconds: subprocess.Popen([sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE)
+    start = lambda seconds: subprocess.Popen(
+        [sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE
+    )
     other = start(60)
     other.stdout.readline()
-    with pytest.raises(ResourceError, match=f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"):
+    with pytest.raises(
+        ResourceError, match=f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"
+    ):
         files.writable_folder(tmp_path / "run")
     other.kill()                                                  # not waited for: a zombie
     assert (tmp_path / "run" / ".lock").exists() and files.writable_folder(tmp_path / "run")

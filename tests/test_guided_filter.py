@@ -14,7 +14,10 @@ def test_guided_filter_is_a_weighted_least_squares_fit_in_every_window():
     weights = np.stack([ndimage.gaussian_filter(impulse, 1.5, mode="nearest").ravel() for impulse in impulses], 1)
     lines = []
     for w in weights:
-        a = np.array([[np.sum(w * guide.ravel() ** 2) + FLAT, np.sum(w * guide.ravel())], [np.sum(w * guide.ravel()), 1]])
+        a = np.array(
+            [[np.sum(w * guide.ravel() ** 2) + FLAT, np.sum(w * guide.ravel())], [np.sum(w * guide.ravel()), 1]]
+        )
         lines.append(np.linalg.solve(a, [np.sum(w * guide.ravel() * image.ravel()), np.sum(w * image.ravel())]))
     slope, offset = (weights @ np.array(lines)).T
-    assert np.abs(guided(guide[None], image[None], 1.5).ravel() - (slope * guide.ravel() + offset).clip(-1, 1)).max() < 1e-5
+    expected = (slope * guide.ravel() + offset).clip(-1, 1)
+    assert np.abs(guided(guide[None], image[None], 1.5).ravel() - expected).max() < 1e-5

@@ -5,8 +5,11 @@ from helpers import on, one_line, script
 
 def test_a_ladder_shows_every_time_and_guide(run, phantom, tmp_path):
     models = ["--diffusion", run / "diffusion" / "final.pt"]
-    case = next((run / "results" / "predictions" / "vanilla" / "real-raw").glob("*.nii.gz")).name.removesuffix(".nii.gz")
-    code, _, errors = script("-m", "cmr.ladder", *on(phantom, run), *models, "--case", case, "--out", tmp_path / "ladder.svg")
+    predicted = next((run / "results" / "predictions" / "vanilla" / "real-raw").glob("*.nii.gz"))
+    case = predicted.name.removesuffix(".nii.gz")
+    code, _, errors = script(
+        "-m", "cmr.ladder", *on(phantom, run), *models, "--case", case, "--out", tmp_path / "ladder.svg"
+    )
     assert code == 0, errors
     text = (tmp_path / "ladder.svg").read_text()
     assert text.count("<image") == len(GUIDES_MM) * (1 + len(TIMES)) and all(f"t0 = {t0}<" in text for t0 in TIMES)

@@ -15,7 +15,10 @@ from helpers import HEADER, cine, mms, nifti
 
 
 def test_mms1_cine(tmp_path):
-    mms(tmp_path, {"A0S9V9": {}, "B1C2D3": {"VendorName": "Philips", "Vendor": "B", "ED": "2.0", "ES": "0", "folder": "Testing"}})
+    mms(
+        tmp_path,
+        {"A0S9V9": {}, "B1C2D3": {"VendorName": "Philips", "Vendor": "B", "ED": "2.0", "ES": "0", "folder": "Testing"}},
+    )
     (tmp_path / "OpenDataset" / "Testing" / "B1C2D3" / "._B1C2D3_sa.nii.gz").write_bytes(b"AppleDouble")
     records = find(tmp_path)
     assert [(r.case, r.vendor, r.vendor_name, r.split, r.frame) for r in records] == [
@@ -33,9 +36,14 @@ def test_mms1_flattened_and_pre_split(tmp_path):
     for phase, f in (("ED", 0), ("ES", 2)):
         nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}.nii.gz", image[..., f])
         nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}_gt.nii.gz", label[..., f])
-    (tmp_path / "info.csv").write_text("External code;VendorName; Vendor ;Centre;ED;ES;Pathology\nA0S9V9;GE;C;7;;;HCM\n")
+    (tmp_path / "info.csv").write_text(
+        "External code;VendorName; Vendor ;Centre;ED;ES;Pathology\nA0S9V9;GE;C;7;;;HCM\n"
+    )
     records = find(tmp_path)
-    assert [(r.case, r.vendor, r.pathology, r.frame, r.split) for r in records] == [("A0S9V9_ED", "C", "HCM", None, ""), ("A0S9V9_ES", "C", "HCM", None, "")]
+    assert [(r.case, r.vendor, r.pathology, r.frame, r.split) for r in records] == [
+        ("A0S9V9_ED", "C", "HCM", None, ""),
+        ("A0S9V9_ES", "C", "HCM", None, ""),
+    ]
     assert (read_volume(records[0])[1] == label[..., 0]).all()
 
 
@@ -45,8 +53,13 @@ def test_mms2(tmp_path):
         nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}.nii.gz", image[..., 0])
         nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}_gt.nii.gz", label[..., 0])
         nifti(tmp_path / "dataset" / "007" / f"007_LA_{phase}.nii.gz", image[..., 0])
-    (tmp_path / "dataset_information.csv").write_text("SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD\n7,TRI,Philips Medical Systems,Achieva,1.5\n,,,,\n")
-    assert [(r.case, r.vendor, r.split, r.pathology) for r in find(tmp_path)] == [("007_ED", "B", "Training", "TRI"), ("007_ES", "B", "Training", "TRI")]
+    (tmp_path / "dataset_information.csv").write_text(
+        "SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD\n7,TRI,Philips Medical Systems,Achieva,1.5\n,,,,\n"
+    )
+    assert [(r.case, r.vendor, r.split, r.pathology) for r in find(tmp_path)] == [
+        ("007_ED", "B", "Training", "TRI"),
+        ("007_ES", "B", "Training", "TRI"),
+    ]
 
 
 def test_acdc_labels_and_frames(tmp_path):
@@ -59,13 +72,19 @@ def test_acdc_labels_and_frames(tmp_path):
     nifti(folder / "patient001_4d.nii.gz", image)
     (folder / "Info.cfg").write_text("ED: 12\nES: 1\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
     records = find(tmp_path)
-    assert [(r.case, r.image_path[-9:-7], r.pathology, r.split) for r in records] == [("patient001_ED", "12", "DCM", "Training"), ("patient001_ES", "01", "DCM", "Training")]
+    assert [(r.case, r.image_path[-9:-7], r.pathology, r.split) for r in records] == [
+        ("patient001_ED", "12", "DCM", "Training"),
+        ("patient001_ES", "01", "DCM", "Training"),
+    ]
     assert (read_volume(records[0])[1] == label[..., 2]).all()
 
 
 def test_nnunet_raw_both_versions(tmp_path):
     image, label = cine(0)
-    for labels, root in (({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"), ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1")):
+    for labels, root in (
+        ({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"),
+        ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1"),
+    ):
         nifti(root / "imagesTr" / "A0S9V9_ED_0000.nii.gz", image[..., 0])
         nifti(root / "labelsTr" / "A0S9V9_ED.nii.gz", np.array([0, 1, 0, 2], np.uint8)[label[..., 0]])
         (root / "dataset.json").write_text(json.dumps({"labels": labels}))

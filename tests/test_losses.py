@@ -23,7 +23,10 @@ def case(*shape):
     return sine(*shape, rate=0.7, factor=2.0), labels(shape[0], *shape[2:])
 
 
-@pytest.mark.parametrize("name,dice,ce,batch,alone", [("E1", -0.2378252, 2.1520004, 1.9141752, 1.9167843), ("E2", -0.2162395, 2.1955376, 1.9792981, 1.9824370)])
+@pytest.mark.parametrize(
+    "name,dice,ce,batch,alone",
+    [("E1", -0.2378252, 2.1520004, 1.9141752, 1.9167843), ("E2", -0.2162395, 2.1955376, 1.9792981, 1.9824370)],
+)
 def test_loss(name, dice, ce, batch, alone):
     logits, target = case(*CASES[name])
     assert torch.nn.functional.cross_entropy(logits, target).item() == pytest.approx(ce, abs=2e-6)

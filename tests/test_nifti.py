@@ -99,7 +99,9 @@ def test_results_carry_the_header_of_the_image(tmp_path):
 def test_labels_that_fit(tmp_path):
     assert (read_volume(case(tmp_path, LABEL))[1] == LABEL).all()
     assert (read_volume(case(tmp_path, LABEL * np.float32(0.9999), "f.nii.gz"))[1] == LABEL).all()
-    acdc = Record("X", "ED", str(tmp_path / "il.nii.gz"), str(tmp_path / "l.nii.gz"), label_map={0: 0, 1: 3, 2: 2, 3: 1})
+    acdc = Record(
+        "X", "ED", str(tmp_path / "il.nii.gz"), str(tmp_path / "l.nii.gz"), label_map={0: 0, 1: 3, 2: 2, 3: 1}
+    )
     assert (read_volume(acdc)[1] == np.array([0, 3, 2, 1])[LABEL]).all()
     swapped = np.diag([1.25, 1.25, 8, 1])[:, [1, 0, 2, 3]]
     image, label, _, notes = read_volume(case(tmp_path, LABEL.swapaxes(0, 1), "t.nii.gz", affine=swapped))
@@ -122,7 +124,9 @@ def test_labels_that_do_not_fit(tmp_path):
         read_volume(case(tmp_path, LABEL, "p.nii.gz", zooms=(1.3, 1.25, 8)))
     with pytest.raises(DataError, match="constant"):
         read_volume(case(tmp_path, LABEL, "c.nii.gz", image=IMAGE * 0 + 5))
-    cine = Record("X", "ED", file(tmp_path / "4d.nii.gz", np.stack([IMAGE] * 3, -1)), str(tmp_path / "7.nii.gz"), frame=1)
+    cine = Record(
+        "X", "ED", file(tmp_path / "4d.nii.gz", np.stack([IMAGE] * 3, -1)), str(tmp_path / "7.nii.gz"), frame=1
+    )
     with pytest.raises(DataError, match="which frame"):
         read_volume(cine)
 
@@ -155,13 +159,17 @@ def test_a_mask_in_another_orientation_is_turned_to_its_image(tmp_path, order, f
     lopsided = LABEL.copy()
     lopsided[3, 5, 0] = 2
     array, affine = stored_anew(lopsided, oblique(), order, flips)
-    record = Record("X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", array, affine))
+    record = Record(
+        "X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", array, affine)
+    )
     assert (read_volume(record)[1] == lopsided).all()
 
 
 def moved(by_mm=(0, 0, 0), by_degrees=0.0):
     affine, angle = oblique(), np.deg2rad(by_degrees)
-    affine[:3, :3] = affine[:3, :3] @ np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = affine[:3, :3] @ np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
     affine[:3, 3] += by_mm
     return affine
 
@@ -170,7 +178,9 @@ def moved(by_mm=(0, 0, 0), by_degrees=0.0):
                                     oblique() @ np.diag([-1, 1, 1, 1]), np.diag([1.25, 1.25, 8, 1])])
 def test_a_mask_that_lies_elsewhere_is_refused(tmp_path, affine):
     """Moved, turned, or its affine flipped while the voxels were not."""
-    record = Record("X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", LABEL, affine))
+    record = Record(
+        "X", "ED", file(tmp_path / "i.nii.gz", IMAGE, oblique()), file(tmp_path / "l.nii.gz", LABEL, affine)
+    )
     with pytest.raises(DataError, match="l.nii.gz: its affine puts it elsewhere than its image .*i.nii.gz"):
         read_volume(record)
 

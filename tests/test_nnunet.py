@@ -17,7 +17,9 @@ def filled(net):
     """Parameter t, element i becomes 0.3 sin(0.37 i + 0.11 (t + 1)), in the order in which nnU-Net's parts are built."""
     with torch.no_grad():
         for t, p in enumerate(net.parameters()):
-            p.copy_((0.3 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + 0.11 * (t + 1))).view(p.shape))
+            p.copy_(
+                (0.3 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + 0.11 * (t + 1))).view(p.shape)
+            )
     return net
 
 

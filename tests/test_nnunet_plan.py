@@ -154,7 +154,10 @@ def test_shrink_trace(spacing, patch, median, trace):
 
 def test_less_memory_shrinks_the_patch_and_the_batch_by_the_same_rules():
     heart = [(9, 2.5, 2.5)] * 60, [(12, 64, 64)] * 60, 60
-    assert [(p.patch, p.batch) for p in (make_plan(d, *heart, classes=4) for d in (2, 3))] == [((64, 64), 36), ((12, 64, 64), 3)]
+    assert [(p.patch, p.batch) for p in (make_plan(d, *heart, classes=4) for d in (2, 3))] == [
+        ((64, 64), 36),
+        ((12, 64, 64), 3),
+    ]
     small = [make_plan(d, *heart, classes=4, memory_gb=0.08) for d in (2, 3)]
     assert [(p.patch, p.batch) for p in small] == [((64, 64), 8), ((8, 48, 48), 2)]
 

@@ -17,7 +17,8 @@ def test_layout_and_orientation(phantom):
     assert len(unlabelled) == 1 and unlabelled[0].label_path is None
     assert all(r.subject.startswith("X") and len(r.subject) == 6 for r in records)
     for vendor in "ABCD":
-        w = prepare([next(r for r in records if r.vendor == vendor and r.split == "Testing")], Grid(2.5, 64), phantom / "work")[0]
+        tested = next(r for r in records if r.vendor == vendor and r.split == "Testing")
+        [w] = prepare([tested], Grid(2.5, 64), phantom / "work")
         _, rows, columns = np.nonzero(w.label == 3)
         _, rows_lv, columns_lv = np.nonzero(w.label == 1)
         # the RV is on the left, whatever the storage
@@ -42,4 +43,6 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(phantom, tmp_path):
 def test_training_studies_of_the_targets_change_no_other_study():
     without, beside = (_studies(Config(counts="tiny", target_training=n)) for n in (0, 2))
     assert beside[:len(without)] == without
-    assert [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [(v, "Training/Labeled") for v in "BBCCDD"]
+    assert [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [
+        (v, "Training/Labeled") for v in "BBCCDD"
+    ]

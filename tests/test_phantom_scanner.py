@@ -25,7 +25,9 @@ def test_bssfp_equals_the_published_form_on_resonance():
 
 def test_relative_levels_of_the_published_table():
     """1.5 T, flip 60: levels relative to LV blood."""
-    level = {k: abs(phantom_scanner.bssfp(*phantom_scanner._TISSUE[k], np.deg2rad(60), 3.0)) for k in phantom_scanner._TISSUE}
+    level = {
+        k: abs(phantom_scanner.bssfp(*phantom_scanner._TISSUE[k], np.deg2rad(60), 3.0)) for k in phantom_scanner._TISSUE
+    }
     blood = level[Tissue.ARTERIAL]
     for tissue, expected in ((Tissue.VENOUS, 0.75), (Tissue.MYO, 0.38), (Tissue.LIVER, 0.54), (Tissue.FAT, 1.46)):
         assert level[tissue] / blood == pytest.approx(expected, abs=0.012)
@@ -40,7 +42,9 @@ def test_null_bands_repeat_every_one_over_tr():
 
 def quiet(vendor="A", **changes):
     vendor = replace(phantom_scanner.VENDORS[vendor], bias_slope=0.0, ghosting=0.0, enhanced=0.0, **changes)
-    return replace(phantom_scanner.sample_session(rng(0), vendor), fov_mm=320.0, matrix=256, shim=(0, 0, 0), lung_hz=0.0)
+    return replace(
+        phantom_scanner.sample_session(rng(0), vendor), fov_mm=320.0, matrix=256, shim=(0, 0, 0), lung_hz=0.0
+    )
 
 
 AXIS = (np.arange(GRID) - (GRID - 1) / 2).astype(np.float32)
@@ -55,7 +59,8 @@ def test_noise_in_air_is_rayleigh_with_the_stated_sigma():
     # zero-filled along the phase direction: less noise per pixel
     rows = 2 * round(320 / (1.15 * s.vendor.acquired_mm) / 2)
     sigma = phantom_scanner.blood_level(s) / s.vendor.blood_snr
-    assert image.mean() == pytest.approx(1.253 * sigma, rel=0.03) and image.std() == pytest.approx(0.655 * sigma, rel=0.03), rows
+    assert image.mean() == pytest.approx(1.253 * sigma, rel=0.03), rows
+    assert image.std() == pytest.approx(0.655 * sigma, rel=0.03), rows
 
 
 def test_uniform_tissue_keeps_its_level_through_k_space():
@@ -79,7 +84,8 @@ def test_edge_overshoot_of_the_filters(kind, overshoot):
 
 def test_severity_is_anchored_at_the_reference_vendor():
     for vendor in "ABCD":
-        assert replace(phantom_scanner.at_severity(vendor, 0.0), name="Siemens", centre="1") == phantom_scanner.VENDORS["A"]
+        same = replace(phantom_scanner.at_severity(vendor, 0.0), name="Siemens", centre="1")
+        assert same == phantom_scanner.VENDORS["A"]
         assert phantom_scanner.at_severity("A", 1.7) == phantom_scanner.VENDORS["A"]
         assert phantom_scanner.at_severity(vendor, 1.0).gamma == pytest.approx(phantom_scanner.VENDORS[vendor].gamma)
     assert phantom_scanner.at_severity("D", 1.0, geometry=False).pixel_mm == phantom_scanner.VENDORS["A"].pixel_mm
@@ -95,14 +101,17 @@ def vendor_accuracy(severity, subjects=10):
         noise = {k: f[0] for k, f in noise_fields(subject, 1, GRID).items()}
         layers, _ = tissue_slice(heart, U, V, 0.4 * heart.L, noise)
         for vendor in "ABCD":
-            profile = replace(phantom_scanner.at_severity(vendor, severity, geometry=False), enhanced=0.0, mask="none", ghosting=0.0)
+            profile = replace(
+                phantom_scanner.at_severity(vendor, severity, geometry=False), enhanced=0.0, mask="none", ghosting=0.0
+            )
             session = phantom_scanner.sample_session(rng(21, i, vendor), profile)
             image = phantom_scanner.acquire(phantom_scanner.signal_slice(layers, U, V, noise["texture"], session), U, V, 40.0, session, rng(i, vendor))
             image = phantom_scanner.export(image[None], session, rng(i, vendor))
             stored = image.transpose(2, 1, 0).astype(np.float32)
             affine = np.eye(4)
             affine[:3, :3] = CANONICAL
-            x = to_working(stored, Nifti("", stored, affine, (session.fov_mm / session.matrix,) * 2 + (8.0,), ()), grid)[0][0]
+            spacing_mm = (session.fov_mm / session.matrix,) * 2 + (8.0,)
+            x = to_working(stored, Nifti("", stored, affine, spacing_mm, ()), grid)[0][0]
             power = np.abs(np.fft.fft2((x - x.mean()) * np.hanning(96)[:, None] * np.hanning(96))) ** 2
             k = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96)))
             spectrum = [np.log(power[(k >= a) & (k < a + 0.05)].mean()) for a in np.arange(0.02, 0.5, 0.05)]
@@ -116,7 +125,10 @@ def vendor_accuracy(severity, subjects=10):
     for i in range(subjects):
         inside = owners != i
         centres = {v: features[inside & (vendors == v)].mean(0) for v in "ABCD"}
-        named += [min(centres, key=lambda v: np.linalg.norm(f - centres[v])) == true for f, true in zip(features[~inside], vendors[~inside])]
+        named += [
+            min(centres, key=lambda v: np.linalg.norm(f - centres[v])) == true
+            for f, true in zip(features[~inside], vendors[~inside])
+        ]
     return np.mean(named)
 
 

@@ -74,7 +74,9 @@ def test_results_cover_every_row_structure_and_failure(run):
 def test_the_upper_bound_was_trained_on_its_target_and_is_the_baseline_on_the_source(run, phantom):
     rows = table(run / "results" / "metrics.csv")
     on_source = [row for row in rows if row["domain"] == "Vendor=A" and row["network"] == "vanilla"]
-    dice = lambda arm: {(row["subject"], row["phase"], row["structure"]): row["dice"] for row in on_source if row["arm"] == arm}
+    dice = lambda arm: {
+        (row["subject"], row["phase"], row["structure"]): row["dice"] for row in on_source if row["arm"] == arm
+    }
     assert dice("upper bound") == dice("baseline") != {}
     for vendor in "BD":
         subjects = checkpoint.load(run / f"segmenter-vanilla-Vendor-{vendor}" / "final.pt")["subjects"]

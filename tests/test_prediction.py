@@ -14,7 +14,9 @@ def test_tile_starts():
 
 def test_importance():
     row = importance((16, 16))[8].tolist()
-    assert row[:8] == pytest.approx([0.003355, 0.021875, 0.111090, 0.439369, 1.353353, 3.246525, 6.065307, 8.824969], rel=1e-3)
+    assert row[:8] == pytest.approx(
+        [0.003355, 0.021875, 0.111090, 0.439369, 1.353353, 3.246525, 6.065307, 8.824969], rel=1e-3
+    )
     assert row[8] == 10
     assert importance((16, 16))[0, 0].item() == pytest.approx(1.125e-6, rel=0.06)
     assert importance((256, 224)).sum().item() == pytest.approx(56290.195, rel=2e-5)

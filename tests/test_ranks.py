@@ -48,7 +48,8 @@ def test_ranks_train_the_network_that_one_would(phantom, tmp_path):
         assert started.returncode == 0, errors
         for final in (tmp_path / str(n)).glob("*/final.pt"):
             alone = weights(tmp_path / "1" / final.parent.name / "final.pt")
-            assert largest_difference(weights(final), alone) < (1e-5 if final.parent.name == "diffusion" else 1e-9), final
+            limit = 1e-5 if final.parent.name == "diffusion" else 1e-9
+            assert largest_difference(weights(final), alone) < limit, final
     assert {path.name for path in (tmp_path / "2").iterdir()} == {"vanilla", "nnunet2d", "nnunet3d", "diffusion"}
     assert {path.name for path in (tmp_path / "4").iterdir()} == {"vanilla", "nnunet2d", "diffusion"}
 
@@ -117,7 +118,10 @@ def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
     dg = ["--arm", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
     evaluation = ["--run", run, "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
     assert script("evaluate.py", *of_any, *evaluation, tmp_path / "one")[0] == 0
-    for command in (["-m", "cmr.synthesize", *on(phantom, run), *dg], ["evaluate.py", *of_any, *evaluation, tmp_path / "two"]):
+    for command in (
+        ["-m", "cmr.synthesize", *on(phantom, run), *dg],
+        ["evaluate.py", *of_any, *evaluation, tmp_path / "two"],
+    ):
         started = launch(2, *command)
         _, errors = started.communicate(timeout=120)
         assert started.returncode == 0, errors

@@ -16,7 +16,9 @@ def names(path):
     tree = ast.parse((ROOT / path).read_text())
     inside = [n for c in tree.body if isinstance(c, ast.ClassDef) for n in c.body]
     defined = {n.name for n in [*tree.body, *inside] if hasattr(n, "name")}
-    return defined | {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    return defined | {
+        t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
 
 
 def imported(path):
@@ -50,7 +52,9 @@ def test_every_name_in_the_readme_exists():
     for path in re.findall(r"`((?:cmr|tests)/[\w.]+)`", PAGES):
         assert (ROOT / path).exists(), f"a page names {path}, which does not exist"
     for module in re.findall(r"python -m cmr\.(\w+)", PAGES):
-        assert module == "X" or (ROOT / "cmr" / f"{module}.py").exists(), f"a page runs cmr.{module}, which does not exist"
+        assert (
+            module == "X" or (ROOT / "cmr" / f"{module}.py").exists()
+        ), f"a page runs cmr.{module}, which does not exist"
     tests = {n for p in (ROOT / "tests").glob("test_*.py") for n in names(p.relative_to(ROOT))}
     for name in re.findall(r"`(test_\w+)`", PAGES):
         assert name in tests, f"a page names {name}, which does not exist"
@@ -79,7 +83,9 @@ def test_every_link_and_picture_exists():
 
 def test_every_flag_in_the_pages_exists():
     scripts = [*ROOT.glob("*.py"), *(ROOT / "cmr").glob("*.py")]
-    settings = {m for path in scripts for m in re.findall(r"^    (\w+): (?:int|float|str|bool) +?=", path.read_text(), re.M)}
+    settings = {
+        m for path in scripts for m in re.findall(r"^    (\w+): (?:int|float|str|bool) +?=", path.read_text(), re.M)
+    }
     known = {name.replace("_", "-") for name in settings} | {"preset", "help", "nproc"}        # torchrun's own last
     pages = "".join(path.read_text() for path in EACH if path.name != "faults.md")  # which is about misspelt ones
     for flag in re.findall(r"(?<![\w-])--(?:no-)?([a-z][a-z-]+)", pages):
@@ -103,7 +109,10 @@ def test_the_map_holds_every_room_once_and_every_test_file_mirrors_one():
 
 def test_imports_go_downwards_and_in_no_circle():
     floor_of = {room: level for level, floor in enumerate(floors()) for room in floor}
-    below = {room: {m.split(".")[1] for m in imported(ROOT / "cmr" / f"{room}.py") if m.startswith("cmr.")} for room in floor_of}
+    below = {
+        room: {m.split(".")[1] for m in imported(ROOT / "cmr" / f"{room}.py") if m.startswith("cmr.")}
+        for room in floor_of
+    }
     for room, used in below.items():
         for other in used:
             assert floor_of[other] >= floor_of[room], f"cmr.{room} imports cmr.{other}, which lies above it"

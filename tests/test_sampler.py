@@ -128,7 +128,9 @@ def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_re
     reference, shading = disc(0.0), (0.25 * x).astype(np.float32)[None]
     shaded = translate(model(Oracle(torch.from_numpy(0.6 * reference + shading))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
     assert np.abs(shaded - (0.6 * reference + shading)).mean() < 0.02  # contrast and shading are the model's
-    elsewhere = translate(model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
+    elsewhere = translate(
+        model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0
+    )[0]
     edge = lambda a: np.abs(np.diff(a[0], axis=1))[24].argsort()[-2:].tolist()
     # a heart redrawn elsewhere stays where it is
     assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))

@@ -30,10 +30,14 @@ def heart():
     ("3d", (8, 1.25, 1.25), (4, 32, 28), (6, 43, 37), 0.990526, [6871, 760, 1390, 525], (-0.26780, -0.16431, -0.06081, 0.02190), [1620, 0, 402, 5178])])
 def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported):
     image, spacing_mm, label = heart()
-    plan = Plan((0, 1, 2), spacing, patch, 2, *(TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False)
+    plan = Plan(
+        (0, 1, 2), spacing, patch, 2, *(TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False
+    )
     case = preprocess(image, spacing_mm, plan, label)
     assert [(b.start, b.stop) for b in case.box] == [(0, 5), (2, 38), (3, 34)] and case.image.shape == shape
-    assert [case.image.mean(), case.image.std(), case.image.min(), case.image.max()] == pytest.approx([-0.000008, sd, -2.44634, 2.53097], abs=1e-5)
+    assert [case.image.mean(), case.image.std(), case.image.min(), case.image.max()] == pytest.approx(
+        [-0.000008, sd, -2.44634, 2.53097], abs=1e-5
+    )
     assert case.image[2, 10, 5:8].tolist() == pytest.approx([1.33066, 1.36138, 1.41530], abs=1e-5)
     assert [int((case.label == v).sum()) for v in range(4)] == counts
     assert [tile_starts(n, p) for n, p in zip(shape[-len(patch):], patch)] == [[0, 2], [0, 11], [0, 9]][-len(patch):]
@@ -57,13 +61,17 @@ def test_another_axis_order_gives_the_same_logits():
 
 
 def test_a_structure_without_training_never_wins_and_samples_are_averaged_as_softmax():
-    plan = Plan((0, 1, 2), (1.25, 1.25), (32, 28), 2, *(TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False)
+    plan = Plan(
+        (0, 1, 2), (1.25, 1.25), (32, 28), 2, *(TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False
+    )
     net = filled(NnUNet(2, plan.features, plan.kernels, plan.strides)).eval()
     image, spacing_mm, _ = heart()
     logits = Segmenter(net, ("RV",), NNUNET, asdict(plan), (), "").logits(image - 1, spacing_mm)
     assert (logits[1:3] == NEVER).all() and set(np.unique(logits.argmax(0))) <= {0, 3}
     assert np.allclose(softmax(logits)[1:3], 0)
-    geometry = Geometry((6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), False, (False,) * 3, False, 0.0, 1.0, (1.0, 4))
+    geometry = Geometry(
+        (6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), False, (False,) * 3, False, 0.0, 1.0, (1.0, 4)
+    )
     sure, unsure = np.zeros((2, 4, 1, 4, 4), np.float32)
     sure[1], unsure[2] = 0.8, 0.7
     strong = unsure * 10

@@ -26,7 +26,9 @@ def test_degenerate_input():
 
 def test_interval_covers_the_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    hits = [low <= 1.0 <= high for low, high in (bca_interval(rng.exponential(1.0, 25), resamples=500) for _ in range(200))]
+    hits = [
+        low <= 1.0 <= high for low, high in (bca_interval(rng.exponential(1.0, 25), resamples=500) for _ in range(200))
+    ]
     assert 0.86 <= np.mean(hits) <= 0.99
 
 

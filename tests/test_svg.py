@@ -31,6 +31,7 @@ def test_a_forest_draws_what_it_says():
     zero, *intervals = [(float(line.get("x1")), float(line.get("x2"))) for line in picture.iter(NAME + "line")]
     points = [float(circle.get("cx")) for circle in picture.iter(NAME + "circle")]
     scale = (intervals[1][1] - intervals[1][0]) / 3.0             # pixels of a mm
-    for (low, high), point, (_, difference, low_mm, high_mm, _) in zip(intervals, points, [*groups.values()][0] + [*groups.values()][1]):
+    rows = [row for group in groups.values() for row in group]
+    for (low, high), point, (_, difference, low_mm, high_mm, _) in zip(intervals, points, rows):
         assert np.allclose([low, point, high], zero[0] + scale * np.array([low_mm, difference, high_mm]), atol=0.2)
     assert "-2.0 (-4.0 to +1.0)" in {text.text for text in picture.iter(NAME + "text")}

@@ -23,7 +23,9 @@ def test_changed_references_are_the_same_with_and_without_the_diffusion_model(ru
     dg, shifted = ({r.case: r for r in find(run / name)} for name in ("dg", "shifted"))
     manifest = {r["case"]: r for r in csv.DictReader(open(run / "shifted" / "manifest.csv"))}
     assert dg.keys() <= shifted.keys() == manifest.keys()
-    assert {(r["strength"], r["shift"], r["kept"], float(r["dice_change"])) for r in manifest.values()} == {("none", "0.5", "1", 0)}
+    assert {(r["strength"], r["shift"], r["kept"], float(r["dice_change"])) for r in manifest.values()} == {
+        ("none", "0.5", "1", 0)
+    }
     image = lambda r: np.asarray(nib.load(r.image_path).dataobj, float) / 1000 - 1
     records = {r.case: r for r in find(phantom)}
     for case, record in list(dg.items())[:2]:

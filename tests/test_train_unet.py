@@ -32,7 +32,9 @@ def test_shuffled_masks_belong_to_others():
 
 
 def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, capsys):
-    weights = [checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")["net"] for kind in ("synthetic", "dose1")]
+    weights = [
+        checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")["net"] for kind in ("synthetic", "dose1")
+    ]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])  # one image a reference: all of them
     shutil.copytree(run / "dg", tmp_path / "dg")
     rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
@@ -59,7 +61,9 @@ def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
 
 @pytest.mark.parametrize("script_module,stage,network", [
     (train_diffusion, "diffusion", "diffusion"), *((train_unet, f"segmenter-{n}-real", n) for n in NETWORKS)])
-def test_interrupted_training_scripts_end_with_the_same_weights(run, phantom, tmp_path, monkeypatch, script_module, stage, network):
+def test_interrupted_training_scripts_end_with_the_same_weights(
+    run, phantom, tmp_path, monkeypatch, script_module, stage, network
+):
     arguments = [*training(phantom, run, network), "--out", str(tmp_path)]
     update = Run.update
     def killed_at_six(self, loss):

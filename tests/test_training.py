@@ -21,7 +21,9 @@ SETTINGS = {"seed": 0, "lr": 1e-2, "log_every": 2, "save_minutes": 0}
 def train(out, stop_after=None, steps=20, settings=SETTINGS, data_hash="d"):
     """A small regression; returns the averaged weights.  stop_after: leave as if killed after that many steps."""
     out.mkdir(exist_ok=True)
-    net = initialised(lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)), 0)
+    net = initialised(
+        lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)), 0
+    )
     run = Run(out, settings, data_hash, net, torch.optim.Adam(net.parameters(), lr=settings["lr"]), ema_decay=0.9)
     if run.finished:
         return None
@@ -125,7 +127,10 @@ def test_a_finished_run_is_never_overwritten(tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     (tmp_path / "a" / "last.pt").write_bytes(before["final.pt"])  # killed between the two last acts of a run
     assert train(tmp_path / "a") is None and "finished already" in capsys.readouterr().out
-    for other, words in (({"settings": {**SETTINGS, "lr": 2e-2}}, "lr: 0.01 there, 0.02 now"), ({"data_hash": "e"}, "data_hash: 'd' there, 'e' now")):
+    for other, words in (
+        ({"settings": {**SETTINGS, "lr": 2e-2}}, "lr: 0.01 there, 0.02 now"),
+        ({"data_hash": "e"}, "data_hash: 'd' there, 'e' now"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             train(tmp_path / "a", **other)
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
@@ -139,5 +144,6 @@ def test_a_lost_log_is_begun_anew(tmp_path, text, capsys):
     if text is not None:
         (tmp_path / "b" / "log.csv").write_text(text)
     resumed = train(tmp_path / "b")
-    assert all(torch.equal(straight[k], resumed[k]) for k in straight) and "has no rows up to step 8" in capsys.readouterr().out
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    assert "has no rows up to step 8" in capsys.readouterr().out
     assert [row.split(",")[0] for row in (tmp_path / "b" / "log.csv").read_text().splitlines()[:2]] == ["step", "10"]

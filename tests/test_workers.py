@@ -95,4 +95,5 @@ def make(step):
 run_script(lambda: list(ahead(make, range(5), 1, torch.device("cpu"))))
 """)
     code, _, errors = process(script)
-    assert code == 5 and errors.strip().splitlines()[-1].startswith("error: a process that prepares batches has died"), errors
+    last = errors.strip().splitlines()[-1]
+    assert code == 5 and last.startswith("error: a process that prepares batches has died"), errors

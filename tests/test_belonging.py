@@ -25,7 +25,8 @@ def test_another_grid(run, phantom, tmp_path):
     refused("evaluate.py", evaluation(phantom, run, tmp_path, "--spacing-mm", "2.0"), "diffusion/final.pt " + words)
     choice = [*on(phantom, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "choice"]
     refused("-m cmr.choose", [*choice, "--spacing-mm", "2.0"], words)
-    refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--size", "32"], "(size: 64 there, 32 now)")
+    smaller = [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--size", "32"]
+    refused("-m cmr.synthesize", smaller, "(size: 64 there, 32 now)")
 
 
 def test_another_source(run, phantom, tmp_path):
@@ -35,7 +36,8 @@ def test_another_source(run, phantom, tmp_path):
     for name in ("diffusion", "choice", "da", "dg", "segmenter-vanilla-real"):
         (tmp_path / name).symlink_to(run / name)
     (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
-    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), "segmenter-vanilla-synthetic", "source: 'vendor=b' there")
+    words = "segmenter-vanilla-synthetic", "source: 'vendor=b' there"
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), *words)
 
 
 def dim(path):
@@ -53,7 +55,8 @@ def test_a_training_study_that_was_edited_after_training(run, phantom, tmp_path)
     data, image = small_copy(phantom, tmp_path)
     dim(image)
     refused("evaluate.py", evaluation(data, run, tmp_path), "segmenter-vanilla-real/final.pt: trained on other data")
-    refused("-m cmr.choose", [*on(data, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "c"], "trained on other data")
+    choice = [*on(data, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "c"]
+    refused("-m cmr.choose", choice, "trained on other data")
     refused("-m cmr.synthesize", synthesis(data, run, "--out", tmp_path / "dg"), "trained on other data")
 
 

@@ -36,7 +36,7 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
 
 
 def test_swapped_ventricles_are_named(tmp_path, capsys):
-    """LV inside the ring of myocardium, RV beside it; a file whose labels 1 and 3 were exchanged is named, not refused."""
+    """LV inside the ring of myocardium, RV beside it; a file with labels 1 and 3 exchanged is named, not refused."""
     image, label = cine(1)
     mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.array([0, 3, 2, 1], np.uint8)[label]}})
     findings = check_dataset(Config(data=str(tmp_path), size=32))

@@ -50,8 +50,8 @@ def test_what_does_not_fit_is_refused_with_what_to_do(stage, line):
 
 def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
     names = "vanilla-real,vanilla-shifted,nnunet2d-real"
-    code, output, errors = script("-m", "cmr.estimate", *on(phantom, tmp_path), "--target", "Vendor=B", "--segmenters", names,
-                                  "--watch-s", "0.5", "--out", tmp_path / "out")
+    asked = ["--target", "Vendor=B", "--segmenters", names, "--watch-s", "0.5", "--out", tmp_path / "out"]
+    code, output, errors = script("-m", "cmr.estimate", *on(phantom, tmp_path), *asked)
     assert code == 0, errors
     rows = re.findall(r"^\| ([\w-]+) \| (\d+) (\w+) \| ([\d.e+-]+) \|", output, re.MULTILINE)
     counts = {name: (int(n), unit) for name, n, unit, _ in rows}

@@ -47,7 +47,8 @@ FAULTS = {
     "truncated image": (lambda data, image: truncate(image), "truncated or damaged"),
     "flipped bit": (lambda data, image: flip_bit(image), "truncated or damaged"),
     "shapes differ": (lambda data, image: rewrite(mask_of(image), lambda a: a[:-3]), "shape"),
-    "label value 7": (lambda data, image: rewrite(mask_of(image), lambda a: np.where(a == 1, 7, a)), "label values [7]"),
+    "label value 7": (lambda data, image: rewrite(mask_of(image), lambda a: np.where(a == 1, 7, a)),
+                      "label values [7]"),
     "CSV without ED": (lambda data, image: rename_column(data), "column ED missing")}
 
 

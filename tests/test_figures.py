@@ -5,12 +5,15 @@ from cmr import figures
 from cmr.experiment import DOSES
 
 METRICS = {"dice": 0.5, "hd95": 10.0, "assd": 2.0, "hd95_in_plane": 4.0}
-ROWS = [{"domain": domain, "role": role, "subject": subject, "network": "vanilla", "arm": arm, "status": "ok", "diagonal_mm": 500.0, **METRICS}
-        for domain, role in (("Vendor=A", "source"), ("Vendor=B", "target")) for subject in "pq" for arm in ("baseline", "DA")]
+ROWS = [{"domain": domain, "role": role, "subject": subject, "network": "vanilla", "arm": arm, "status": "ok",
+         "diagonal_mm": 500.0, **METRICS}
+        for domain, role in (("Vendor=A", "source"), ("Vendor=B", "target"))
+        for subject in "pq" for arm in ("baseline", "DA")]
 OF_DOSES = [{**row, "arm": name} for row in ROWS if row["arm"] == "baseline" for name in (DOSES[1], DOSES[2])]
 PREDICTED = [{"network": "vanilla", "domain": "Vendor=B", "candidate": c, "predicted": "0.01", "hindsight": "0.02"}
              for c in ("none", "t0=100")]
-SIGNS = [{"use": use, "network": "vanilla", "domain": "Vendor=B", "candidate": "t0=100", "gain": gain, "entropy change": "-0.1"}
+SIGNS = [{"use": use, "network": "vanilla", "domain": "Vendor=B", "candidate": "t0=100", "gain": gain,
+          "entropy change": "-0.1"}
          for use, gain in (("target", "0.02"), ("target", ""), ("calibration", "0.1"))]
 
 

@@ -49,8 +49,9 @@ def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
-    """The second is refused; of a process that was killed the lock is taken over; at its end a process gives it back."""
-    code = "import sys, time; from cmr.files import writable_folder; writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})"
+    """The second is refused; the lock of a killed process is taken over; at its end a process gives it back."""
+    code = ("import sys, time; from cmr.files import writable_folder; "
+            "writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})")
     monkeypatch.setattr(files, "PATIENCE_S", 0.3)
     start = lambda seconds: subprocess.Popen(
         [sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE

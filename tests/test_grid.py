@@ -81,7 +81,8 @@ def test_resampling_changes_nothing_where_nothing_is_asked_and_averages_where_it
     assert finer[20:60] @ np.arange(40.0) == pytest.approx((np.arange(80)[20:60] - 39.5) / 2 + 19.5, abs=1e-4)
     coarser = resampler(300, 0.8, 90, 2.5)[5:85]
     assert coarser.sum(1) == pytest.approx(1, abs=1e-5)
-    # A triangle of half-width 2.5 mm over samples of 0.8 mm keeps 2/3 of 0.8 / 2.5 of white noise; picking samples would keep up to all of it.
+    # A triangle of half-width 2.5 mm over samples of 0.8 mm keeps 2/3 of 0.8 / 2.5 of white noise; picking samples
+    # would keep up to all of it.
     assert (coarser ** 2).sum(1).mean() == pytest.approx(2 / 3 * 0.8 / 2.5, rel=0.03)
 
 

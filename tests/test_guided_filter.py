@@ -7,7 +7,7 @@ from test_sampler import REFERENCE
 
 
 def test_guided_filter_is_a_weighted_least_squares_fit_in_every_window():
-    """Brute force: each window's line by solving its normal equations, then the mean of the lines over a pixel's own window."""
+    """Brute force: each window's line by its normal equations, then the mean of the lines over a pixel's own window."""
     guide, image = REFERENCE[0, :8, :8].astype(float), REFERENCE[1, :8, :8].astype(float)
     impulses = np.eye(64).reshape(64, 8, 8)
     # (pixel, what it sees)

@@ -94,7 +94,8 @@ def test_nnunet_raw_both_versions(tmp_path):
 
 
 def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
-    mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {"folder": "Training/Unlabeled", "ED": 0, "ES": 0}, "D0S9V9": {"folder": "Training/Unlabeled"}})
+    unlabelled = {"folder": "Training/Unlabeled"}
+    mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {**unlabelled, "ED": 0, "ES": 0}, "D0S9V9": unlabelled})
     unlabelled = [r for r in find(tmp_path) if r.subject == "C0S9V9"]
     assert len(unlabelled) == 1 and unlabelled[0].label_path is None
     assert any("ED = ES = 0" in f for f in unlabelled[0].flags)

@@ -28,8 +28,8 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "page.nii.gz").write_bytes(b"<!DOCTYPE html><html>")
     cut = gzip.decompress(data)[:-100]
     (tmp_path / "cut.nii").write_bytes(cut)
-    for name, words in (("short.nii.gz", "truncated"), ("empty.nii.gz", "empty"), ("page.nii.gz", "DOCTYPE"), ("cut.nii", "expected .* from the header"),
-                        ("absent.nii.gz", "no such file")):
+    for name, words in (("short.nii.gz", "truncated"), ("empty.nii.gz", "empty"), ("page.nii.gz", "DOCTYPE"),
+                        ("cut.nii", "expected .* from the header"), ("absent.nii.gz", "no such file")):
         with pytest.raises(DataError, match=words) as caught:
             read_nifti(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
@@ -54,7 +54,8 @@ def test_odd_voxels(tmp_path):
     with_nan = IMAGE.astype(np.float64)
     with_nan[3, 3, 1], with_nan[4, 4, 2] = np.nan, np.inf
     n = read_nifti(file(tmp_path / "nan.nii.gz", with_nan))
-    assert np.isfinite(n.array).all() and f"2 non-finite voxels set to 0 in {n.path}" in n.notes and n.array.dtype == np.float32
+    assert np.isfinite(n.array).all() and n.array.dtype == np.float32
+    assert f"2 non-finite voxels set to 0 in {n.path}" in n.notes
     n = read_nifti(file(tmp_path / "single.nii.gz", IMAGE[..., None]))
     assert n.array.shape == IMAGE.shape and "trailing axis" in n.notes[0]
     (tmp_path / "empty.nii.gz").touch()
@@ -93,7 +94,8 @@ def test_results_carry_the_header_of_the_image(tmp_path):
     assert written.shape == IMAGE.shape and (np.asarray(written.dataobj) == LABEL).all()
     assert written.get_data_dtype() == np.uint8
     assert (written.affine == image.affine).all() and written.header.get_zooms() == (1.25, 1.25, 8.0)
-    assert (int(written.header["sform_code"]), int(written.header["qform_code"]), written.header["descrip"].item()) == (2, 0, b"scanner text")
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (2, 0)
+    assert written.header["descrip"].item() == b"scanner text"
 
 
 def test_labels_that_fit(tmp_path):
@@ -116,7 +118,8 @@ def test_labels_that_fit(tmp_path):
 def test_labels_that_do_not_fit(tmp_path):
     seven = LABEL.copy()
     seven[0, 0, 0] = 7
-    for label, words, name in ((seven, r"label values \[7\]", "7.nii.gz"), (LABEL[:-1], "shape", "s.nii.gz"), (LABEL.swapaxes(0, 1), "shape", "t.nii.gz"),
+    for label, words, name in ((seven, r"label values \[7\]", "7.nii.gz"), (LABEL[:-1], "shape", "s.nii.gz"),
+                               (LABEL.swapaxes(0, 1), "shape", "t.nii.gz"),
                                (LABEL * np.float32(0.7), "not integers", "h.nii.gz")):
         with pytest.raises(DataError, match=words):
             read_volume(case(tmp_path, label, name))
@@ -147,8 +150,9 @@ def stored_anew(array, affine, order, flips):
     array, affine = array.transpose(order), affine[:, [*order, 3]]
     for axis, flip in enumerate(flips):
         if flip:
-            affine = affine @ np.block([[np.diag([-1.0 if a == axis else 1 for a in range(3)]),
-                                         np.eye(3)[:, [axis]] * (array.shape[axis] - 1)], [np.zeros((1, 3)), np.ones((1, 1))]])
+            turned = np.diag([-1.0 if a == axis else 1 for a in range(3)])
+            moved = np.eye(3)[:, [axis]] * (array.shape[axis] - 1)
+            affine = affine @ np.block([[turned, moved], [np.zeros((1, 3)), np.ones((1, 1))]])
             array = np.flip(array, axis)
     return np.ascontiguousarray(array), affine
 

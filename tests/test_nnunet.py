@@ -10,11 +10,12 @@ from cmr.nnunet_plan import make_plan
 from cmr.seeds import initialised
 
 TOY = {"2d": dict(features=(4, 8, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3),
-       "3d": dict(features=(4, 8, 12), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)))}
+       "3d": dict(features=(4, 8, 12), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+                  kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)))}
 
 
 def filled(net):
-    """Parameter t, element i becomes 0.3 sin(0.37 i + 0.11 (t + 1)), in the order in which nnU-Net's parts are built."""
+    """Parameter t, element i becomes 0.3 sin(0.37 i + 0.11 (t + 1)), in the order nnU-Net's parts are built in."""
     with torch.no_grad():
         for t, p in enumerate(net.parameters()):
             p.copy_(
@@ -33,15 +34,19 @@ def labels(*shape):
 
 
 @pytest.mark.parametrize("name,shape,count,first,second,channels", [
-    ("2d", (2, 1, 16, 12), 7608, (-0.117689, 0.115465, -0.251423, 0.032825), (-0.268989, 0.073176, -0.214780, -0.283463), (-0.267830, -0.163130, -0.060565, 0.020769)),
-    ("3d", (1, 1, 4, 16, 8), 16048, (-0.117668, 0.114925, -0.250207, 0.032925), (-0.268967, 0.072683, -0.214646, -0.283020), (-0.268858, -0.163615, -0.059625, 0.021425))])
+    ("2d", (2, 1, 16, 12), 7608, (-0.117689, 0.115465, -0.251423, 0.032825),
+     (-0.268989, 0.073176, -0.214780, -0.283463), (-0.267830, -0.163130, -0.060565, 0.020769)),
+    ("3d", (1, 1, 4, 16, 8), 16048, (-0.117668, 0.114925, -0.250207, 0.032925),
+     (-0.268967, 0.072683, -0.214646, -0.283020), (-0.268858, -0.163615, -0.059625, 0.021425))])
 def test_forward_pass(name, shape, count, first, second, channels):
     net = filled(NnUNet(4, **TOY[name]))
     assert sum(p.numel() for p in net.parameters()) == count
     outputs = net(sine(*shape))
     assert len(outputs) == 2
     for logits, (mean, sd, a, z) in zip(outputs, (first, second)):
-        assert [logits.mean().item(), logits.std().item(), logits.flatten()[0].item(), logits.flatten()[-1].item()] == pytest.approx([mean, sd, a, z], abs=2e-6)
+        flat = logits.flatten()
+        got = [logits.mean().item(), logits.std().item(), flat[0].item(), flat[-1].item()]
+        assert got == pytest.approx([mean, sd, a, z], abs=2e-6)
     assert outputs[0].transpose(0, 1).flatten(1).mean(1).tolist() == pytest.approx(channels, abs=2e-6)
     alone = net.eval()(sine(*shape))
     assert torch.equal(alone, outputs[0])  # no dropout, no batch statistic
@@ -65,7 +70,8 @@ def test_initial_weights():
 
 
 @pytest.mark.parametrize("batch_dice,steps,after", [
-    (True, ((1.1822988, 0.1800542), (1.1816559, 0.1785879), (1.1807108, 0.1767743)), 1.1794780), (False, ((1.1822999, 0.1800536),), 1.1794791)])
+    (True, ((1.1822988, 0.1800542), (1.1816559, 0.1785879), (1.1807108, 0.1767743)), 1.1794780),
+    (False, ((1.1822999, 0.1800536),), 1.1794791)])
 def test_three_optimiser_steps(batch_dice, steps, after):
     net = filled(NnUNet(4, (4, 8, 16, 16), ((3, 3),) * 4, ((1, 1),) + ((2, 2),) * 3))
     x, y = sine(2, 1, 32, 24), labels(2, 32, 24)

@@ -13,7 +13,8 @@ def sine(*shape, rate=0.3):
 
 
 @pytest.mark.parametrize("patch,angle,expected", [
-    ((256, 224), 180, (301, 301)), ((320, 192), 15, (422, 225)), ((96, 64), 15, (128, 75)), ((128, 128, 128), 30, (205, 205, 205)),
+    ((256, 224), 180, (301, 301)), ((320, 192), 15, (422, 225)), ((96, 64), 15, (128, 75)),
+    ((128, 128, 128), 30, (205, 205, 205)),
     ((32, 256, 224), 30, (183, 392, 263)), ((64, 128, 96), 30, (140, 186, 135))])
 def test_enlarged_patch(patch, angle, expected):
     assert aug.enlarged(patch, angle) == expected
@@ -105,7 +106,8 @@ def test_thick_slices_that_are_only_scaled_keep_their_place(monkeypatch, patch, 
     """Scaled without being rotated: in-plane alone for a patch of thick slices, in 3D for one that is about cubic."""
     a = Augmentation(patch)
     assert a.in_plane is not depth_moves
-    for name in ("P_ROTATE", "P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA_INVERTED", "P_GAMMA"):
+    for name in ("P_ROTATE", "P_NOISE", "P_BLUR", "P_BRIGHTNESS", "P_CONTRAST", "P_LOW_RESOLUTION", "P_GAMMA_INVERTED",
+                 "P_GAMMA"):
         monkeypatch.setattr(aug, name, 0.0)
     monkeypatch.setattr(aug, "P_SCALE", 1.0)
     monkeypatch.setattr(aug, "SCALES", (1.3, 1.4))

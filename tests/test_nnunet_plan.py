@@ -113,7 +113,9 @@ def test_topology(row):
 def test_full_plan(row):
     name, dims, spacing, patch, batch, strides, kernels, features, parameters, estimate = row.split()
     plan = make_plan(int(dims), *fingerprint(name), classes=4)
-    assert plan == Plan((0, 1, 2), pytest.approx(floats(spacing)), ints(patch), int(batch), ints(features), stages(kernels), stages(strides), dims == "2", False)
+    layers = ints(features), stages(kernels), stages(strides)
+    expected = Plan((0, 1, 2), pytest.approx(floats(spacing)), ints(patch), int(batch), *layers, dims == "2", False)
+    assert plan == expected
     with torch.device("meta"):                                   # shapes without memory
         net = NnUNet(4, plan.features, plan.kernels, plan.strides)
     assert sum(p.numel() for p in net.parameters()) == int(parameters)

@@ -12,7 +12,8 @@ from cmr.working import prepare
 
 def test_layout_and_orientation(phantom):
     records = split_by_subject(find(phantom), Domain.parse("Vendor=A"))
-    assert {(r.vendor, r.split) for r in records} >= {("A", "Training"), ("A", "Testing"), ("B", "Testing"), ("C", "Validation"), ("D", "Testing"), ("C", "Training")}
+    assert {(r.vendor, r.split) for r in records} >= {("A", "Training"), ("A", "Testing"), ("B", "Testing"),
+                                                      ("C", "Validation"), ("D", "Testing"), ("C", "Training")}
     unlabelled = [r for r in records if r.vendor == "C" and r.split == "Training" and "Unlabeled" in r.image_path]
     assert len(unlabelled) == 1 and unlabelled[0].label_path is None
     assert all(r.subject.startswith("X") and len(r.subject) == 6 for r in records)

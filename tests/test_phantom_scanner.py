@@ -105,7 +105,8 @@ def vendor_accuracy(severity, subjects=10):
                 phantom_scanner.at_severity(vendor, severity, geometry=False), enhanced=0.0, mask="none", ghosting=0.0
             )
             session = phantom_scanner.sample_session(rng(21, i, vendor), profile)
-            image = phantom_scanner.acquire(phantom_scanner.signal_slice(layers, U, V, noise["texture"], session), U, V, 40.0, session, rng(i, vendor))
+            signal = phantom_scanner.signal_slice(layers, U, V, noise["texture"], session)
+            image = phantom_scanner.acquire(signal, U, V, 40.0, session, rng(i, vendor))
             image = phantom_scanner.export(image[None], session, rng(i, vendor))
             stored = image.transpose(2, 1, 0).astype(np.float32)
             affine = np.eye(4)

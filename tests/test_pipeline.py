@@ -51,18 +51,21 @@ def test_the_choice_of_strength_covers_every_domain_network_and_candidate(run):
 
 
 IN_THE_REPORT = (
-    "## All unseen targets", "as good as the upper bound", "DG against *augmented*", "| Vendor=B | vanilla | upper bound |",
+    "## All unseen targets", "as good as the upper bound", "DG against *augmented*",
+    "| Vendor=B | vanilla | upper bound |",
     "## Vendor=A (source test studies", "## Vendor=B (unseen target", "| vanilla | DG + DA |", "| nnunet3d | DG |",
     "| vanilla | shifted |", "| vanilla | shuffled masks |", "n < 10", "pairs were kept", "Memorisation",
     "| upper bound | no | no | its own training images | those of its training images |",
-    "## What this was made of", "| SD-DM | SHA-256 ", "| vanilla-Vendor-B | SHA-256 ", "| versions | Python ", "| commit | ",
-    "_F00: mask under Training/Unlabeled ignored", "](median_Vendor-D.svg)", "](worst_Vendor-A.svg)", "contours of vanilla.", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |")
+    "## What this was made of", "| SD-DM | SHA-256 ", "| vanilla-Vendor-B | SHA-256 ", "| versions | Python ",
+    "| commit | ", "_F00: mask under Training/Unlabeled ignored", "](median_Vendor-D.svg)", "](worst_Vendor-A.svg)",
+    "contours of vanilla.", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |")
 
 
 def test_results_cover_every_row_structure_and_failure(run):
     rows, results = table(run / "results" / "metrics.csv"), run / "results"
     cases = {(row["subject"], row["phase"]) for row in rows}
-    assert len(rows) == len(cases) * 3 * ROWS and {row["status"] for row in rows} <= {"ok", "missed", "spurious", "absent_both"}
+    assert len(rows) == len(cases) * 3 * ROWS
+    assert {row["status"] for row in rows} <= {"ok", "missed", "spurious", "absent_both"}
     failed = [row for row in rows if row["status"] in ("missed", "spurious")]
     assert all(row["hd95"] == "inf" and row["dice"] == "0" for row in failed)
     report = (results / "report.md").read_text()

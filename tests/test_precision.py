@@ -11,8 +11,8 @@ from cmr.recipe import Training
 from cmr.seeds import generator, initialised
 from cmr.bench import noise_volume
 
-# bfloat16 keeps 8 bits: 0.4 % of each number; instance normalisation over the few voxels of a deep stage cancels most of
-# its gradient, which leaves the rounding (nnunet2d: 25 % of the norm, at a cosine of 0.97).
+# bfloat16 keeps 8 bits: 0.4 % of each number; instance normalisation over the few voxels of a deep stage cancels most
+# of its gradient, which leaves the rounding (nnunet2d: 25 % of the norm, at a cosine of 0.97).
 LOSS, GRADIENT, IMAGE = 0.02, 0.3, 0.02
 
 

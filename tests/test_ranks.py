@@ -41,7 +41,7 @@ def test_shares_are_whole_and_even(monkeypatch):
 
 
 def test_ranks_train_the_network_that_one_would(phantom, tmp_path):
-    """Uneven shares (5 and 6 samples over 2 and 4), batch normalisation, soft Dice over a batch, Adam, SGD, clipping."""
+    """Uneven shares (5 and 6 samples over 2 and 4), batch normalisation, soft Dice of a batch, Adam, SGD, clipping."""
     for n in (1, 2, 4):
         started = launch(n, "tests/on_ranks.py", phantom, tmp_path / "work", tmp_path / str(n), 4)
         _, errors = started.communicate(timeout=300)

@@ -48,7 +48,7 @@ def test_a_perfect_network_returns_the_reference_exactly(t0, steps, eta):
 
 @pytest.mark.parametrize("t0", [2, 20, 100, 400])
 def test_the_reference_is_noised_to_the_level_it_is_denoised_from(t0):
-    """Public image-to-image code once noised at t + 1 and denoised from t; at small strength the rest of the noise is seen."""
+    """Public image-to-image code once noised at t + 1 and denoised from t; at small strength the rest is seen."""
     first = []
     class Spy(Oracle):
         def forward(self, x_t, t):
@@ -84,7 +84,8 @@ def test_classic_ilvr_noises_the_reference_to_the_destination_level():
     zero[0, 0, 0] = 0.5                                           # not constant
     times = levels(800, 8)
     try:
-        translate(model(Spy(mean=0.0, sd=0.3)), zero, 2.5, Strength(t0=800, steps=8, shortest_mm=5.0, mode="state", t_stop=0), 1)
+        strength = Strength(t0=800, steps=8, shortest_mm=5.0, mode="state", t_stop=0)
+        translate(model(Spy(mean=0.0, sd=0.3)), zero, 2.5, strength, 1)
     except NumericalError:
         pass  # the image is nearly flat: only the states matter here
     for (t, variance), expected in zip(seen[:8], times[:8]):
@@ -126,11 +127,10 @@ def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_re
     y, x = np.meshgrid(np.linspace(-1, 1, 48), np.linspace(-1, 1, 48), indexing="ij")
     disc = lambda cx: np.where(np.hypot(x - cx, y) < 0.4, 0.5, -0.5).astype(np.float32)[None]
     reference, shading = disc(0.0), (0.25 * x).astype(np.float32)[None]
-    shaded = translate(model(Oracle(torch.from_numpy(0.6 * reference + shading))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0)[0]
+    strength = Strength(t0=500, steps=2, guide_mm=10)
+    shaded = translate(model(Oracle(torch.from_numpy(0.6 * reference + shading))), reference, 2.5, strength, 0)[0]
     assert np.abs(shaded - (0.6 * reference + shading)).mean() < 0.02  # contrast and shading are the model's
-    elsewhere = translate(
-        model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, Strength(t0=500, steps=2, guide_mm=10), 0
-    )[0]
+    elsewhere = translate(model(Oracle(torch.from_numpy(disc(0.15)))), reference, 2.5, strength, 0)[0]
     edge = lambda a: np.abs(np.diff(a[0], axis=1))[24].argsort()[-2:].tolist()
     # a heart redrawn elsewhere stays where it is
     assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))

@@ -3,8 +3,9 @@ from cmr.seed_spread import seed_spread
 
 
 def test_spread_is_over_seeds_of_the_mean_over_patients():
-    row = lambda subject, arm, dice, role="target", domain="Vendor=B": {"domain": domain, "role": role, "subject": subject, "network": "vanilla", "arm": arm, "status": "ok",
-                                                                         "dice": dice, "hd95": 10 - 10 * dice, "assd": 1.0, "hd95_in_plane": 2.0}
+    def row(subject, arm, dice, role="target", domain="Vendor=B"):
+        return {"domain": domain, "role": role, "subject": subject, "network": "vanilla", "arm": arm, "status": "ok",
+                "dice": dice, "hd95": 10 - 10 * dice, "assd": 1.0, "hd95_in_plane": 2.0}
     tables = [
         [row("p", "baseline", 0.6), row("q", "baseline", 0.8), row("p", "DA", 0.7 + s), row("q", "DA", 0.9 + s)]
         for s in (0.0, 0.02)

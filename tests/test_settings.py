@@ -29,12 +29,15 @@ def test_command_line():
 
 ON = ["--preset", "tiny", "--data", "nowhere"]
 REFUSED = {
-    "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm -2", "--head 25",
-                           "--log-every 0", "--save-minutes -1", "--sample-every 0", "--size 63", "--size 8", "--schedule foo",
+    "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm -2",
+                           "--head 25", "--log-every 0", "--save-minutes -1", "--sample-every 0", "--size 63",
+                           "--size 8", "--schedule foo",
                            "--parameterisation w", "--weighting none", "--seed -1", "--T 1", "--batch 0", "--warmup 0",
-                           "--multipliers 1,x", "--multipliers 0", "--groups 5", "--dropout 1.5", "--patch 0", "--data ''"),
-    "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0", "--dose -1", "--memory-gb 0",
-                      "--train-on reel", "--epoch-steps 0", "--validation-batches 0", "--network resnet"),
+                           "--multipliers 1,x", "--multipliers 0", "--groups 5", "--dropout 1.5", "--patch 0",
+                           "--data ''"),
+    "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0", "--dose -1",
+                      "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",
+                      "--network resnet"),
     "evaluate.py": ("--processes -1", "--run ''"),
     "-m cmr.choose": ("--candidates ''", "--shifts -1", "--run ''"),
     "-m cmr.synthesize": ("--shift -1", "--shift a", "--arm dx", "--samples -2", "--diffusion ''"),

@@ -8,8 +8,9 @@ from cmr.strength import NONE, Strength, parse_members, read_choice
 def test_strength_text():
     s = Strength.parse("t0=700,match=mean_std,shortest_mm=20,steps=12")
     assert s == Strength(t0=700, match="mean_std", shortest_mm=20.0, steps=12) and Strength.parse(str(s)) == s
-    for text, words in (("t=3", "unknown 't'"), ("t0=x", "must be int"), ("match=linear", "none, mean_std or quantile"), ("t0=5,steps=9", "1 to t0"),
-                        ("shortest_mm=20,longest_mm=10", "must exceed"), ("guide_mm=-1", "guide_mm=-1.0; use 0 to 1000")):
+    for text, words in (("t=3", "unknown 't'"), ("t0=x", "must be int"), ("match=linear", "none, mean_std or quantile"),
+                        ("t0=5,steps=9", "1 to t0"), ("shortest_mm=20,longest_mm=10", "must exceed"),
+                        ("guide_mm=-1", "guide_mm=-1.0; use 0 to 1000")):
         with pytest.raises(UsageError, match=words):
             Strength.parse(text)
 

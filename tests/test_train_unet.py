@@ -40,7 +40,8 @@ def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, c
     rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
     write_csv(tmp_path / "dg" / "manifest.csv", [{**r, "sample": i % 2} for i, r in enumerate(rows)], list(rows[0]),
               sealed=True)
-    train_unet.main([*training(phantom, run, "vanilla"), "--train-on", "synthetic", "--synthetic", str(tmp_path / "dg"), "--dose", "1", "--out", str(tmp_path / "out")])
+    pairs = ["--train-on", "synthetic", "--synthetic", str(tmp_path / "dg"), "--dose", "1"]
+    train_unet.main([*training(phantom, run, "vanilla"), *pairs, "--out", str(tmp_path / "out")])
     assert f"synthetic: {len(rows) // 2} volumes" in capsys.readouterr().out
 
 

@@ -100,9 +100,10 @@ def test_ema_closed_form_with_warm_up():
 
 
 def test_sigterm_saves_and_exits_130(tmp_path, phantom):
-    command = [sys.executable, "train_unet.py", "--preset", "tiny", "--data", str(phantom), "--out", str(tmp_path / "run"), "--work", str(tmp_path / "work"),
-               "--steps", "5000", "--log-every", "1"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "train_unet.py", "--preset", "tiny", "--data", str(phantom), "--work",
+               str(tmp_path / "work"), "--out", str(tmp_path / "run"), "--steps", "5000", "--log-every", "1"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "run" / "log.csv"
     for _ in range(600):
         if log.exists() and len(log.read_text().splitlines()) > 2:

@@ -41,7 +41,7 @@ def forest(groups, unit):
     groups : {heading: [(name, difference, low, high, which colour)]}.
     """
     of_all = [row for rows in groups.values() for row in rows]
-    span = 1.05 * max(abs(value) for _, *values, _ in of_all for value in values)
+    span = 1.05 * (max(abs(value) for _, *values, _ in of_all for value in values) or 1.0)      # all 0: nothing changed
     left, width, height = 190, 420, LINE * (len(of_all) + len(groups) + 2)
     at = lambda value: left + width * (value + span) / (2 * span)
     parts, y = [f'<line x1="{at(0)}" x2="{at(0)}" y1="4" y2="{height - 2 * LINE}" stroke="#888"/>'], LINE

@@ -35,3 +35,9 @@ def test_a_forest_draws_what_it_says():
     for (low, high), point, (_, difference, low_mm, high_mm, _) in zip(intervals, points, rows):
         assert np.allclose([low, point, high], zero[0] + scale * np.array([low_mm, difference, high_mm]), atol=0.2)
     assert "-2.0 (-4.0 to +1.0)" in {text.text for text in picture.iter(NAME + "text")}
+
+
+def test_a_forest_of_rows_that_change_nothing_is_drawn():
+    picture = ElementTree.fromstring(forest({"Vendor=B": [("vanilla DA", 0.0, 0.0, 0.0, 0)]}, "mm"))
+    zero, interval = [float(line.get("x1")) for line in picture.iter(NAME + "line")]
+    assert abs(zero - interval) < 0.1

@@ -60,8 +60,7 @@ def _exit_code(main, first):
     except UserError as error:
         _say(f"error: {error}", first)
         if not first:                                             # the first meets it too, and is to say it
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(2)
+            _wait_for_the_launcher()
         return error.exit_code
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from what is finished", first)
@@ -73,12 +72,20 @@ def _exit_code(main, first):
             _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
         elif "onnection" not in str(error) or "WORLD_SIZE" not in os.environ:
             raise
-        return ResourceError.exit_code                            # another rank has gone: the launcher says which
+        else:                                                     # another rank has gone: the launcher says which
+            _wait_for_the_launcher()
+        return ResourceError.exit_code
     except (OSError, MemoryError) as error:
         named = getattr(error, "filename", None)
         what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
         _say(f"error: {what}; free some space or memory, or choose another folder")
         return ResourceError.exit_code
+
+
+def _wait_for_the_launcher():
+    """Stay until the launcher has seen which rank went first; it ends the others."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(2)
 
 
 def _leave(code):

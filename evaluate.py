@@ -31,7 +31,7 @@ from cmr.records import Domain
 from cmr.report import write_report
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original
-from cmr.settings import FULL_GRID, DataConfig, at_least, given, opt, parse
+from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, read_choice
 from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
@@ -56,7 +56,6 @@ class Config(DataConfig):
                              at_least(0))
 
 
-GRIDS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
 PRESETS = {preset: dict(**grid, all_inputs_of=ALL_INPUTS_OF[preset]) for preset, grid in GRIDS.items()}
 
 

@@ -21,7 +21,7 @@ from cmr.labels import STRUCTURES, VALUES
 from cmr.metrics import dice
 from cmr.nifti import read_volume
 from cmr.records import SPLITS, Domain
-from cmr.settings import FULL_GRID, DataConfig, opt, parse
+from cmr.settings import GRIDS, DataConfig, opt, parse
 from cmr.studies import find, in_role, left_out, split_by_subject
 
 
@@ -32,14 +32,11 @@ class Config(DataConfig):
     out: str    = opt("", "folder for check.json; empty: print only")
 
 
-PRESETS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
-
-
 def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv = ["--data", *argv]
-    config = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    config = parse(Config, GRIDS, argv, __doc__.splitlines()[0])
     check_dataset(config)
 
 

@@ -46,7 +46,7 @@ def run_script(main):
     signal.signal(signal.SIGTERM, _interrupt)
     if "WORLD_SIZE" not in os.environ:
         sys.exit(_exit_code(main, first=True))
-    first = os.environ["RANK"] == "0"
+    first = os.environ.get("RANK", "0") == "0"
     if not first:
         sys.stdout = open(os.devnull, "w")
     _leave(_exit_code(main, first))
@@ -70,10 +70,10 @@ def _exit_code(main, first):
     except RuntimeError as error:
         if "alloc" in str(error) or "out of memory" in str(error):                   # torch's words, on CPU and GPU
             _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
-        elif "onnection" not in str(error) or "WORLD_SIZE" not in os.environ:
+        elif "onnection" in str(error) and "WORLD_SIZE" in os.environ:
+            _wait_for_the_launcher()                              # another rank has gone: the launcher says which
+        else:
             raise
-        else:                                                     # another rank has gone: the launcher says which
-            _wait_for_the_launcher()
         return ResourceError.exit_code
     except (OSError, MemoryError) as error:
         named = getattr(error, "filename", None)

@@ -14,7 +14,7 @@ from cmr.files import write_text
 from cmr.grid import Grid
 from cmr.panels import with_contours
 from cmr.sampler import translate
-from cmr.settings import FULL_GRID, DataConfig, given, opt, parse
+from cmr.settings import GRIDS, DataConfig, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import Strength
 from cmr.studies import find
@@ -32,11 +32,8 @@ class Config(DataConfig):
     out: str       = opt("ladder.svg", "the picture", given("a file"))
 
 
-PRESETS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
-
-
 def main(argv=None):
-    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
+    c = parse(Config, GRIDS, argv, __doc__.splitlines()[0])
     model = SourceModel.load(c.diffusion, pick_device(c.device))
     records = {record.case: record for record in find(c.data, c.use_unlabeled_masks)}
     if c.case not in records:

@@ -3,8 +3,8 @@
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
 settings must be together is for the script that has them.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `FULL_GRID`, `parse`,
-`without_places`, `differing_settings`.
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `FULL_GRID`, `GRIDS`,
+`parse`, `without_places`, `differing_settings`.
 """
 import argparse
 import dataclasses
@@ -73,6 +73,7 @@ class DataConfig:
 
 # The working grid of the presets `lab` and `paper`; the defaults above are that of `tiny` and `demo`.
 FULL_GRID = dict(size=128, spacing_mm=1.5)
+GRIDS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
 PLACES = {"data", "out", "work", "synthetic", "choice", "device", "workers", "log_every", "save_minutes",

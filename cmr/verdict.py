@@ -5,8 +5,8 @@ Every sentence is a template for an outcome, so that it is true of the numbers i
 
 Public: `sentences`.
 """
-from cmr.comparison import (MARGIN, POOLED, against_controls, common_structures, compared_in, gap_closed, means,
-                            networks_of, outcome, patient_values, targets_of)
+from cmr.comparison import (MARGIN, POOLED, TESTED_METRICS, against_controls, common_structures, compared_in,
+                            gap_closed, means, networks_of, outcome, patient_values, targets_of)
 from cmr.experiment import BASELINE, PRIMARY_ARMS, UPPER_BOUND
 
 HARM = {"dice": 0.005, "hd95": 0.5}              # a loss beyond on any target is named
@@ -66,7 +66,7 @@ def _changes(rows, network, arm):
     """Whether a row differs from the baseline on any patient of a target: DA does not where nothing is translated."""
     its, baseline = ([row for row in rows if (row["role"], row["network"], row["arm"]) == ("target", network, name)]
                      for name in (arm, BASELINE))
-    return any(patient_values(its, metric) != patient_values(baseline, metric) for metric in ("dice", "hd95", "assd"))
+    return any(patient_values(its, metric) != patient_values(baseline, metric) for metric in TESTED_METRICS)
 
 
 def _words(test):

@@ -91,11 +91,10 @@ def test_a_rank_ends_before_python_is_taken_down():
     program = """
 import atexit, os, sys
 from cmr.errors import DataError, run_script
-from types import SimpleNamespace
 class Late:
     def __del__(self):
         os.write(1, b"taken down")
-late = SimpleNamespace(held=Late())
+late = Late()
 atexit.register(print, "handled")
 def main():
     print("worked")

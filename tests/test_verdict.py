@@ -28,8 +28,8 @@ def said(hd95_of, **more):
     return dict(zip(("gap", "DA", "DG", "controls", "harm"), sentences(rows, all_tests(rows), SOURCE)))
 
 
-def steady(mm):
-    return lambda i: mm + 0.05 * (i % 7 - 3)
+def steady(mm, period=7):
+    return lambda i: mm + 0.05 * (i % period - period // 2)
 
 
 def wavering(i):
@@ -64,8 +64,9 @@ def test_no_share_without_a_gap():
 
 
 @pytest.mark.parametrize("control,words", [
-    (steady(-6), "*augmented* (vanilla) does as well as DG, to 1 mm HD95"), (steady(-9), "does better than DG"),
-    (steady(-1), "does worse than DG"),
+    (steady(-6), "*augmented* (vanilla) does as well as DG, to 1 mm HD95"),
+    (steady(-9, period=5), "does better than DG"),
+    (steady(-1, period=5), "does worse than DG"),
     (wavering, "between DG and *augmented* (vanilla) these patients do not decide")])
 def test_a_control_does_as_well_only_within_the_margin(control, words):
     found = said({"DA": steady(0), "DG": steady(-6), "augmented": control})

@@ -18,7 +18,7 @@ from cmr.errors import CheckpointError, run_script
 from cmr.files import writable_folder, write_csv, write_json, write_text
 from cmr.nifti import write_nifti
 from cmr.phantom_realism import print_realism
-from cmr.phantom_scanner import VENDORS, at_severity
+from cmr.phantom_scanner import STAND_INS, VENDORS, at_severity
 from cmr.phantom_study import render_study
 from cmr.phantom_subject import GROUPS, sample_subject
 from cmr.seeds import rng
@@ -29,11 +29,12 @@ COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "A
            "Weight"]
 CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 # Studies per vendor: labelled training, unlabelled training, validation, testing.  C and D have no labelled training
-# studies in M&Ms either; A is the source.
+# studies in M&Ms either; A is the source.  Stand-ins are targets of whoever settles a recipe, beside another phantom's A.
 COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
           "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
           "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},
-          "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)}}
+          "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)},
+          "stand-ins": dict.fromkeys(STAND_INS, (0, 0, 4, 6))}
 FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
 README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
 Not for clinical use.  Written by cmr/phantom.py; all sampled values are in phantom_params.json.

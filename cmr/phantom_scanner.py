@@ -3,7 +3,7 @@
 Tissue values and protocols are published ones (Freeman-Hill steady state; relaxation times of cardiac MR at 1.5 T and
 3 T); the vendor profiles are roles for a controlled domain gap, not claims about products.
 
-Public: `bssfp`, `VENDORS`, `Vendor`, `sample_session`, `signal_slice`, `acquire`, `export`.
+Public: `bssfp`, `VENDORS`, `STAND_INS`, `Vendor`, `sample_session`, `signal_slice`, `acquire`, `export`.
 """
 from dataclasses import dataclass, fields, replace
 
@@ -11,6 +11,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from cmr.phantom_tissue import Tissue
+from cmr.seeds import rng
 
 GRID = 320                                       # tissue samples along each axis of the field of view
 
@@ -65,7 +66,7 @@ class Vendor:
     flips: tuple                                 # stored: transpose in-plane, flip axis 0, flip axis 1, flip slices
 
 
-VENDORS = {
+_ROLES = {
     "A": Vendor("Siemens", "1", 60, 3.0, 0.15, 1.75, 45, "tukey", 0.55, -92, 1.00, 2400,
                 (1.17, 1.42), (8.8, 9.6), 0.05, 0.25, "wedge", (False, False, False, False)),
     "B": Vendor("Philips", "2", 60, 3.2, 0.08, 2.20, 55, "hamming", 0.30, -34, 0.80, 1200,
@@ -75,6 +76,25 @@ VENDORS = {
     "D": Vendor("Canon", "5", 72, 4.0, 0.28, 1.55, 14, "rect", 0.90, 86, 1.15, 8000,
                 (0.795, 0.795), (10, 10), 0.10, 0.05, "none", (False, False, False, True)),
 }
+
+
+def _stand_in(name):
+    """A scanner drawn at random from a little more than what the four roles span; a function of its name."""
+    g = rng("stand-in", name)
+    between = lambda low, high: float(g.uniform(low, high))
+    ratio = lambda low, high: float(np.exp(g.uniform(np.log(low), np.log(high))))
+    pixel_mm, spacing_mm = ratio(0.8, 1.5), between(8.8, 10)
+    return Vendor(name=f"stand-in {name}", centre=name, flip_deg=ratio(38, 78), tr_ms=ratio(2.9, 4.1),
+                  fresh=between(0, 0.3), acquired_mm=ratio(1.5, 2.3), blood_snr=ratio(13, 60),
+                  filter=str(g.choice(["tukey", "hamming", "fermi", "rect"])), bias_slope=between(0.2, 1.3),
+                  bias_deg=between(-180, 180), gamma=ratio(0.75, 1.25), gain=2000, pixel_mm=(pixel_mm, pixel_mm),
+                  spacing_mm=(spacing_mm, spacing_mm), ghosting=0.1, enhanced=0.08,
+                  mask=str(g.choice(["none", "wedge", "circle"])), flips=(False, False, False, False))
+
+
+# Stand-ins for scanners nobody has seen: recipes are settled on them, so that no label of B, C or D has to be read.
+STAND_INS = "EFGHIJKL"
+VENDORS = {**_ROLES, **{name: _stand_in(name) for name in STAND_INS}}
 REFERENCE_VENDOR = "A"
 _GEOMETRIC = ("flip_deg", "tr_ms", "fresh", "acquired_mm", "blood_snr", "gamma", "gain")
 _LINEAR = ("bias_slope", "bias_deg", "ghosting", "enhanced")
@@ -119,29 +139,29 @@ class Session:
     tissue: np.ndarray                           # (len(Tissue), 3) T1, T2, PD of this subject
 
 
-def sample_session(rng, vendor):
+def sample_session(g, vendor):
     """Draw the deviations of one study: protocol, coil, shim, tissue values."""
-    log = lambda sd: float(np.exp(sd * np.clip(rng.standard_normal(), -2.5, 2.5)))
+    log = lambda sd: float(np.exp(sd * np.clip(g.standard_normal(), -2.5, 2.5)))
     own = replace(vendor,
                   blood_snr=vendor.blood_snr * log(0.25),
                   acquired_mm=vendor.acquired_mm * log(0.05),
                   flip_deg=vendor.flip_deg * log(0.05),
                   bias_slope=vendor.bias_slope * log(0.2),
-                  bias_deg=vendor.bias_deg + float(np.rad2deg(0.3 * rng.standard_normal())),
+                  bias_deg=vendor.bias_deg + float(np.rad2deg(0.3 * g.standard_normal())),
                   gain=vendor.gain * log(0.4),
                   gamma=vendor.gamma * log(0.05))
-    pixel, fov = rng.uniform(*vendor.pixel_mm), rng.uniform(330, 370)
+    pixel, fov = g.uniform(*vendor.pixel_mm), g.uniform(330, 370)
     matrix = 2 * round(fov / pixel / 2)
-    enhanced = bool(rng.random() < vendor.enhanced)
+    enhanced = bool(g.random() < vendor.enhanced)
     table = {**_TISSUE, **(_ENHANCED if enhanced else {})}
     spread = np.array([0.05, 0.12, 0.0])
-    tissue = np.array([np.array(table[k]) * np.exp(spread * np.clip(rng.standard_normal(3), -2, 2)) for k in Tissue])
+    tissue = np.array([np.array(table[k]) * np.exp(spread * np.clip(g.standard_normal(3), -2, 2)) for k in Tissue])
     return Session(own, matrix * pixel, matrix,
-                   spacing_mm=rng.uniform(*vendor.spacing_mm),
-                   b1=rng.uniform(0.92, 1.05),
-                   shim=tuple(rng.normal(0, (12, 12, 8))),
-                   lung_hz=float(abs(rng.normal(35, 15))),
-                   ghost=rng.uniform(0.03, 0.08) if rng.random() < vendor.ghosting else 0.0,
+                   spacing_mm=g.uniform(*vendor.spacing_mm),
+                   b1=g.uniform(0.92, 1.05),
+                   shim=tuple(g.normal(0, (12, 12, 8))),
+                   lung_hz=float(abs(g.normal(35, 15))),
+                   ghost=g.uniform(0.03, 0.08) if g.random() < vendor.ghosting else 0.0,
                    enhanced=enhanced, tissue=tissue)
 
 
@@ -214,7 +234,7 @@ def blood_level(session):
     return (1 - session.vendor.fresh) * steady + session.vendor.fresh * density * np.sin(flip / 2)
 
 
-def acquire(signal, u, v, w, session, rng):
+def acquire(signal, u, v, w, session, g):
     """Scan one slice: (GRID, GRID) complex signal -> (matrix, matrix) float32 magnitude, arbitrary unit.
 
     Receive shading, k-space crop to the acquired matrix, ghosting, complex noise, apodisation, zero-filling, magnitude.
@@ -229,22 +249,22 @@ def acquire(signal, u, v, w, session, rng):
     rows, columns = 2 * round(s.fov_mm / (1.15 * ven.acquired_mm) / 2), 2 * round(s.fov_mm / ven.acquired_mm / 2)
     k_space = _centred(k_space, (rows, columns))
     if s.ghost:
-        lines = rng.random(rows) < s.ghost
-        k_space[lines] *= 1 + 0.6 * np.exp(2j * np.pi * rng.random(lines.sum()))[:, None]
+        lines = g.random(rows) < s.ghost
+        k_space[lines] *= 1 + 0.6 * np.exp(2j * np.pi * g.random(lines.sum()))[:, None]
     sigma = blood_level(s) / ven.blood_snr * GRID * GRID / np.sqrt(rows * columns)    # for an unnormalised FFT
-    k_space = k_space + sigma * (rng.standard_normal(k_space.shape) + 1j * rng.standard_normal(k_space.shape))
+    k_space = k_space + sigma * (g.standard_normal(k_space.shape) + 1j * g.standard_normal(k_space.shape))
     k_space *= _window(rows, ven.filter)[:, None] * _window(columns, ven.filter)[None]
     image = fft.fftshift(fft.ifft2(fft.ifftshift(_centred(k_space, (s.matrix, s.matrix))), workers=1))
     return (np.abs(image) * (s.matrix / GRID) ** 2).astype(np.float32)
 
 
-def export(volume, session, rng):
+def export(volume, session, g):
     """Reconstructed magnitudes (D, H, W) to what the scanner stores: gain, gamma, saturation, blanking; int16."""
     ven, (_, h, w) = session.vendor, volume.shape
     x = np.clip(volume / np.percentile(volume, 99.9), 0, 1) ** ven.gamma
     rows, columns = np.mgrid[-1:1:h * 1j, -1:1:w * 1j]
-    if ven.mask == "circle" and rng.random() < 0.4:
+    if ven.mask == "circle" and g.random() < 0.4:
         x = x * (np.hypot(rows, columns) < 1.0)
     if ven.mask == "wedge":
-        x = x * (columns < 1.05 - 0.10 * rng.random() + 0.06 * rows)
+        x = x * (columns < 1.05 - 0.10 * g.random() + 0.06 * rows)
     return np.round(x * ven.gain).astype(np.int16)

@@ -1,5 +1,6 @@
 """The phantom dataset: layout, orientation, repeatability."""
 import json
+from collections import Counter
 
 import numpy as np
 
@@ -47,3 +48,9 @@ def test_training_studies_of_the_targets_change_no_other_study():
     assert [(vendor, folder) for _, vendor, folder, _ in beside[len(without):]] == [
         (v, "Training/Labeled") for v in "BBCCDD"
     ]
+
+
+def test_stand_ins_are_for_validation_and_testing_alone():
+    studies = _studies(Config(counts="stand-ins"))
+    assert {vendor for _, vendor, *_ in studies} == set("EFGHIJKL")
+    assert Counter(folder for _, _, folder, _ in studies) == {"Validation": 8 * 4, "Testing": 8 * 6}

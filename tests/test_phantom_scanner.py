@@ -91,6 +91,17 @@ def test_severity_is_anchored_at_the_reference_vendor():
     assert phantom_scanner.at_severity("D", 1.0, geometry=False).pixel_mm == phantom_scanner.VENDORS["A"].pixel_mm
 
 
+def test_stand_ins_are_scanners_of_their_own_within_what_scanners_do():
+    drawn = [phantom_scanner.VENDORS[name] for name in phantom_scanner.STAND_INS]
+    assert not set(phantom_scanner.STAND_INS) & set("ABCD")
+    assert len({(v.flip_deg, v.blood_snr, v.bias_deg) for v in drawn}) == len(drawn) == 8
+    for vendor in drawn:
+        for name, (low, high) in phantom_scanner._LIMITS.items():
+            assert low <= getattr(vendor, name) <= high
+        again = phantom_scanner.at_severity(vendor.centre, 1.0)
+        assert again.flip_deg == pytest.approx(vendor.flip_deg) and again.filter == vendor.filter
+
+
 def vendor_accuracy(severity, subjects=10):
     """Share of slices whose vendor a nearest-neighbour rule names, subjects left out one by one; appearance alone."""
     grid = Grid(1.5, 96)

@@ -49,7 +49,7 @@ class Config(DataConfig):
                                                                "one of each network is its baseline")
     fixed: str         = opt(DEFAULT_STRENGTH["da"], "test input of the rows that translate every domain alike, whose "
                                                      "strengths da/ was made with")
-    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: DA fixed, "
+    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: "
                                                           "DG + DA and the cheap baselines")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     processes: int     = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU",

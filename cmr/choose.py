@@ -5,8 +5,9 @@ it likes translated images better while they are worse.  So what a candidate gai
 allowed, on the source's validation patients, as they are and under random changes of appearance (each one a stand-in
 for an unseen domain), and a ridge regression learns which label-free *signs* (`cmr.signs`) go with a gain.  On a
 target's validation volumes the signs alone predict it.  Gain is weighed against risk: chosen is the candidate with the
-largest predicted gain less half of the most it lost on any stand-in, and `none` if that is no gain.  Every candidate is
-averaged with the image as it is, which takes most of the risk out of choosing.
+largest predicted gain less half of the most it lost on any stand-in, and `none` if that is no gain.  One candidate is
+the default, so that the choice is whether to translate; it is averaged with the image as it is, which takes most of the
+risk out of it.
 Of fewer than FEWEST patients, of the source or of the target, no mean is trusted.
 
 Public: `CANDIDATES`, `Calibration`, `pick`, `choose`.
@@ -33,14 +34,12 @@ from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
-from cmr.strength import NARROW, NONE, UNGUIDED, WIDE, parse_members
+from cmr.strength import NONE, WIDE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
-WEAKER = "t0=50,match=mean_std,steps=2"
-CANDIDATES = tuple(f"{NONE}+{others}" for others in (
-    WEAKER, UNGUIDED, f"{UNGUIDED}+{UNGUIDED}", WIDE, NARROW, f"{UNGUIDED}+{WIDE}", f"{UNGUIDED}+{WIDE}+{NARROW}"))
+CANDIDATES = (f"{NONE}+{WIDE}",)
 RISK = 0.5                                       # of the most a candidate lost on a stand-in; settled by regret there
 FEWEST = 3                                       # validation patients; the mean over fewer says little about a domain
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this

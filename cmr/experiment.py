@@ -35,7 +35,7 @@ DOSES = {n: f"DG, {n} a reference" for n in (1, 2, 4, 8)}         # synthetic im
 THROUGH_SD_DM = "the test image itself, through the SD-DM"
 ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("DA", "real", "translated", f"{THROUGH_SD_DM}; the validation images, for the choice"),
-        Arm("DA fixed", "real", "fixed", THROUGH_SD_DM, secondary=True),
+        Arm("DA fixed", "real", "fixed", THROUGH_SD_DM),
         Arm("matched", "real", "matched", "the test image itself, its histogram", secondary=True),
         Arm("FDA", "real", "fda", "the test image itself, its low frequencies", secondary=True),
         Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies", secondary=True),

@@ -4,8 +4,7 @@ What the numbers do is said in `cmr.sampler`.  A *test input* is one image or se
 (self-ensembling, Gao et al., Back to the Source, CVPR 2023): its members are strengths, written with `+` between them,
 and `none` is the image as it is.
 
-Public: `NONE`, `UNGUIDED`, `WIDE`, `NARROW`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`, `parse_members`,
-`read_choice`.
+Public: `NONE`, `WIDE`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`, `parse_members`, `read_choice`.
 """
 import dataclasses
 import json
@@ -15,12 +14,11 @@ from pathlib import Path
 from cmr.errors import CheckpointError, UsageError
 
 NONE = "none"                                    # the strength that translates nothing
-# DG keeps part of a changed look, and the anatomy to the pixel.  DA averages the image as it is with a weak unguided
-# projection, which takes noise and texture away, a wide guided one and a narrow one: what one of them harms, the others
-# hold.
-UNGUIDED, WIDE, NARROW = ("t0=100,match=mean_std,steps=4", "t0=500,match=mean_std,guide_mm=30,steps=2",
-                          "t0=300,match=mean_std,guide_mm=8,steps=3")
-DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": f"none+{UNGUIDED}+{WIDE}+{NARROW}"}
+# DG keeps part of a changed look, and the anatomy to the pixel.  DA averages the image as it is with one that has the
+# source's brightness over wide windows: narrow windows and unguided projections gain more where the gap is large, and
+# harm on every other scanner.
+WIDE = "t0=500,match=mean_std,guide_mm=30,steps=2"
+DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": f"{NONE}+{WIDE}"}
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ class Config(DataConfig):
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# DG: one sample near the source, one of a changed look.
-DEFAULT_SHIFT = {"dg": "0;1", "da": "0"}
+# DG: one sample near the source, one of a changed look; further changed, it harms a network with augmentation of its own.
+DEFAULT_SHIFT = {"dg": "0;0.5", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
 PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": FULL_GRID,
            "paper": dict(**FULL_GRID, samples=4)}

@@ -10,11 +10,12 @@ DOMAINS = [Domain.parse(text) for text in ("Vendor=A", "Vendor=B", "Pathology=HC
 
 def test_rows_follow_from_the_segmenters():
     names = lambda *segmenters, inputs=(): [(n, arm.name) for n, arm in rows_to_measure(segmenters, DOMAINS, inputs)]
-    assert names(("a", "real")) == [("a", "baseline"), ("a", "DA")]
+    assert names(("a", "real")) == [("a", "baseline"), ("a", "DA"), ("a", "DA fixed")]
     assert names(("a", "real"), ("a", "synthetic"), inputs=["a"]) == [
         ("a", name) for name in ("baseline", "DA", "DA fixed", "matched", "FDA", "low-pass swap", "DG", "DG + DA")]
     assert names(("b", "real"), ("a", "real"), ("a", "shifted")) == [
-        ("b", "baseline"), ("b", "DA"), ("a", "baseline"), ("a", "DA"), ("a", "shifted")]
+        ("b", "baseline"), ("b", "DA"), ("b", "DA fixed"),
+        ("a", "baseline"), ("a", "DA"), ("a", "DA fixed"), ("a", "shifted")]
     bounds = [("a", "real"), ("a", "Vendor-B"), ("a", "Pathology-HCM+DCM")]
     assert names(*bounds)[-1] == ("a", "upper bound")
     with pytest.raises(UsageError, match="a-Vendor-B belongs to no row"):

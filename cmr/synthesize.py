@@ -53,7 +53,7 @@ class Config(DataConfig):
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
-# DG: one sample near the source, one of a changed look; further changed, it harms a network with augmentation of its own.
+# DG: one sample near the source, one of a changed look; changed further, it harms an nnU-Net, which augments by itself.
 DEFAULT_SHIFT = {"dg": "0;0.5", "da": "0"}
 DEFAULT_SAMPLES = {"dg": 2, "da": 1}
 PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": FULL_GRID,

@@ -29,8 +29,8 @@ COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "A
            "Weight"]
 CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 # Studies per vendor: labelled training, unlabelled training, validation, testing.  C and D have no labelled training
-# studies in M&Ms either; A is the source.  Stand-ins are the targets of whoever settles a recipe, beside the A of another
-# phantom.
+# studies in M&Ms either; A is the source.  Stand-ins are the targets of whoever settles a recipe, beside the A of
+# another phantom.
 COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
           "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
           "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},

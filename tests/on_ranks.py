@@ -38,15 +38,14 @@ def main():
     torch.Tensor.float = lambda self: self if self.dtype == torch.float64 else SINGLE(self)
     train_unet.mean_dice_on = lambda *arguments: np.nan           # a loaded segmenter is in single precision
     of_any = ["--preset", "tiny", "--data", data, "--work", work, "--steps", steps]
-    flags_of = {"vanilla": ["--augment"], "nnunet2d": ["--optimizer", "adamw", "--lr", "1e-3"], "nnunet3d": []}
-    # The batch of the 3D nnU-Net is one of two: it is what two ranks train.  One rank trains everything.
-    trained = {1: list(flags_of), 2: ["nnunet3d"], 4: ["vanilla", "nnunet2d"]}[ranks.world()]
-    for name in trained:
+    trained = {"vanilla": ["--augment"], "nnunet2d": ["--optimizer", "adamw", "--lr", "1e-3"]}
+    if ranks.world() <= 2:                                        # its batch is one of two
+        trained["nnunet3d"] = []
+    for name, flags in trained.items():
         NETWORKS[name] = in_double(NETWORKS[name])
         epochs = ["--epoch-steps", "2"] if name != "vanilla" else []
-        train_unet.main([*of_any, "--network", name, *flags_of[name], *epochs, "--out", f"{out}/{name}"])
-    if ranks.world() != 2:
-        train_diffusion.main([*of_any, "--batch", "6", "--out", f"{out}/diffusion"])
+        train_unet.main([*of_any, "--network", name, *flags, *epochs, "--out", f"{out}/{name}"])
+    train_diffusion.main([*of_any, "--batch", "6", "--out", f"{out}/diffusion"])
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, opt, parse
 from cmr.signs import SIGNS, Look, signs
 from cmr.source_model import SourceModel
-from cmr.strength import NONE, WIDE, parse_members
+from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
-CANDIDATES = (f"{NONE}+{WIDE}",)
+CANDIDATES = (DEFAULT_STRENGTH["da"],)
 RISK = 0.5                                       # of the most a candidate lost on a stand-in; settled by regret there
 FEWEST = 2                                       # validation patients; one is no mean
 LARGE = 0.15                                     # Dice; a gain or loss beyond counts as this

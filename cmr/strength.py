@@ -16,7 +16,7 @@ from cmr.errors import CheckpointError, UsageError
 NONE = "none"                                    # the strength that translates nothing
 # DG keeps part of a changed look, and the anatomy to the pixel.  DA averages the image as it is with one that has the
 # source's brightness over wide windows: narrow windows and unguided projections gain more where the gap is large, and
-# harm on every other scanner.
+# harm on many scanners where it is not.
 WIDE = "t0=500,match=mean_std,guide_mm=30,steps=2"
 DEFAULT_STRENGTH = {"dg": "t0=300,guide_mm=20,steps=2", "da": f"{NONE}+{WIDE}"}
 

@@ -39,6 +39,7 @@ def test_a_new_segmenter_is_one_file_and_one_entry(run, phantom, tmp_path, monke
     evaluate.main([*on(phantom, run), "--target", "Vendor=B,D", "--run", str(tmp_path), "--processes", "1",
                    "--segmenters", "toy-net-real,toy-net-synthetic", "--out", str(tmp_path / "results")])
     rows = list(csv.DictReader(open(tmp_path / "results" / "metrics.csv")))
-    assert {row["network"] for row in rows} == {"toy-net"} and {row["arm"] for row in rows} == {"baseline", "DA", "DA fixed", "DG"}
+    assert {row["network"] for row in rows} == {"toy-net"}
+    assert {row["arm"] for row in rows} == {"baseline", "DA", "DA fixed", "DG"}
     assert "| Vendor=B | toy-net | DG |" in (tmp_path / "results" / "report.md").read_text()
     assert len(list((tmp_path / "results" / "predictions" / "toy-net" / "synthetic-raw").iterdir())) == 12

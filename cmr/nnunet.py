@@ -207,5 +207,5 @@ def _presets(short_steps, short_lr):
         "paper": full_size}
 
 
-NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(3120, 2e-3))
+NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(4200, 2e-3))
 NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(4680, 1e-3))

@@ -18,7 +18,7 @@ from cmr.errors import CheckpointError, run_script
 from cmr.files import writable_folder, write_csv, write_json, write_text
 from cmr.nifti import write_nifti
 from cmr.phantom_realism import print_realism
-from cmr.phantom_scanner import STAND_INS, VENDORS, at_severity
+from cmr.phantom_scanner import REFERENCE_VENDOR, STAND_INS, VENDORS, at_severity
 from cmr.phantom_study import render_study
 from cmr.phantom_subject import GROUPS, sample_subject
 from cmr.seeds import rng
@@ -49,7 +49,7 @@ class Config:
     counts: str = opt("demo", "studies per vendor and split", one_of(*COUNTS))
     frames: int = opt(3, "frames of each training cine (real ones have 18-34)", within(2, 100))
     test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone", within(2, 100))
-    target_training: int = opt(0, "labelled training studies of each of B, C and D beside --counts, for networks "
+    target_training: int = opt(0, "labelled training studies of every vendor but A beside --counts, for networks "
                                   "trained on the target itself; no other study changes", at_least(0))
     severity: float = opt(1.0, "size of the vendor gap: 0 none, 1 realistic upper range, 1.5 exaggerated", within(0, 3))
     geometry: bool = opt(True, "vendors also differ in pixel size, slice spacing and stored orientation")
@@ -90,7 +90,7 @@ def _studies(config):
     """(code, vendor, split folder, group) of every study, a function of the seed."""
     draw, studies, codes = rng(config.seed, "plan"), [], set()
     counts_of = COUNTS[config.counts]
-    training_of_targets = {vendor: (config.target_training,) for vendor in list(counts_of)[1:]}
+    training_of_targets = {vendor: (config.target_training,) for vendor in counts_of if vendor != REFERENCE_VENDOR}
     # The targets' training studies are drawn last, so that they change nothing else.
     for vendor, counts in (*counts_of.items(), *training_of_targets.items()):
         folders = [folder for folder, n in zip(FOLDERS, counts) for _ in range(n)]

@@ -113,7 +113,7 @@ class Synthesis:
         _require_fitting(c, chosen, strengths, self.sd_dm, self.segmenter)
 
         self.out = writable_folder(c.out, c.data)
-        _keep_settings(c, self.out, self.sd_dm, strengths)
+        _keep_settings(c, self.out, self.sd_dm, shifts, strengths)
         self.workings = own if c.arm == "dg" else prepare(list(chosen), grid, c.work)
         self.jobs = _jobs(self.workings, chosen, strengths, shifts, _n_samples(c))
         self.classifiers = _classifiers(c, source, records, grid, own)
@@ -189,10 +189,11 @@ def _all(strengths):
     return {strength for some in strengths.values() for strength in some}
 
 
-def _keep_settings(c, out, sd_dm, strengths):
-    """Write config.json; raise CheckpointError where a set of other settings has been begun."""
+def _keep_settings(c, out, sd_dm, shifts, strengths):
+    """Write config.json, defaults resolved; raise CheckpointError where a set of other settings has been begun."""
     own = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
-    settings = {**own, "sd_dm": sd_dm.hash, "strengths": sorted(map(str, _all(strengths)))}
+    resolved = {"samples": _n_samples(c), "shifts": shifts, "strengths": sorted(map(str, _all(strengths)))}
+    settings = {**own, **resolved, "sd_dm": sd_dm.hash}
     path = out / "config.json"
     if path.exists():
         checkpoint.require_settings(path, read_json(path), settings)

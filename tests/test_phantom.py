@@ -54,3 +54,5 @@ def test_stand_ins_are_for_validation_and_testing_alone():
     studies = _studies(Config(counts="stand-ins"))
     assert {vendor for _, vendor, *_ in studies} == set("EFGHIJKL")
     assert Counter(folder for _, _, folder, _ in studies) == {"Validation": 8 * 4, "Testing": 8 * 6}
+    beside = _studies(Config(counts="stand-ins", target_training=1))[len(studies):]
+    assert [vendor for _, vendor, *_ in beside] == list("EFGHIJKL")

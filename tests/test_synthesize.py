@@ -97,6 +97,19 @@ def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
     assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors
 
 
+def test_a_set_made_with_another_default_is_refused(run, phantom, tmp_path, monkeypatch):
+    """config.json keeps what a setting left empty stood for, so that a later version does not take the set for its own."""
+    arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
+    synthesize.main(arguments)
+    monkeypatch.setitem(synthesize.DEFAULT_SHIFT, "dg", "0;1")
+    with pytest.raises(CheckpointError, match=r"shifts: \[0.0, 0.5\] there, \[0.0, 1.0\] now"):
+        synthesize.main(arguments)
+    monkeypatch.undo()
+    monkeypatch.setitem(synthesize.DEFAULT_SAMPLES, "dg", 3)
+    with pytest.raises(CheckpointError, match="there, 3 now"):
+        synthesize.main([*arguments, "--samples", "0"])
+
+
 def test_a_set_may_be_moved_with_its_experiment(run, phantom, tmp_path):
     """Where choice.json lies is a place, not a setting: what was chosen counts."""
     shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("work", "results"))

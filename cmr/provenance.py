@@ -29,7 +29,7 @@ def provenance(data, workings, parts):
     rows += [(name, f"SHA-256 {digest}, trained on {data_hash}") for name, (digest, data_hash) in parts.items()]
     return [*rows, ("versions", f"Python {platform.python_version()}, {versions}"), ("commit", _commit()),
             ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-                        f"{torch.get_num_threads()} threads of torch")]
+                        f"threads of torch: {torch.get_num_threads()}")]
 
 
 def _commit():

@@ -182,7 +182,8 @@ BEGUN    := $(wildcard $(R)/diffusion)$(filter tiny,$(PRESET))$(REHEARSE)
 ESTIMATE := $(if $(BEGUN),,$(R)/check/estimate.md)
 $(R)/check/estimate.md: | $(R)/check/check.json
 	$(call stage,$(call estimated, --out "$(@D)"))
-$(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real)): | $(ESTIMATE)
+FROM_CHECK := $(NETWORKS:%=%-real) $(NETWORKS:%=%-augmented) $(BOUNDS)
+$(R)/diffusion/final.pt $(call files,$(FROM_CHECK)): | $(ESTIMATE)
 
 # 2. The diffusion model of the source (SD-DM), and every network on the source's real images: the baselines.
 $(R)/diffusion/final.pt: $(R)/check/check.json

@@ -1,12 +1,14 @@
 """What an experiment will cost: how stages overlap, what is multiplied, and what does not fit."""
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from cmr.errors import ResourceError
 from cmr.estimate import Config, Stage, _operations, require_fitting, table, wall_seconds
-from helpers import on, script
+from helpers import ROOT, on, script
 
 
 def stages(*named):
@@ -60,3 +62,12 @@ def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
                       "choice": (2 * 2 + 1, "volumes"), "da": (8, "images"), "results": (8, "volumes")}
     assert all(0 < float(each) < 60 for *_, each in rows)
     assert (tmp_path / "out" / "estimate.md").read_text() in output
+
+
+def test_no_training_begins_beside_the_estimate(tmp_path):
+    """Beside another stage the steps that it watches are slower than they will be."""
+    command = ["make", "-pn", "UPPER=1", "DATA=", f"RUNS={tmp_path}", f"PYTHON={sys.executable}", "report"]
+    database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    trainings = re.findall(r"^\S+/final\.pt: \S+/check/check\.json.*", database, re.MULTILINE)
+    assert len(trainings) == 1 + 3 + 3 + 3 * 3                    # SD-DM, baselines, *augmented*, upper bounds
+    assert all(line.endswith("/check/estimate.md") for line in trainings)

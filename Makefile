@@ -17,7 +17,7 @@ DATA     ?=
 SOURCE   ?= Vendor=A
 TARGET   ?= Vendor=B$(if $(REHEARSE),,$(comma)C$(comma)D)
 NETWORKS ?= vanilla nnunet2d nnunet3d
-# What each network is trained on; `demo` and `lab` leave real + synthetic out, to stay within half an hour on two cores
+# What each network is trained on; `demo` and `lab` leave real + synthetic out, to stay within an hour on two cores
 # and a night on one GPU.
 TRAINED  ?= real synthetic$(if $(filter demo lab,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was

@@ -290,21 +290,23 @@ def table(c, stages):
         lines.append(row(s.name, f"{s.count} {s.unit}", each, s.seconds / 60, s.memory_gb, s.disk_gb))
     total, disk_gb = sum(s.seconds for s in stages), sum(s.disk_gb for s in stages)
     lines += [row("all, one after the other", "", "", total / 60, max(s.memory_gb for s in stages), disk_gb), "",
-              f"Total: {_hours(wall_seconds(stages, c.jobs))} with JOBS={c.jobs} (on cores or GPUs enough for it: "
+              f"Total: {_duration(wall_seconds(stages, c.jobs))} with JOBS={c.jobs} (on cores or GPUs enough for it: "
               f"{_others(stages, c.jobs)}); phantom and check come before."]
     if device.type == "cpu":
         petaflop = sum(s.petaflop for s in stages)
         lines.append(f"On one GPU that sustains {c.tflops:g} TFLOP/s the trainings alone ({petaflop:.3g} x 10^15 "
-                     f"operations) would take {_hours(1000 * petaflop / c.tflops)}; nothing was measured there.")
+                     f"operations) would take {_duration(1000 * petaflop / c.tflops)}; nothing was measured there.")
     return "\n".join([*lines, ""])
 
 
 def _others(stages, jobs):
     """The total with other numbers of stages at a time that slow each other down no more than this."""
-    return ", ".join(f"{_hours(wall_seconds(stages, n))} with JOBS={n}" for n in (1, 2, 4) if n != jobs)
+    return ", ".join(f"{_duration(wall_seconds(stages, n))} with JOBS={n}" for n in (1, 2, 4) if n != jobs)
 
 
-def _hours(seconds):
+def _duration(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
     return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
 
 

@@ -70,4 +70,12 @@ def test_no_training_begins_beside_the_estimate(tmp_path):
     database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     trainings = re.findall(r"^\S+/final\.pt: \S+/check/check\.json.*", database, re.MULTILINE)
     assert len(trainings) == 1 + 3 + 3 + 3 * 3                    # SD-DM, baselines, *augmented*, upper bounds
-    assert all(line.endswith("/check/estimate.md") for line in trainings)
+    assert all(" | " in line and "/check/estimate.md" in line for line in trainings)
+
+
+def test_the_longest_trainings_begin_when_every_training_can(tmp_path):
+    """make starts what is ready as it walks along its list: one that was not ready when passed may begin last."""
+    command = ["make", "-pn", "DATA=", f"RUNS={tmp_path}", f"PYTHON={sys.executable}", "report"]
+    database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    waiting = re.findall(r"^\S+/segmenter-(\S+)/final\.pt: .*\| .*/dg/manifest\.csv", database, re.MULTILINE)
+    assert sorted(waiting) == ["nnunet2d-real", "nnunet3d-real"]     # not the first network: it audits DG's images

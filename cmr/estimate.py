@@ -289,19 +289,16 @@ def table(c, stages):
         each = f"{s.seconds / s.count:.3g}"
         lines.append(row(s.name, f"{s.count} {s.unit}", each, s.seconds / 60, s.memory_gb, s.disk_gb))
     total, disk_gb = sum(s.seconds for s in stages), sum(s.disk_gb for s in stages)
+    # Other numbers of stages at a time are taken to slow each other down no more than this one.
+    others = [f"{_duration(wall_seconds(stages, n))} with JOBS={n}" for n in (1, 2, 4) if n != c.jobs]
     lines += [row("all, one after the other", "", "", total / 60, max(s.memory_gb for s in stages), disk_gb), "",
               f"Total: {_duration(wall_seconds(stages, c.jobs))} with JOBS={c.jobs} (on cores or GPUs enough for it: "
-              f"{_others(stages, c.jobs)}); phantom and check come before."]
+              f"{', '.join(others)}); phantom and check come before."]
     if device.type == "cpu":
         petaflop = sum(s.petaflop for s in stages)
         lines.append(f"On one GPU that sustains {c.tflops:g} TFLOP/s the trainings alone ({petaflop:.3g} x 10^15 "
                      f"operations) would take {_duration(1000 * petaflop / c.tflops)}; nothing was measured there.")
     return "\n".join([*lines, ""])
-
-
-def _others(stages, jobs):
-    """The total with other numbers of stages at a time that slow each other down no more than this."""
-    return ", ".join(f"{_duration(wall_seconds(stages, n))} with JOBS={n}" for n in (1, 2, 4) if n != jobs)
 
 
 def _duration(seconds):

@@ -200,8 +200,7 @@ $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 
 # Once DG's images are there every training can begin.  The long ones wait for that moment: make walks along its list and
 # starts what is ready, so that without this a long one begins last, beside an idle core.
-OTHERS := $(filter-out $(FIRST),$(NETWORKS))
-$(call files,$(OTHERS:%=%-real)): | $(R)/dg/manifest.csv
+$(filter-out $(AUDITOR),$(call files,$(NETWORKS:%=%-real))): | $(R)/dg/manifest.csv
 
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg) --strength none)

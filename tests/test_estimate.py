@@ -64,18 +64,22 @@ def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
     assert (tmp_path / "out" / "estimate.md").read_text() in output
 
 
+def _trainings_of_real_images(tmp_path, *settings):
+    """[(final.pt of the SD-DM or a segmenter, the files that only have to be there before)] as make understands them."""
+    command = ["make", "-pn", *settings, "DATA=", f"RUNS={tmp_path}", f"PYTHON={sys.executable}", "report"]
+    database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    return re.findall(r"^(\S+/final\.pt): \S+/check/check\.json(?: \| (.*))?$", database, re.MULTILINE)
+
+
 def test_no_training_begins_beside_the_estimate(tmp_path):
     """Beside another stage the steps that it watches are slower than they will be."""
-    command = ["make", "-pn", "UPPER=1", "DATA=", f"RUNS={tmp_path}", f"PYTHON={sys.executable}", "report"]
-    database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    trainings = re.findall(r"^\S+/final\.pt: \S+/check/check\.json.*", database, re.MULTILINE)
+    trainings = _trainings_of_real_images(tmp_path, "UPPER=1")
     assert len(trainings) == 1 + 3 + 3 + 3 * 3                    # SD-DM, baselines, *augmented*, upper bounds
-    assert all(" | " in line and "/check/estimate.md" in line for line in trainings)
+    assert all("/check/estimate.md" in before for _, before in trainings)
 
 
 def test_the_longest_trainings_begin_when_every_training_can(tmp_path):
     """make starts what is ready as it walks along its list: one that was not ready when passed may begin last."""
-    command = ["make", "-pn", "DATA=", f"RUNS={tmp_path}", f"PYTHON={sys.executable}", "report"]
-    database = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    waiting = re.findall(r"^\S+/segmenter-(\S+)/final\.pt: .*\| .*/dg/manifest\.csv", database, re.MULTILINE)
-    assert sorted(waiting) == ["nnunet2d-real", "nnunet3d-real"]     # not the first network: it audits DG's images
+    waiting = [final for final, before in _trainings_of_real_images(tmp_path) if "/dg/manifest.csv" in before]
+    names = sorted(final.split("/segmenter-")[1] for final in waiting)
+    assert names == ["nnunet2d-real/final.pt", "nnunet3d-real/final.pt"]   # not the first network: it audits DG's images

@@ -84,11 +84,11 @@ ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(
 SHORT_UNET := $(if $(REHEARSE), --steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1)
 SHORT_SD   := $(if $(REHEARSE), --steps 2 --batch 2 --log-every 1 --sheet 1 --sheet-steps 2)
 
-ONE_STEP   := t0=100,guide_mm=8,steps=1
+ONE_STEP   := t0=100,low_pass=2,steps=1
+GUIDED     := t0=100,guide_mm=30,steps=1
 SHORT_DG   := $(if $(REHEARSE), --samples 1 --strength "$(ONE_STEP)")
-SHORT_DA   := $(if $(REHEARSE), --strength "none+$(ONE_STEP)")
-SHORT_PICK := $(if $(REHEARSE), --shifts 1 --candidates "none+$(ONE_STEP)")
-SHORT_EVAL := $(if $(REHEARSE), --fixed "none+$(ONE_STEP)")
+SHORT_DA   := $(if $(REHEARSE), --strength "$(ONE_STEP);$(GUIDED)")
+SHORT_EVAL := $(if $(REHEARSE), --projected "$(ONE_STEP)" --guided "$(GUIDED)")
 
 # Segmenters are called NETWORK-TRAININGSET.  An upper bound's training set is a target: Vendor-B, Vendor-C, Vendor-D.
 FIRST    := $(firstword $(NETWORKS))
@@ -137,7 +137,7 @@ check: $(VENV) $(PHANTOM) ## look the dataset over: counts, spacings, labels, an
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) -m cmr.bench
 
-STAGES := check diffusion segmenter-* dg shifted dose choice da results
+STAGES := check diffusion segmenter-* dg shifted dose da results
 clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
 	rm -rf $(foreach stage,$(STAGES),$(RUNS)/*/*-seed*/$(stage)) $(RUNS)/*/work
 	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done
@@ -208,12 +208,9 @@ $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 $(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg) --samples $(lastword $(DOSES)))
 
-# 4. DA: how strongly each target is translated, and the translated test studies.
-$(R)/choice/choice.json: $(R)/diffusion/final.pt $(call files,$(NETWORKS:%=%-real))
-	$(call stage,$(RANKED) -m cmr.choose $(ARGS)$(SHORT_PICK) --target "$(TARGET)" --run "$(R)" --networks "$(call commas,$(NETWORKS))" --out "$(@D)")
-
-$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR) $(R)/choice/choice.json
-	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS)$(SHORT_DA) --arm da --target "$(TARGET)" --choice "$(R)/choice/choice.json" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
+# 4. DA: the test studies of every domain, projected to the source.
+$(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
+	$(call stage,$(RANKED) -m cmr.synthesize $(ARGS)$(SHORT_DA) --arm da --target "$(TARGET)" --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)")
 
 # 5. The networks trained on synthetic pairs, in place of the real images or beside them.
 pairs = $(call train,$(1)) --train-on $(2) --synthetic "$(<D)"

@@ -6,13 +6,11 @@
 Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
 """
 import functools
-import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cmr.baselines import fda, low_pass_swap
 from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS
 from cmr.errors import CheckpointError, DataError, run_script
@@ -20,7 +18,7 @@ from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
 from cmr.figures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
-from cmr.intensities import match_quantiles
+from cmr.intensities import fda, match_quantiles
 from cmr.labels import VALUES, labelled, labels_of
 from cmr.metrics import measure
 from cmr.networks import split_name
@@ -33,7 +31,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, read_choice
+from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
 from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
 from cmr.synthetic_set import find_set
 from cmr.workers import over_volumes, pick_device
@@ -43,12 +41,12 @@ from cmr.working import prepare, with_labels
 @dataclass(frozen=True)
 class Config(DataConfig):
     target: str        = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
-    run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/, choice/ and da/",
+    run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/",
                              given("the folder of an experiment"))
     segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
                                                                "one of each network is its baseline")
-    fixed: str         = opt(DEFAULT_STRENGTH["da"], "test input of the rows that translate every domain alike, whose "
-                                                     "strengths da/ was made with")
+    projected: str     = opt(PROJECTED["demo"], "strength of the rows DA, which da/ was made with")
+    guided: str        = opt(GUIDED, "strength of the rows DA, guided, which da/ was made with")
     all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: "
                                                           "DG + DA and the cheap baselines")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
@@ -56,7 +54,8 @@ class Config(DataConfig):
                              at_least(0))
 
 
-PRESETS = {preset: dict(**grid, all_inputs_of=ALL_INPUTS_OF[preset]) for preset, grid in GRIDS.items()}
+PRESETS = {preset: dict(**grid, all_inputs_of=ALL_INPUTS_OF[preset], projected=PROJECTED[preset])
+           for preset, grid in GRIDS.items()}
 
 
 def main(argv=None):
@@ -80,7 +79,7 @@ class Evaluation:
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
         self.source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         self.domains = [self.source, *Domain.parse(c.target).each()]
-        self.fixed = parse_members(c.fixed)
+        self.strengths = {"raw": NONE, "projected": parse_strength(c.projected), "guided": parse_strength(c.guided)}
         names = {split_name(name): name for name in c.segmenters.split(",")}
         self.networks = list(dict.fromkeys(network for network, _ in names))
         self.compared = rows_to_measure(list(names), self.domains, c.all_inputs_of.split(","))
@@ -92,13 +91,12 @@ class Evaluation:
         records = split_by_subject(everyone, self.source)
         self._require_parts(everyone, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
-        self.choice = read_choice(run / "choice" / "choice.json", self.domains, self.networks)
         self.translated_of = self._translations(run / "da", grid)
         self.jobs, self.structures = [], {}                       # (domain, working volume); what is measured there
         for domain in self.domains:
             workings = with_labels(prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work))
             self.structures[domain] = self._measurable(domain, workings)
-            self._require_translations(domain, workings)
+            self._require_translations(workings)
             cases = {w.record.case for w in workings}
             require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
             self.jobs += [(domain, w) for w in workings]
@@ -145,10 +143,9 @@ class Evaluation:
                             "nothing can be measured there")
         return structures
 
-    def _require_translations(self, domain, workings):
+    def _require_translations(self, workings):
         """Raise DataError if a test volume was not translated as one of the rows asks."""
-        inputs = [self.fixed, *(self.chosen(domain, network) for network in self.networks)]
-        wanted = set(itertools.chain(*inputs)) - {NONE}
+        wanted = set(self.strengths.values()) - {NONE}
         for w in workings:
             if any((w.record.case, strength) not in self.translated_of for strength in wanted):
                 folder = Path(self.c.run) / "da"
@@ -161,23 +158,21 @@ class Evaluation:
             parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
-    def chosen(self, domain, network):
-        """Members of the test input that was chosen for a domain and a network; (NONE,): the image as it is."""
-        return parse_members(self.choice[str(domain)][network])
+    def members(self, test_input):
+        """The images that a row is given, as keys of `images`; their softmax is averaged."""
+        return tuple(self.strengths.get(name, name) for name in test_input.split("+"))
 
     def images(self, working):
         """{name or Strength: list of working images (D, H, W)}: all that a member of a test input can be.
 
-        FDA and the swap take their low frequencies from a source training volume, drawn by the name of the case.
+        FDA takes its low frequencies from a source training volume, drawn by the name of the case.
         """
         image, case = np.asarray(working.image), working.record.case
         drawn = rng("style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
-        spacing_mm, _ = working.geometry.grid
         images = {NONE: [image],
                   "matched": [match_quantiles(image, self.model.quantiles)],
-                  "fda": [np.stack([fda(x, y) for x, y in zip(image, style)])],
-                  "swap": [np.stack([low_pass_swap(x, y, spacing_mm) for x, y in zip(image, style)])]}
+                  "fda": [np.stack([fda(x, y) for x, y in zip(image, style)])]}
         for (of_case, strength), translated in self.translated_of.items():
             if of_case == case:
                 images[strength] = translated
@@ -205,15 +200,12 @@ class Evaluation:
 
         rows, found = [], {}
         for network, arm in self.compared:
-            named = {"raw": (NONE,), "translated": self.chosen(domain, network), "fixed": self.fixed}
-            members = named.get(arm.test_input, (arm.test_input,))
-            trained_on = training_set(arm, domain, self.source)
+            trained_on, members = training_set(arm, domain, self.source), self.members(arm.test_input)
             found[network, arm.name], labels, metrics = result(network, trained_on, members)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]
-        shown = next((member for member in self.fixed if member != NONE), NONE)
-        image, translated = np.asarray(working.image), images[shown][0]
+        image, translated = np.asarray(working.image), images[self.strengths["projected"]][0]
         return rows, Example(record.case, image, translated, np.asarray(working.label), found)
 
 

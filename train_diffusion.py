@@ -148,12 +148,13 @@ def audit(out, samples, training, held_out):
 
 def sample(c, schedule, weights, device):
     """Unconditional samples (n, H, W) of the averaged weights, always from the same noise."""
-    averaged = build_denoiser(asdict(c)).to(device).eval()
+    averaged = build_denoiser(asdict(c)).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(weights)
     g = generator(c.seed, "sheet")
-    noise = lambda step=None: torch.randn(c.sheet, 1, c.size, c.size, generator=g).to(device)
-    x_T = noise()
-    return denoise(schedule, averaged, c.parameterisation, x_T, levels(c.T, c.sheet_steps), noise)[:, 0].cpu().numpy()
+    noise = lambda: torch.randn(c.sheet, 1, c.size, c.size, generator=g).to(device)
+    x_T, times = noise(), levels(c.T, c.sheet_steps)
+    noises = (noise() for _ in times[1:])
+    return denoise(schedule, averaged, c.parameterisation, x_T, times, noises)[:, 0].cpu().numpy()
 
 
 def draw(out, step, samples):

@@ -218,7 +218,6 @@ def stages_of(data, folder):
     rows = ["--run", folder, "--segmenters", "vanilla-real", *targets, "--processes", "1"]
     commands = {"check": ["-m", "cmr.check_dataset"], "diffusion": ["train_diffusion.py"],
                 "segmenter-vanilla-real": ["train_unet.py"], "dg": ["-m", "cmr.synthesize", *parts],
-                "choice": ["-m", "cmr.choose", "--run", folder, "--networks", "vanilla", *targets],
                 "da": ["-m", "cmr.synthesize", "--arm", "da", *parts, *targets],
                 "results": ["evaluate.py", *rows]}
     for name, command in commands.items():

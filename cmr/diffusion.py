@@ -1,10 +1,10 @@
-"""Denoising diffusion: schedule, forward process, loss, reverse steps (Ho et al. 2020; Song et al. 2021).
+"""Denoising diffusion: schedule, forward process, loss, reverse steps (Ho et al. 2020).
 
 Time runs t = 1..T as in Ho et al.; every table has T + 1 entries and entry 0 is the clean image (abar[0] = 1), so the
 last step needs no special case and "s = 0" means clean.  Images are in [-1, 1].
 
-Public: `Schedule`, `at`, `noised`, `estimates`, `target_of`, `loss_weight`, `stratified_t`, `diffusion_loss`,
-`ddim_step`, `ddpm_step`, `levels`, `denoise`.
+Public: `Schedule`, `at`, `noised`, `clean_image`, `target_of`, `loss_weight`, `stratified_t`, `diffusion_loss`,
+`ddpm_step`, `levels`, `denoise`.
 """
 from dataclasses import dataclass
 
@@ -60,20 +60,20 @@ def noised(schedule, x_0, t, eps):
     return a * x_0 + s * eps
 
 
-def estimates(schedule, parameterisation, output, x_t, t):
-    """(x_0, eps) that the network's output stands for.  `eps`, `x0`, or `v` = a eps - s x_0 (Salimans & Ho 2022)."""
+def clean_image(schedule, parameterisation, output, x_t, t):
+    """The x_0 that the network's output at x_t stands for: `eps`, `x0`, or `v` = a eps - s x_0 (Salimans & Ho 2022)."""
     a, s = _roots(schedule, t, x_t)
     if parameterisation == "eps":
-        return (x_t - s * output) / a, output
+        return (x_t - s * output) / a
     if parameterisation == "x0":
-        return output, (x_t - a * output) / s
+        return output
     if parameterisation == "v":
-        return a * x_t - s * output, s * x_t + a * output
+        return a * x_t - s * output
     raise ValueError(f"parameterisation {parameterisation!r}: use eps, x0 or v")
 
 
 def target_of(schedule, parameterisation, x_0, eps, t):
-    """What the network is trained to return: the inverse of `estimates`."""
+    """What the network is trained to return: the inverse of `clean_image`."""
     a, s = _roots(schedule, t, x_0)
     return {"eps": lambda: eps, "x0": lambda: x_0, "v": lambda: a * eps - s * x_0}[parameterisation]()
 
@@ -111,72 +111,50 @@ def diffusion_loss(schedule, net, x_0, generator, parameterisation="v", weightin
     return (weight * error.flatten(1).mean(1)).mean()
 
 
-def ddim_step(schedule, x_t, x_0, eps, t, s, eta=0.0, z=None):
-    """x_s from x_t's estimates, any t, s in 0..T (Eq. 12, Song et al. 2021).
+def ddpm_step(schedule, x_t, x_0, t, s, z):
+    """A sample x_s of the posterior q(x_s | x_t, x_0), for any s < t (Eq. 6 and 7 of Ho et al. are the case s = t - 1).
 
-    eta = 1 is the DDPM step; s > t inverts (eta 0).
-
-    z : standard normal like x_t, needed for eta > 0; ignored at s = 0, where no noise is added.
-    """
-    abar_t, abar_s = float(schedule.abar[t]), float(schedule.abar[s])
-    sigma = 0.0 if s == 0 or eta == 0 else eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)) ** 0.5
-    x_s = abar_s ** 0.5 * x_0 + max(0.0, 1 - abar_s - sigma ** 2) ** 0.5 * eps
-    return x_s + sigma * z if sigma else x_s
-
-
-def ddpm_step(schedule, x_t, x_0, t, s, z, variance="small"):
-    """x_s from the posterior q(x_s | x_t, x_0), any s < t (Eq. 6 and 7, Ho, for two levels).
-
-    variance : `small` is the posterior's beta~, `large` is beta.  No noise at s = 0.
+    x_t, x_0, z : (N, 1, H, W); z is standard normal and is not added at s = 0, the clean image.
     """
     abar_t, abar_s = float(schedule.abar[t]), float(schedule.abar[s])
     alpha = abar_t / abar_s                                       # of the jump t -> s; alpha_t when s = t - 1
     mean = (abar_s ** 0.5 * (1 - alpha) * x_0 + alpha ** 0.5 * (1 - abar_s) * x_t) / (1 - abar_t)
     if s == 0:
         return mean
-    return mean + ((1 - alpha) * ((1 - abar_s) / (1 - abar_t) if variance == "small" else 1)) ** 0.5 * z
+    return mean + ((1 - alpha) * (1 - abar_s) / (1 - abar_t)) ** 0.5 * z
 
 
-def levels(t_start, steps, kind="quadratic"):
-    """The times a sampler visits: strictly decreasing, from t_start (or near it) to 0, the clean image.
+def levels(t_start, steps, spacing="quadratic"):
+    """The times that a sampler visits: a strictly decreasing list from exactly t_start down to 0, the clean image.
 
-    leading, trailing, linspace : the usual uniform grids.  quadratic : fine steps at small noise, where few uniform
-    steps leave texture under-dispersed.  The state is noised at the first entry and each entry's successor is the next
-    one: never arithmetic like t - T // steps, which is wrong whenever steps does not divide T.
+    uniform : evenly spaced.  quadratic : finer towards small noise, where few uniform steps lose texture.  A step leads
+    from one entry to the next: arithmetic like t - T // steps is wrong whenever steps does not divide T.
     """
     if not 1 <= steps <= t_start:
         raise ValueError(f"{steps} steps from t = {t_start}: use between 1 and {t_start}")
-    k = np.arange(steps)
-    if kind == "leading":
-        t = 1 + (k * (t_start // steps))[::-1]
-    elif kind == "trailing":
-        t = np.round(t_start - k * t_start / steps)
-    elif kind == "linspace":
-        t = 1 + np.round(np.linspace(0, t_start - 1, steps))[::-1]
-    elif kind == "quadratic":
-        t = 1 + np.round((t_start - 1) * (1 - k / steps) ** 2)
+    left = 1 - np.arange(steps) / steps                           # share of the way that is left
+    if spacing == "uniform":
+        t = np.round(t_start * left)
+    elif spacing == "quadratic":
+        t = 1 + np.round((t_start - 1) * left ** 2)
     else:
-        raise ValueError(f"grid {kind!r}: use leading, trailing, linspace or quadratic")
+        raise ValueError(f"spacing {spacing!r}: use uniform or quadratic")
     return [*dict.fromkeys(int(i) for i in t), 0]
 
 
-@torch.no_grad()
-def denoise(schedule, net, parameterisation, x, times, noise, eta=1.0, edit=None, refine=None, clip=True):
-    """The reverse chain (Algorithm 2, Ho) from x at times[0] down to times[-1].
+def denoise(schedule, net, parameterisation, x, times, noises, distance=None):
+    """The reverse chain (Algorithm 2 of Ho et al.) from x at times[0] down to times[-1].
 
-    x : (N, 1, H, W).  noise(i) -> standard normal like x for step i.  edit(x_0, t) -> x_0 changes the predicted clean
-    image before it is clamped; refine(x_s, s) -> x_s changes the state after the step (classic ILVR).
-    eps is re-derived after x_0 was edited or clamped: otherwise eta = 1 is no longer DDPM and contrast saturates.
+    x : (N, 1, H, W).  noises : standard normal like x, one for each step.
+    distance : None, or a function of the clean image (N, 1, H, W) that says how far each is from what it shall be,
+    (N,).  Its gradient with respect to x_t, taken through the network, is subtracted after every step (Gao et al., Back
+    to the Source, CVPR 2023).  The clean image is clamped to [-1, 1] before its distance is taken; the step is outside.
     """
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
-        output = net(x, torch.full((len(x),), t, device=x.device)).float()
-        x_0, eps = estimates(schedule, parameterisation, output, x, t)
-        if edit or clip:
-            x_0 = edit(x_0, t) if edit else x_0
-            x_0 = x_0.clamp(-1, 1) if clip else x_0
-            a, sd = _roots(schedule, t, x)
-            eps = (x - a * x_0) / sd
-        x = ddim_step(schedule, x, x_0, eps, t, s, eta, noise(i))
-        if refine:
-            x = refine(x, s)
+    for t, s, z in zip(times, times[1:], noises):
+        with torch.set_grad_enabled(distance is not None):
+            x_t = x.detach().requires_grad_(distance is not None)
+            output = net(x_t, torch.full((len(x_t),), t, device=x_t.device)).float()
+            x_0 = clean_image(schedule, parameterisation, output, x_t, t).clamp(-1, 1)
+            gradient = torch.autograd.grad(distance(x_0).sum(), x_t)[0] if distance else 0.0
+        x = ddpm_step(schedule, x_t, x_0, t, s, z).detach() - gradient
     return x

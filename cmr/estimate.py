@@ -1,7 +1,7 @@
 """What an experiment costs on this machine, measured before it starts: `make estimate`, or `python -m cmr.estimate`.
 
 Every training is started with its own command at its true size, as many at a time as will run, watched for some steps
-and stopped.  Networks of the same size that have learnt nothing then synthesize, choose and segment a volume or two.
+and stopped.  Networks of the same size that have learnt nothing then synthesize and segment a volume or two.
 What is multiplied by what stands in the table; how the stages overlap is simulated.
 Not measured: the phantom and the check of the dataset, which come before, and what make itself takes.
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmr import checkpoint, choose, synthesize
+from cmr import checkpoint, synthesize
 from cmr.errors import ResourceError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
 from cmr.files import writable_folder, write_text
@@ -31,7 +31,6 @@ from cmr.records import Domain
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, one_of, opt, parse, without_places
 from cmr.source_model import build_denoiser
-from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.studies import find, in_role, split_by_subject
 from cmr.watched import watch
 from cmr.workers import cores, peak_memory_gb, pick_device
@@ -190,11 +189,8 @@ class _Untrained:
         stages = [made("dg", len(data.own) * per_reference, ("diffusion", real[0]))]
         if any(split_name(name)[1] == "shifted" for name in names):
             stages.append(made("shifted", len(data.own) * per_reference, ("diffusion", real[0])))
-        n_choice, choice_s = self._choice()
-        stages.append(Stage("choice", n_choice, "volumes", n_choice * choice_s / self._at_a_time(c.jobs),
-                            ("diffusion", *real), peak_memory_gb(self.device)))
-        members = [member for member in parse_members(DEFAULT_STRENGTH["da"]) if member != NONE]
-        stages.append(made("da", data.n_test * len(members), ("choice",)))
+        strengths = synthesize.PRESETS[c.experiment]["da"]["strength"].split(";")
+        stages.append(made("da", data.n_test * len(strengths), ("diffusion", real[0])))
         volume_s = self._evaluation()
         everything = (*names, *(stage.name for stage in stages))
         stages.append(Stage("results", data.n_test, "volumes", data.n_test * volume_s / self._at_a_time(1), everything,
@@ -207,7 +203,7 @@ class _Untrained:
 
     def _image(self):
         """(seconds, GB on disk, images of each reference) of the DG set."""
-        own = synthesize.PRESETS[self.c.experiment]
+        own = synthesize.PRESETS[self.c.experiment]["dg"]
         settings = synthesize.Config(**{**own, **self.places}, diffusion=str(self.folder / "diffusion" / "final.pt"),
                                      segmenter=str(self.auditor), out=str(self.folder / "dg"))
         synthesis = synthesize.Synthesis(settings)
@@ -216,22 +212,11 @@ class _Untrained:
         images = len(list((self.folder / "dg").rglob("imagesTr/*.nii.gz"))) or 1
         return seconds, 1e-9 * written / images, len(synthesis.jobs) // len(self.data.own)
 
-    def _choice(self):
-        """(volumes, seconds for each) of the choice of strength."""
-        own = choose.PRESETS[self.c.experiment]
-        settings = choose.Config(**{**own, **self.places}, target=self.c.target, run=str(self.folder),
-                                 networks=",".join(self.data.networks), out=str(self.folder / "choice"))
-        volumes = choose.Volumes(settings)
-        return len(volumes.jobs), _timed(volumes.volume, len(volumes.jobs))
-
     def _evaluation(self):
         """Seconds for each test volume: every network on every image once, every row measured."""
         measured = rows_to_measure([split_name(name) for name in self.c.segmenters.split(",")], self.data.domains,
                                    ALL_INPUTS_OF[self.c.experiment].split(","))
-        fixed = parse_members(DEFAULT_STRENGTH["da"])
-        members = {"translated": fixed, "fixed": fixed}
-        seen = {(network, arm.trained_on, member) for network, arm in measured
-                for member in members.get(arm.test_input, (arm.test_input,))}
+        seen = {(network, arm.trained_on, member) for network, arm in measured for member in arm.test_input.split("+")}
         seconds, working = 0.0, self.data.own[len(self.data.own) // 2]
         image, spacing_mm = np.asarray(working.image), working.spacing_mm
         for network, segmenter in self.segmenters.items():
@@ -242,9 +227,9 @@ class _Untrained:
         moved = np.roll(truth, 1, axis=1)                         # a segmentation that is a pixel off
         score = lambda i: [measure(moved == VALUES[name], truth == VALUES[name], spacing_mm)
                            for name in self.data.structures]
-        alone, together, scored = back(1), back(len(fixed)), _timed(score, 2)
+        alone, together, scored = back(1), back(2), _timed(score, 2)
         for _, arm in measured:
-            seconds += scored + (together if arm.test_input in members else alone)
+            seconds += scored + (together if "+" in arm.test_input else alone)
         return seconds
 
 

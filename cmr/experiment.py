@@ -1,7 +1,7 @@
 """The experiment: what each row is trained on, what it is given at test time, and what it has seen of the target.
 
     check -> SD-DM, segmenters on real images -> DG set -> segmenters on it
-                                              -> choice of strength -> DA set -> evaluation -> report
+                                              -> DA set -> evaluation -> report
 
 The stages, and what each reads and writes, are the rules of the Makefile (`make plan` prints them).  No numbers here.
 
@@ -33,17 +33,20 @@ BASELINE, UPPER_BOUND = "baseline", "upper bound"
 PRIMARY_ARMS = ("DA", "DG")
 DOSES = {n: f"DG, {n} a reference" for n in (1, 2, 4, 8)}         # synthetic images per reference: the row's name
 THROUGH_SD_DM = "the test image itself, through the SD-DM"
+# What a segmenter is given at test time: images, joined by `+` where their softmax is averaged.  raw is the image as it
+# is, projected is the paper's sampler, guided the guided projection (both: `cmr.strength`); the rest know no SD-DM.
 ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
-        Arm("DA", "real", "translated", f"{THROUGH_SD_DM}; the validation images, for the choice"),
-        Arm("DA fixed", "real", "fixed", THROUGH_SD_DM),
+        Arm("DA", "real", "projected", THROUGH_SD_DM),
+        Arm("DA, averaged", "real", "raw+projected", THROUGH_SD_DM),
+        Arm("DA, guided", "real", "guided", THROUGH_SD_DM),
+        Arm("DA, guided, averaged", "real", "raw+guided", THROUGH_SD_DM),
         Arm("matched", "real", "matched", "the test image itself, its histogram", secondary=True),
         Arm("FDA", "real", "fda", "the test image itself, its low frequencies", secondary=True),
-        Arm("low-pass swap", "real", "swap", "the test image itself, its low frequencies", secondary=True),
         Arm("DG", "synthetic", "raw", "nothing"),
         Arm("real + DG", "both", "raw", "nothing"),
-        Arm("DG + DA", "synthetic", "fixed", THROUGH_SD_DM, secondary=True),
+        Arm("DG + DA", "synthetic", "raw+guided", THROUGH_SD_DM, secondary=True),
         Arm("augmented", "augmented", "raw", "nothing"),
-        Arm("augmented + DA", "augmented", "fixed", THROUGH_SD_DM, secondary=True),
+        Arm("augmented + DA", "augmented", "raw+guided", THROUGH_SD_DM, secondary=True),
         Arm("shifted", "shifted", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
         *(Arm(name, f"dose{n}", "raw", "nothing") for n, name in DOSES.items()),

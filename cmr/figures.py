@@ -23,7 +23,7 @@ except ImportError:
 LEFT_OUT = ("Plots were left out: matplotlib is not installed.  Install it, delete the results folder and run the "
             "same command again.")
 FULL_COLOUR = 0.5                                # a difference of a quarter of the images' range [-1, 1]
-EXAMPLES = ("Each row is a slice. Translated is the first translation of DA fixed, the difference is red where it is "
+EXAMPLES = ("Each row is a slice. Translated is the image of DA, the difference is red where it is "
             f"brighter and blue where it is darker than the reference, in full colour at {FULL_COLOUR} of a range of "
             "2. Contours: LV red, MYO green, RV blue, of the truth and of the first network.")
 
@@ -98,14 +98,14 @@ def _example_panels(example, network):
     return panels
 
 
-def draw_plots(out, rows, predicted, signs):
-    """Write paired.png, strength.png, entropy.png and, if there are doses, dose.png into `out`; [(file name, caption)].
+def draw_plots(out, rows):
+    """Write paired.png and, if there are doses, dose.png into `out`; [(file name, caption)], None without matplotlib.
 
-    rows : of metrics.csv.  predicted, signs : of predicted.csv and signs.csv of cmr.choose.  None without matplotlib.
+    rows : of metrics.csv.
     """
     if Figure is None:
         return None
-    plots = [_plot_patients(out, _patients_hd95(rows)), _plot_predictions(out, predicted), _plot_confidence(out, signs)]
+    plots = [_plot_patients(out, _patients_hd95(rows))]
     doses = _doses(rows)
     if len(doses[POOLED]) > 1:
         plots.append(_plot_doses(out, doses))
@@ -146,59 +146,6 @@ def _plot_patients(out, patients):
     figure.supylabel("HD95, mm")
     _save(figure, out / "paired.png")
     return "paired.png", "HD95 of every patient (one line each; the median red), from the baseline to DG and to DA."
-
-
-def _plot_predictions(out, predicted):
-    networks = list(dict.fromkeys(row["network"] for row in predicted))
-    figure = Figure(figsize=(3.4 * len(networks), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, network in zip(axes, networks):
-        for domain in dict.fromkeys(row["domain"] for row in predicted):
-            here = [row for row in predicted if (row["network"], row["domain"]) == (network, domain)]
-            known = [row for row in here if row["hindsight"]]
-            x, y = ([float(row[name]) for row in known] for name in ("predicted", "hindsight"))
-            ax.scatter(x, y, s=12, label=domain)
-        ax.axline((0, 0), slope=1, color="0.7", linewidth=0.7)
-        ax.set(title=network, xlabel="predicted gain, Dice")
-    ax.legend(fontsize=7)
-    figure.supylabel("gain in hindsight, Dice")
-    _save(figure, out / "strength.png")
-    caption = ("Every candidate of cmr.choose: the gain predicted without the target's labels, against the gain by "
-               "those labels.")
-    return "strength.png", caption
-
-
-def _plot_confidence(out, signs):
-    known = [row for row in signs if row["use"] == "target" and row["gain"]]
-    networks, candidates = (list(dict.fromkeys(row[name] for row in signs)) for name in ("network", "candidate"))
-    figure = Figure(figsize=(3.4 * len(networks), 4.5), layout="constrained")
-    axes = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
-    positions = range(len(candidates))
-    for (gain_ax, entropy_ax), network in zip(axes.T, networks):
-        for domain in dict.fromkeys(row["domain"] for row in known):
-            own = [row for row in known if (row["network"], row["domain"]) == (network, domain)]
-            gain_ax.plot(positions, _means_by_candidate(own, candidates, "gain"), marker="o", markersize=3)
-            entropy = _means_by_candidate(own, candidates, "entropy change")
-            entropy_ax.plot(positions, entropy, marker="o", markersize=3, label=domain)
-        gain_ax.set(title=network)
-        for ax in (gain_ax, entropy_ax):
-            ax.axhline(0, color="0.7", linewidth=0.7)
-        entropy_ax.set_xticks(positions, [n + 1 for n in positions])
-    axes[0, 0].set(ylabel="gain in Dice")
-    axes[1, 0].set(ylabel="change of log entropy")
-    axes[1, -1].legend(fontsize=7)
-    figure.supxlabel("strength")
-    _save(figure, out / "entropy.png")
-    numbered = "; ".join(f"{n} {candidate}" for n, candidate in enumerate(candidates, 1))
-    caption = ("Each strength on the targets' validation volumes: what it gains by their labels, and how much less the "
-               "segmenter hesitates (below 0: more confident). Where the two do not mirror each other, confidence is "
-               f"fooled. {numbered}.")
-    return "entropy.png", caption
-
-
-def _means_by_candidate(rows, candidates, name):
-    of = lambda candidate: [float(row[name]) for row in rows if row["candidate"] == candidate]
-    return [np.mean(of(candidate) or [np.nan]) for candidate in candidates]
 
 
 def _doses(rows):

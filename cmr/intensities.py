@@ -1,8 +1,9 @@
-"""The source's intensities, and how a volume is matched to them.  All images in [-1, 1].
+"""The source's intensities, and ways to match an image to them without a diffusion model.  All images in [-1, 1].
 
-What else differs between scanners is not matched.
+The sampler may match mean and standard deviation before it projects; histogram matching and Fourier domain adaptation
+(FDA) are competitors of the projection.
 
-Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`.
+Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`.
 """
 import numpy as np
 
@@ -25,3 +26,18 @@ def match_quantiles(image, quantiles):
     """Histogram matching of a volume: each voxel's rank goes to that quantile of the source, (257,) at QUANTILES."""
     own = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9   # clipped voxels tie; keep the axis increasing
     return np.interp(np.interp(image, own, QUANTILES), QUANTILES, quantiles).astype(np.float32)
+
+
+def fda(image, style, beta=0.03):
+    """Fourier domain adaptation (Yang & Soatto 2020) of a slice: low-frequency amplitude of `style`, phase of `image`.
+
+    image, style : (H, W).  beta : half-width of the swapped square window, as a share of the smaller edge.
+    """
+    own, other = np.fft.fftshift(np.fft.fft2(image)), np.fft.fftshift(np.fft.fft2(style))
+    h, w = image.shape
+    half = max(1, int(beta * min(h, w)))
+    window = np.s_[h // 2 - half:h // 2 + half + 1, w // 2 - half:w // 2 + half + 1]
+    amplitude = np.abs(own)
+    amplitude[window] = np.abs(other)[window]
+    swapped = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own))))
+    return np.clip(swapped.real, -1, 1).astype(np.float32)

@@ -1,7 +1,7 @@
 """One reference at rising strength: `python -m cmr.ladder --data DATA --diffusion final.pt --case CASE`.
 
-Each column is a start time t0, each row a way to keep the reference's edges: none (unguided), or the guided filter with
-windows of 30 and 8 mm.  For the eye; nothing is measured or chosen by it.
+Each column is a start time t0, each row a way to keep the reference: not at all (SDEdit), the low-pass guidance of the
+paper's sampler with D = 2 and 4, and the guided filter.  For the eye; nothing is measured or chosen by it.
 
 Public: `main`.
 """
@@ -22,7 +22,9 @@ from cmr.svg import labelled_sheet
 from cmr.workers import pick_device
 from cmr.working import prepare
 
-TIMES, GUIDES_MM, CALLS = (100, 300, 500, 900), (0, 30, 8), 10
+TIMES, CALLS = (100, 300, 500, 900), 25
+KEPT = {"unguided": {}, "low-pass by 2": {"low_pass": 2}, "low-pass by 4": {"low_pass": 4},
+        "guided filter, 30 mm": {"guide_mm": 30}}
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ def main(argv=None):
     working, = prepare([records[c.case]], Grid(c.spacing_mm, c.size), c.work)
     reference = np.asarray(working.image)
     middle = len(reference) // 2
-    rows, names = [], [f"windows of {guide} mm" if guide else "unguided" for guide in GUIDES_MM]
-    for guide_mm in GUIDES_MM:
+    rows = []
+    for kept in KEPT.values():
         panels = [with_contours(reference[middle])]
         for t0 in TIMES:
-            strength = Strength(t0=t0, match="mean_std", steps=CALLS, guide_mm=guide_mm)
+            strength = Strength(t0=t0, steps=CALLS, **kept)
             image, _ = translate(model, reference, c.spacing_mm, strength, c.seed, working.record.subject, 0)
             panels.append(with_contours(image[middle]))
         rows.append(panels)
-    write_text(c.out, labelled_sheet(rows, ["reference", *(f"t0 = {t0}" for t0 in TIMES)], names))
+    write_text(c.out, labelled_sheet(rows, ["reference", *(f"t0 = {t0}" for t0 in TIMES)], list(KEPT)))
     print(f"{c.out}: slice {middle + 1} of {len(reference)} of {c.case}")
 
 

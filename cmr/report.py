@@ -4,7 +4,6 @@ Public: `write_report`.
 """
 import math
 import shutil
-from string import ascii_uppercase
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_forest, draw_plots
 from cmr.files import read_csv, write_csv, write_text
 from cmr.memorisation import COPIED
-from cmr.strength import NONE
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import sentences
 
@@ -33,11 +31,6 @@ SUMMARY = ("The mean over the targets' means. A spurious or missed end slice mov
            "{ceiling}; no share where the gap is below 0.01 Dice, 0.5 mm HD95 or 0.2 mm ASSD.")
 CEILINGS = {True: "the upper bound, the same network trained on each target's own training studies",
             False: "the same network's baseline on the source's own test studies, which a harder target may not allow"}
-CHOICE = ("DA fixed translates every domain alike. DA translates each domain as `cmr.choose` picked on its "
-          "validation volumes without their labels; `none` leaves them as they are, and is picked wherever the "
-          "domain or the source has fewer validation patients than a mean can be trusted of (`cmr.choose` says so). "
-          "Hindsight is the mean gain in Dice on those volumes, by their labels, which nothing was chosen by; "
-          "regret is the distance to the best candidate, in HD95 to the best in HD95.")
 TESTS = ("Negative: better than the baseline. The primary family is {HD95, ASSD} x networks x {DA, DG} x targets, "
          "Holm-corrected; the patients of all targets pooled are a family of their own. Welch's test is the paper's; "
          "the same patients are scored twice, so the paired signed-rank test is the one to read. An infinite distance "
@@ -58,17 +51,15 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     """
     tests = all_tests(rows)
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
-    predicted = read_csv(run / "choice" / "predicted.csv", ("candidate", "chosen", "at_risk", "hindsight_hd95_mm"))
     summary = [*_summary(rows, source, [POOLED], [arm.name for arm in ARMS]), "", *_control_lines(rows)]
     tables = {domain: _domain_table(rows, domain) for domain in domains_of(rows)}
     verdict = sentences(rows, tests, source)
     text = [*_head(rows, source, settings, verdict),
             *_summaries(rows, source, summary),
             *_domain_sections(rows, source, tables),
-            "## How strongly each domain was translated", "", CHOICE, "", *_choice_table(predicted), "",
             "## Tests against the baseline", "", TESTS, "", *_shown(draw_forest(out, tests)), *_test_table(tests), "",
             "## What each row has seen of the target", "", *_ledger(rows), "",
-            *_figures(out, rows, examples, run, predicted),
+            *_figures(out, rows, examples),
             *_synthetic_set(out, run),
             "## Does it look like the source?", "", LIKENESS, "", *_likeness_table(run), "",
             *_memorisation(out, run),
@@ -166,7 +157,7 @@ def _structure_table(rows, domain):
     structures = list(dict.fromkeys(row["structure"] for row in rows))
     lines = []
     for network, arm in compared_in(rows):
-        if arm.name not in (BASELINE, "DA", "DA fixed", "DG", "real + DG"):
+        if arm.name not in (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG"):
             continue
         of_row = [r for r in rows if (r["domain"], r["network"], r["arm"]) == (domain, network, arm.name)]
         cells = []
@@ -186,36 +177,6 @@ def _mean_sd(rows, metric):
     digits = 3 if metric == "dice" else 1
     sd = np.std(values, ddof=1) if len(values) > 1 else 0
     return f"{np.mean(values):.{digits}f} ± {sd:.{digits}f}"
-
-
-def _choice_table(predicted):
-    """What cmr.choose predicted and, with the validation labels it did not use, how its choice ranks in hindsight."""
-    names = [name for name in dict.fromkeys(row["candidate"] for row in predicted) if name != NONE]
-    letter = {NONE: NONE, **dict(zip(names, ascii_uppercase))}
-    lines = []
-    for domain, network in dict.fromkeys((row["domain"], row["network"]) for row in predicted):
-        own = [row for row in predicted if (row["domain"], row["network"]) == (domain, network)]
-        chosen = next(row for row in own if row["chosen"] == "1")
-        number = lambda name, sign="": f"{float(chosen[name]):{sign}.3f}"
-        expected = number("predicted", "+"), number("error"), number("at_risk")
-        lines.append([domain, network, letter[chosen["candidate"]], *expected, *_in_hindsight(own, chosen, letter)])
-    table = markdown_table(["domain", "network", "chosen", "predicted gain, Dice", "error of the prediction",
-                            "most lost on a stand-in", "gain in hindsight", "best in hindsight", "rank",
-                            "regret, Dice", "regret, HD95 mm"], lines)
-    return [*table, "", *(f"- {letter[name]}: `{name}`" for name in names)]
-
-
-def _in_hindsight(candidates, chosen, letter):
-    """Cells: gain, best candidate, rank, regret in Dice and in HD95; `-` where validation labels are missing."""
-    if not all(row["hindsight"] for row in candidates):
-        return ["-"] * 5
-    gain = lambda row, name="hindsight": float(row[name])
-    order = sorted(candidates, key=gain, reverse=True)
-    best = order[0]
-    regret = lambda name: max(gain(row, name) for row in candidates) - gain(chosen, name)
-    rank = f"{order.index(chosen) + 1} of {len(order)}"
-    return [f"{gain(chosen):+.3f}", f"{letter[best['candidate']]} ({gain(best):+.3f})", rank,
-            f"{regret('hindsight'):.3f}", f"{regret('hindsight_hd95_mm'):.1f}"]
 
 
 def _test_table(tests):
@@ -249,10 +210,9 @@ def _ledger(rows):
                   [[arm.name, arm.source, arm.source, arm.access, arm.target_masks] for arm in arms])
 
 
-def _figures(out, rows, examples, run, predicted):
+def _figures(out, rows, examples):
     """Plots, if they can be drawn, and the example slices of each domain."""
-    signs = read_csv(run / "choice" / "signs.csv", ("use", "gain", "entropy change"))
-    plots = draw_plots(out, rows, predicted, signs)
+    plots = draw_plots(out, rows)
     text = ["## Figures", ""]
     if plots is None:
         text += [LEFT_OUT, ""]

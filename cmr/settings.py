@@ -76,7 +76,7 @@ FULL_GRID = dict(size=128, spacing_mm=1.5)
 GRIDS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
-PLACES = {"data", "out", "work", "synthetic", "choice", "device", "workers", "log_every", "save_minutes",
+PLACES = {"data", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
           "sample_every", "sheet", "sheet_steps"}
 
 

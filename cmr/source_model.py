@@ -39,6 +39,8 @@ class SourceModel:
         settings = saved["config"]
         net = build_denoiser(settings)
         checkpoint.fill(net, saved["net"], path)
+        # Only the image is differentiated through the network (`cmr.guidance`), never the weights.
+        net.requires_grad_(False)
         return cls(net=net.to(device, memory_format=torch.channels_last).eval(),
                    schedule=Schedule.make(settings["schedule"], settings["T"]),
                    parameterisation=settings["parameterisation"],

@@ -6,7 +6,6 @@ its reference, seed, strength, checkpoint hash and audit figures.  A pair that n
 
 Public: `Config`, `PRESETS`, `synthesize`.
 """
-import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,16 +16,16 @@ from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
-from cmr.metrics import mean_dice
 from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
+from cmr.look import random_shift
+from cmr.metrics import mean_dice
 from cmr.records import Domain
-from cmr.rescan import random_shift
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, Strength, parse_members, parse_strength, read_choice
+from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, parse_strength
 from cmr.studies import find, in_role, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
@@ -41,29 +40,30 @@ class Config(DataConfig):
     target: str    = opt("", "target domains (da)")
     diffusion: str = opt("", "final.pt of train_diffusion.py", given("a final.pt"))
     segmenter: str = opt("", "final.pt of train_unet.py on real source data, for the audit", given("a final.pt"))
-    shift: str     = opt("", "how far the look of a reference is changed at random before it is projected, 1: about as "
-                             "far as another vendor; several, separated by ';', are taken in turn by the samples; "
-                             "empty: the arm's default")
-    strength: str  = opt("", "what is kept of the reference, none: all, nothing is projected; several, separated by "
-                             "';', are taken in turn by the samples; empty: the arm's default; da: also the members of "
-                             "a test input, separated by '+'")
-    choice: str    = opt("", "choice.json of cmr.choose (da): each domain is translated as chosen there, beside "
-                             "--strength")
-    samples: int   = opt(0, "synthetic images per reference; 0: 2 for dg, 1 for da", at_least(0))
+    shift: str     = opt("0", "how far the look of a reference is changed at random before it is projected, 1: about "
+                              "as far as another vendor; several, separated by ';', are taken in turn by the samples")
+    strength: str  = opt(DEFAULT_STRENGTH["dg"], "what is kept of the reference, none: all, nothing is projected; "
+                                                 "several, separated by ';': dg: are taken in turn by the samples, da: "
+                                                 "every image is made with each")
+    samples: int   = opt(1, "synthetic images per reference", at_least(1))
     out: str       = opt("runs/synthetic", "folder of the dataset")
 
 
 # DG: one sample near the source, one of a changed look; changed further, it harms an nnU-Net, which augments by itself.
-DEFAULT_SHIFT = {"dg": "0;0.5", "da": "0"}
-DEFAULT_SAMPLES = {"dg": 2, "da": 1}
-PRESETS = {"tiny": dict(samples=1), "demo": {}, "lab": FULL_GRID,
-           "paper": dict(**FULL_GRID, samples=4)}
+_DG = dict(samples=2, shift="0;0.5")
+PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]),
+                    "da": dict(strength=f"{PROJECTED['tiny']};{GUIDED}")},
+           "demo": {"dg": _DG, "da": dict(strength=f"{PROJECTED['demo']};{GUIDED}")},
+           "lab": {"dg": dict(FULL_GRID, **_DG),
+                   "da": dict(FULL_GRID, strength=f"{PROJECTED['lab']};{GUIDED}")},
+           "paper": {"dg": dict(FULL_GRID, shift="0;0.5", samples=4, strength=PROJECTED["paper"]),
+                     "da": dict(FULL_GRID, strength=f"{PROJECTED['paper']};{GUIDED}")}}
 SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
               "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 
 
 def main(argv=None):
-    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0], by="arm"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Synthesis:
     """What makes images and what they are judged by; one image at a time, made unless an earlier run has made it."""
 
     def __init__(self, c):
-        shifts, fixed = _checked(c)
+        shifts, strengths = _checked(c)
         self.c, self.device = c, pick_device(c.device)
         grid, source = Grid(c.spacing_mm, c.size), Domain.parse(c.source)
         self.sd_dm = SourceModel.load(c.diffusion, self.device)
@@ -109,13 +109,13 @@ class Synthesis:
         frames = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
         trained_on = prepare(in_role(frames, source, "Training"), grid, c.work)
         require_trained_on(c.diffusion, self.sd_dm.data_hash, trained_on)
-        chosen, strengths = (_of_dg if c.arm == "dg" else _of_da)(c, records, source, fixed)
-        _require_fitting(c, chosen, strengths, self.sd_dm, self.segmenter)
+        domain_of = _training_references(records, source) if c.arm == "dg" else _test_volumes(c, records, source)
+        _require_fitting(c, domain_of, strengths, self.sd_dm, self.segmenter)
 
         self.out = writable_folder(c.out, c.data)
         _keep_settings(c, self.out, self.sd_dm, shifts, strengths)
-        self.workings = own if c.arm == "dg" else prepare(list(chosen), grid, c.work)
-        self.jobs = _jobs(self.workings, chosen, strengths, shifts, _n_samples(c))
+        self.workings = own if c.arm == "dg" else prepare(list(domain_of), grid, c.work)
+        self.jobs = _jobs(c, self.workings, domain_of, strengths, shifts)
         self.classifiers = _classifiers(c, source, records, grid, own)
 
     def volume(self, index):
@@ -131,68 +131,49 @@ class Synthesis:
 
 
 def _checked(c):
-    """(shifts, fixed strengths or NONE) of the settings; raises UsageError for what does not fit the arm."""
+    """(shifts, strengths) of the settings; raises UsageError for what does not fit the arm."""
     if c.arm == "da" and not c.target:
         raise UsageError("--arm da: give the target domains with --target, e.g. Vendor=B,C,D")
     try:
-        shifts = [float(text) for text in (c.shift or DEFAULT_SHIFT[c.arm]).split(";")]
+        shifts = [float(text) for text in c.shift.split(";")]
     except ValueError as error:
         raise UsageError(f"--shift {c.shift!r}: use numbers, separated by ';'") from error
     if not all(0 <= shift <= 5 for shift in shifts):
         raise UsageError(f"--shift {c.shift!r}: use 0 to 5; 1 is about as far as another vendor")
-    texts = (c.strength or DEFAULT_STRENGTH[c.arm]).split(";")
-    if c.arm == "dg":
-        return shifts, [parse_strength(text) for text in texts]
-    return shifts, _translated(texts)
+    return shifts, [parse_strength(text) for text in c.strength.split(";")]
 
 
-def _translated(texts):
-    """The strengths that are members of test inputs, each once; what is left as it is needs no image."""
-    members = itertools.chain(*map(parse_members, texts))
-    return list(dict.fromkeys(member for member in members if member != NONE))
+def _training_references(records, source):
+    """{reference: its domain} of DG: the source's labelled training volumes."""
+    return dict.fromkeys(in_role(records, source, "Training", labelled_only=True), source)
 
 
-def _n_samples(c):
-    return c.samples or DEFAULT_SAMPLES[c.arm]
+def _test_volumes(c, records, source):
+    """{volume: its domain} of DA: the test volumes of the source and of every target."""
+    domain_of = {}
+    for domain in (source, *Domain.parse(c.target).each()):
+        domain_of.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
+    return domain_of
 
 
-def _of_dg(c, records, source, fixed):
-    """({reference: its domain}, {domain: strength of each image of a reference}): the samples take them in turn."""
-    chosen = in_role(records, source, "Training", labelled_only=True)
-    return dict.fromkeys(chosen, source), {source: [fixed[n % len(fixed)] for n in range(_n_samples(c))]}
-
-
-def _of_da(c, records, source, fixed):
-    """The same for DA: every strength of the domain, fixed and chosen, with all samples."""
-    domains = (source, *Domain.parse(c.target).each())
-    choice = read_choice(c.choice, domains) if c.choice else {str(domain): {} for domain in domains}
-    chosen, strengths = {}, {}
-    for domain in domains:
-        chosen.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
-        own = dict.fromkeys([*fixed, *_translated(sorted({*choice[str(domain)].values()}))])
-        strengths[domain] = [strength for strength in own for _ in range(_n_samples(c))]
-    return chosen, strengths
-
-
-def _require_fitting(c, chosen, strengths, sd_dm, segmenter):
-    """Raise UsageError for a strength beyond the model's times, or a test subject that a model was trained on."""
-    for strength in _all(strengths):
-        if strength != NONE and strength.t0 > sd_dm.schedule.T:
+def _require_fitting(c, domain_of, strengths, sd_dm, segmenter):
+    """Raise UsageError for a strength that the model or grid does not have, or a test subject it was trained on."""
+    for strength in strengths:
+        if strength == NONE:
+            continue
+        if strength.t0 > sd_dm.schedule.T:
             raise UsageError(f"strength {strength}: t0 exceeds the model's T = {sd_dm.schedule.T}")
+        if strength.low_pass and c.size % strength.low_pass:
+            raise UsageError(f"strength {strength}: low_pass does not divide the {c.size} pixels of the grid")
     if c.arm == "da":
-        require_unseen(chosen, segmenter.subjects, c.segmenter)
-        require_unseen(chosen, sd_dm.subjects, c.diffusion)
-
-
-def _all(strengths):
-    """Every strength once, whatever the domain."""
-    return {strength for some in strengths.values() for strength in some}
+        require_unseen(domain_of, segmenter.subjects, c.segmenter)
+        require_unseen(domain_of, sd_dm.subjects, c.diffusion)
 
 
 def _keep_settings(c, out, sd_dm, shifts, strengths):
     """Write config.json, defaults resolved; raise CheckpointError where a set of other settings has been begun."""
     own = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
-    resolved = {"samples": _n_samples(c), "shifts": shifts, "strengths": sorted(map(str, _all(strengths)))}
+    resolved = {"shifts": shifts, "strengths": list(map(str, strengths))}
     settings = {**own, **resolved, "sd_dm": sd_dm.hash}
     path = out / "config.json"
     if path.exists():
@@ -201,14 +182,17 @@ def _keep_settings(c, out, sd_dm, shifts, strengths):
         write_json(path, settings)
 
 
-def _jobs(workings, domain_of, strengths, shifts, samples):
-    """Every image of every reference; the samples take the shifts in turn."""
+def _jobs(c, workings, domain_of, strengths, shifts):
+    """Every image of every reference.  DG's samples take the strengths in turn; DA makes each with every strength."""
+    if c.arm == "dg":
+        made = [(n, strengths[n % len(strengths)]) for n in range(c.samples)]
+    else:
+        made = [(n, strength) for strength in strengths for n in range(c.samples)]
     jobs = []
     for w in workings:
-        domain = domain_of[w.record]
-        for n, strength in enumerate(strengths[domain]):
-            sample = n % samples
-            jobs.append(Job(w, domain, shifts[sample % len(shifts)], strength, sample, f"{w.record.case}_s{n}"))
+        for number, (sample, strength) in enumerate(made):
+            shift = shifts[sample % len(shifts)]
+            jobs.append(Job(w, domain_of[w.record], shift, strength, sample, f"{w.record.case}_s{number}"))
     return jobs
 
 

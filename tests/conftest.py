@@ -2,19 +2,15 @@
 
 One thread: the arrays of the tests are small, and results must not depend on how many tests run at a time.
 """
-import shutil
-
 import pytest
 import torch
 
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import choose, synthesize
-from cmr.files import write_json
+from cmr import synthesize
 from cmr.phantom import Config, write_dataset
-from cmr.strength import DEFAULT_STRENGTH
-from helpers import CANDIDATES, NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
+from helpers import NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
 
 torch.set_num_threads(1)
 
@@ -40,15 +36,7 @@ def run(phantom, tmp_path_factory):
     for name, strength in (("dg", "t0=30,steps=2"), ("shifted", "none")):
         made = ["--arm", "dg", "--strength", strength, "--shift", "0.5", "--out", root / name]
         synthesize.main(synthesis(phantom, root, *made))
-    choose.main([*on(phantom, root), *targets, "--candidates", ";".join(CANDIDATES), "--run", str(root),
-                 "--out", str(root / "choice")])
-    shutil.copyfile(root / "choice" / "choice.json", root / "chosen_by_itself.json")
-    choice = {domain: dict.fromkeys(NETWORKS, "none") for domain in ("Vendor=A", "Vendor=B", "Vendor=D")}
-    choice["Vendor=B"]["vanilla"] = "t0=30,steps=2"               # networks of 8 steps: force one translation
-    choice["Vendor=D"]["vanilla"] = "none+t0=30,steps=2"          # ... and one test input of two images
-    write_json(root / "choice" / "choice.json", choice)
-    synthesize.main(synthesis(phantom, root, "--strength", DEFAULT_STRENGTH["da"], "--arm", "da", *targets,
-                              "--choice", root / "choice" / "choice.json", "--out", root / "da"))
+    synthesize.main(synthesis(phantom, root, "--arm", "da", *targets, "--out", root / "da"))
     for network in NETWORKS:
         for kind, (folder, *flags) in SYNTHETIC.items():
             if f"{network}-{kind}" in SEGMENTERS:

@@ -77,12 +77,8 @@ class Place:
     def synthesize(self, arm, *more, out=None):
         models = ["--diffusion", self.run / "diffusion" / "final.pt",
                   "--segmenter", self.run / "segmenter-vanilla-real" / "final.pt"]
-        given = ["--target", TARGET, "--choice", self.run / "choice" / "choice.json"] if arm == "da" else []
+        given = ["--target", TARGET] if arm == "da" else []
         return ["-m", "cmr.synthesize", *self.on, "--arm", arm, *models, *given, "--out", out or self.out, *more]
-
-    def choose(self, *more):
-        return ["-m", "cmr.choose", *self.on, "--target", TARGET, "--run", self.run, "--networks", "vanilla,nnunet2d",
-                "--out", self.out, *more]
 
     def evaluate(self, *more):
         names = [f"{network}-{kind}" for network in ("vanilla", "nnunet2d") for kind in ("real", "synthetic")]
@@ -266,12 +262,6 @@ def _(p):
     return p.evaluate()
 
 
-@fault("data edited since", "a training image, before the choice", 4, "trained on other data")
-def _(p):
-    rewrite(p.image(), lambda a: a // 2)
-    return p.choose()
-
-
 @fault("data edited since", "a reference, DG half made", 4, "changed, added or lost since")
 def _(p):
     (p.run / "dg" / "manifest.csv").unlink()
@@ -296,8 +286,6 @@ def _(p):
 
 fault("parts of another experiment", "evaluate on another grid", 4, "spacing_mm: 2.5 there, 2.0 now")(
     lambda p: p.evaluate("--spacing-mm", 2.0))
-fault("parts of another experiment", "choose on another grid", 4, "spacing_mm: 2.5 there, 2.0 now")(
-    lambda p: p.choose("--spacing-mm", 2.0))
 fault("parts of another experiment", "synthesize on another grid", 4, "size: 64 there, 32 now")(
     lambda p: p.synthesize("dg", "--size", 32))
 fault("parts of another experiment", "a segmenter for a diffusion model", 4, "not a finished diffusion model")(
@@ -491,14 +479,6 @@ def with_text(path, text):
     path.write_text(text)
 
 
-for _name, _text in (("empty", ""), ("cut off", '{"Vendor=A": {"van'), ("a list", "[1]"), ("without a domain", "{}"),
-                     ("with a strength that is none", '{"Vendor=A": 3}')):
-    def _choice(p, text=_text):
-        with_text(p.run / "choice" / "choice.json", text)
-        return p.evaluate()
-    fault("damaged files", f"choice.json {_name}", 4, "run cmr.choose again")(_choice)
-
-
 @fault("damaged files", "plan.json cut off", 2, "plan.json")
 def _(p):
     plan = p.folder / "plan.json"
@@ -596,8 +576,7 @@ FLAGS = {"diffusion": ("--steps 0", "--lr 0", "--lr nan", "--ema 2", "--spacing-
                        "--dropout 2", "--patch 0", "--device tpu"),
          "train": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--dose -1", "--memory-gb 0",
                    "--train-on reel", "--network resnet", "--batch 0"),
-         "choose": ("--candidates ''", "--shifts -1", "--candidates t0=0", "--candidates t0=5,steps=9"),
-         "evaluate": ("--processes -1", "--fixed t0=x")}
+         "evaluate": ("--processes -1", "--projected t0=x")}
 for _stage, _flags in FLAGS.items():
     for _flag in _flags:
         def _given(p, stage=_stage, flag=_flag):
@@ -699,9 +678,9 @@ def _(p):
 def interrupted(number, stage):
     def act(p):
         commands = {"diffusion": p.diffusion("--steps", 5000), "train": p.train("--steps", 50000),
-                    "synthesize": p.synthesize("dg", "--samples", 50), "choose": p.choose("--shifts", 50),
+                    "synthesize": p.synthesize("dg", "--samples", 50),
                     "evaluate": p.evaluate("--processes", 1), "phantom": ["-m", "cmr.phantom", "--out", p.out]}
-        there = {"diffusion": "log.csv", "train": "log.csv", "synthesize": "items", "choose": ".lock",
+        there = {"diffusion": "log.csv", "train": "log.csv", "synthesize": "items",
                  "evaluate": "predictions", "phantom": "OpenDataset"}[stage]
         child = started(commands[stage])
         wait_for((p.out / there).exists)
@@ -714,7 +693,7 @@ def interrupted(number, stage):
     return act
 
 
-for _stage in ("diffusion", "train", "synthesize", "choose", "evaluate", "phantom"):
+for _stage in ("diffusion", "train", "synthesize", "evaluate", "phantom"):
     for _signal in (signal.SIGINT, signal.SIGTERM):
         fault("hangs", f"{_signal.name} in {_stage}", 130, "interrupted")(interrupted(_signal, _stage))
 

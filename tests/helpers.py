@@ -12,10 +12,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from cmr import choose
 from cmr.experiment import ARMS
 from cmr.nifti import read_nifti
-from cmr.strength import WIDE
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +60,6 @@ SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "sh
 SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic")),
               *(f"vanilla-{kind}" for kind in ("both", "augmented", "shifted", "shuffled", "dose1", "dose2", "Vendor-B",
                                                "Vendor-D")))
-CANDIDATES = ("t0=100,match=mean_std,steps=4", WIDE, *choose.CANDIDATES)
 # Rows of the table: all of the vanilla U-Net, the primary ones of both nnU-Nets.
 _ALL = [arm for arm in ARMS if arm.trained_on not in ("dose4", "dose8")]
 _PRIMARY = [arm for arm in ARMS if not arm.secondary and arm.trained_on in ("real", "synthetic")]

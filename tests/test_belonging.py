@@ -23,8 +23,6 @@ def evaluation(data, run, tmp_path, *more):
 def test_another_grid(run, phantom, tmp_path):
     words = "does not belong here (spacing_mm: 2.5 there, 2.0 now)"
     refused("evaluate.py", evaluation(phantom, run, tmp_path, "--spacing-mm", "2.0"), "diffusion/final.pt " + words)
-    choice = [*on(phantom, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "choice"]
-    refused("-m cmr.choose", [*choice, "--spacing-mm", "2.0"], words)
     smaller = [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--size", "32"]
     refused("-m cmr.synthesize", smaller, "(size: 64 there, 32 now)")
 
@@ -33,7 +31,7 @@ def test_another_source(run, phantom, tmp_path):
     other = run / "segmenter-vanilla-Vendor-B" / "final.pt"
     words = f"{other} does not belong here (source: 'vendor=b' there, 'vendor=a' now)"
     refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--segmenter", other], words)
-    for name in ("diffusion", "choice", "da", "dg", "segmenter-vanilla-real"):
+    for name in ("diffusion", "da", "dg", "segmenter-vanilla-real"):
         (tmp_path / name).symlink_to(run / name)
     (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
     words = "segmenter-vanilla-synthetic", "source: 'vendor=b' there"
@@ -55,8 +53,6 @@ def test_a_training_study_that_was_edited_after_training(run, phantom, tmp_path)
     data, image = small_copy(phantom, tmp_path)
     dim(image)
     refused("evaluate.py", evaluation(data, run, tmp_path), "segmenter-vanilla-real/final.pt: trained on other data")
-    choice = [*on(data, run), "--target", "Vendor=B", "--run", run, "--out", tmp_path / "c"]
-    refused("-m cmr.choose", choice, "trained on other data")
     refused("-m cmr.synthesize", synthesis(data, run, "--out", tmp_path / "dg"), "trained on other data")
 
 
@@ -106,7 +102,7 @@ def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phant
 
 @pytest.mark.parametrize("column", ["sd_dm", "reference_content", "strength"])
 def test_a_manifest_without_a_column(run, phantom, tmp_path, column):
-    for name in ("diffusion", "choice", "dg", "segmenter-vanilla-real", "segmenter-vanilla-synthetic"):
+    for name in ("diffusion", "dg", "segmenter-vanilla-real", "segmenter-vanilla-synthetic"):
         (tmp_path / name).symlink_to(run / name)
     shutil.copytree(run / "da", tmp_path / "da")
     table = tmp_path / "da" / "manifest.csv"

@@ -59,7 +59,7 @@ def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
     counts = {name: (int(n), unit) for name, n, unit, _ in rows}
     assert counts == {"diffusion": (60, "steps"), "vanilla-real": (60, "steps"), "vanilla-shifted": (60, "steps"),
                       "nnunet2d-real": (20, "steps"), "dg": (8, "images"), "shifted": (8, "images"),
-                      "choice": (2 * 2 + 1, "volumes"), "da": (8, "images"), "results": (8, "volumes")}
+                      "da": (16, "images"), "results": (8, "volumes")}
     assert all(0 < float(each) < 60 for *_, each in rows)
     assert (tmp_path / "out" / "estimate.md").read_text() in output
 

@@ -72,7 +72,7 @@ def test_a_fault_ends_the_process_with_its_code(tmp_path):
 
 def test_bad_arguments_and_folders(phantom, run, tmp_path):
     on_phantom = ["--preset", "tiny", "--data", phantom, "--work", tmp_path / "work", "--out", tmp_path / "out"]
-    check, rescan = ["-m", "cmr.check_dataset"], ["-m", "cmr.rescan", "--domain", "Vendor=B"]
+    check = ["-m", "cmr.check_dataset"]
     unet, nnunet = ["train_unet.py", *on_phantom], ["train_unet.py", *on_phantom, "--network", "nnunet2d"]
     evaluate = ["evaluate.py", *on_phantom, "--run", run, "--target", "Vendor=B,D"]
     plan_3d = run / "segmenter-nnunet3d-real" / "plan.json"
@@ -89,8 +89,6 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (2, "whole epochs", [*nnunet, "--steps", "7"]),
             (2, "a 3D plan", [*nnunet, "--plan", plan_3d]),
             (2, "--shift '0,1': use numbers", ["-m", "cmr.synthesize", *synthesis(phantom, run, "--shift", "0,1")]),
-            (2, "exists", [*rescan, "--data", phantom, "--out", run]),
-            (2, "one by one", [*rescan, "--data", f"{phantom},{phantom}", "--out", tmp_path / "copy"]),
             (2, "vanilla-real is missing", [*evaluate, "--segmenters", "vanilla-synthetic"]),
             (2, "vanilla-Vendor-B belongs to no row", [*evaluate, "--segmenters", "vanilla-real,vanilla-Vendor-B"]),
             (4, "no such checkpoint", [*evaluate, "--run", tmp_path])):

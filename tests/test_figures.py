@@ -10,21 +10,16 @@ ROWS = [{"domain": domain, "role": role, "subject": subject, "network": "vanilla
         for domain, role in (("Vendor=A", "source"), ("Vendor=B", "target"))
         for subject in "pq" for arm in ("baseline", "DA")]
 OF_DOSES = [{**row, "arm": name} for row in ROWS if row["arm"] == "baseline" for name in (DOSES[1], DOSES[2])]
-PREDICTED = [{"network": "vanilla", "domain": "Vendor=B", "candidate": c, "predicted": "0.01", "hindsight": "0.02"}
-             for c in ("none", "t0=100")]
-SIGNS = [{"use": use, "network": "vanilla", "domain": "Vendor=B", "candidate": "t0=100", "gain": gain,
-          "entropy change": "-0.1"}
-         for use, gain in (("target", "0.02"), ("target", ""), ("calibration", "0.1"))]
 
 
 def test_plots_are_left_out_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "Figure", None)
-    assert figures.draw_plots(tmp_path, ROWS, PREDICTED, SIGNS) is None and not list(tmp_path.iterdir())
+    assert figures.draw_plots(tmp_path, ROWS) is None and not list(tmp_path.iterdir())
 
 
 def test_every_plot_is_written_and_named(tmp_path):
     pytest.importorskip("matplotlib")
-    names = [name for name, _ in figures.draw_plots(tmp_path, ROWS + OF_DOSES, PREDICTED, SIGNS)]
-    assert names == ["paired.png", "strength.png", "entropy.png", "dose.png"]
+    names = [name for name, _ in figures.draw_plots(tmp_path, ROWS + OF_DOSES)]
+    assert names == ["paired.png", "dose.png"]
     assert all((tmp_path / name).stat().st_size > 1000 for name in names)
-    assert [name for name, _ in figures.draw_plots(tmp_path, ROWS, PREDICTED, SIGNS)] == names[:3]
+    assert [name for name, _ in figures.draw_plots(tmp_path, ROWS)] == names[:1]

@@ -39,17 +39,14 @@ REFUSED = {
                       "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",
                       "--network resnet"),
     "evaluate.py": ("--processes -1", "--run ''"),
-    "-m cmr.choose": ("--candidates ''", "--shifts -1", "--run ''"),
     "-m cmr.synthesize": ("--shift -1", "--shift a", "--arm dx", "--samples -2", "--diffusion ''"),
-    "-m cmr.phantom": ("--counts some", "--frames 1", "--severity -1", "--processes 0", "--seed -1"),
-    "-m cmr.rescan": ("--strength -1", "--strength nan", "--domain ''")}
+    "-m cmr.phantom": ("--counts some", "--frames 1", "--severity -1", "--processes 0", "--seed -1")}
 
 
 @pytest.mark.parametrize("name,flags", [(name, flags) for name, some in REFUSED.items() for flags in some])
 def test_values_that_cannot_be_meant_are_refused_before_any_data_is_read(name, flags, tmp_path):
     flag, value = shlex.split(flags)
-    shared = {"-m cmr.phantom": [], "-m cmr.rescan": ["--data", "nowhere", "--domain", "Vendor=B"],
-              "evaluate.py": [*ON, "--run", "nowhere"], "-m cmr.choose": [*ON, "--run", "nowhere"],
+    shared = {"-m cmr.phantom": [], "evaluate.py": [*ON, "--run", "nowhere"],
               "-m cmr.synthesize": [*ON, "--diffusion", "nowhere", "--segmenter", "nowhere"]}.get(name, ON)
     got, _, errors = script(*name.split(), *shared, "--out", tmp_path / "out", flag, value)
     assert got == 2 and one_line(errors) and flag in errors, errors

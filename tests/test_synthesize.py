@@ -10,9 +10,8 @@ import pytest
 from cmr import checkpoint, synthesize
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import Grid
-from cmr.rescan import random_shift
+from cmr.look import random_shift
 from cmr.seeds import rng
-from cmr.strength import DEFAULT_STRENGTH
 from cmr.studies import find
 from cmr.working import prepare
 from helpers import one_line, script, synthesis
@@ -97,25 +96,16 @@ def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
     assert got == 4 and one_line(errors) and "not a finished diffusion model" in errors
 
 
-def test_a_set_made_with_another_default_is_refused(run, phantom, tmp_path, monkeypatch):
-    """config.json keeps what a setting left empty stood for, so that a later version does not take the set for its own."""
+def test_a_set_made_with_another_preset_is_refused(run, phantom, tmp_path):
+    """config.json keeps what a preset stood for, so that a later version does not take the set for its own."""
     arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
-    synthesize.main(arguments)
-    monkeypatch.setitem(synthesize.DEFAULT_SHIFT, "dg", "0;1")
-    with pytest.raises(CheckpointError, match=r"shifts: \[0.0, 0.5\] there, \[0.0, 1.0\] now"):
+    synthesize.main([*arguments, "--shift", "0"])
+    with pytest.raises(CheckpointError, match="shift: '0' there, '0;0.5' now"):
         synthesize.main(arguments)
-    monkeypatch.undo()
-    monkeypatch.setitem(synthesize.DEFAULT_SAMPLES, "dg", 3)
-    with pytest.raises(CheckpointError, match="there, 3 now"):
-        synthesize.main([*arguments, "--samples", "0"])
 
 
-def test_a_set_may_be_moved_with_its_experiment(run, phantom, tmp_path):
-    """Where choice.json lies is a place, not a setting: what was chosen counts."""
-    shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("work", "results"))
-    moved = tmp_path / "moved"
-    (moved / "da" / "manifest.csv").unlink()
-    fixed = DEFAULT_STRENGTH["da"]
-    synthesize.main(synthesis(phantom, run, "--strength", fixed, "--arm", "da", "--target", "Vendor=B,D",
-                              "--choice", moved / "choice" / "choice.json", "--out", moved / "da"))
-    assert (moved / "da" / "manifest.csv").read_bytes() == (run / "da" / "manifest.csv").read_bytes()
+def test_a_low_pass_must_divide_the_grid(run, phantom, tmp_path):
+    arguments = synthesis(phantom, run, "--strength", "low_pass=3", "--out", tmp_path / "dg")
+    with pytest.raises(UsageError, match="low_pass does not divide the 64 pixels"):
+        synthesize.main(arguments)
+    assert not (tmp_path / "dg").exists()

@@ -17,9 +17,9 @@ DATA     ?=
 SOURCE   ?= Vendor=A
 TARGET   ?= Vendor=B$(if $(REHEARSE),,$(comma)C$(comma)D)
 NETWORKS ?= vanilla nnunet2d nnunet3d
-# What each network is trained on; `demo` and `lab` leave real + synthetic out, to stay within an hour on two cores
-# and a night on one GPU.
-TRAINED  ?= real synthetic$(if $(filter demo lab,$(PRESET)),, both)
+# What each network is trained on; `demo`, `small` and `lab` leave real + synthetic out, to stay within an hour or an
+# afternoon on two cores and a night on one GPU.
+TRAINED  ?= real synthetic$(if $(filter demo small lab,$(PRESET)),, both)
 # Controls of DG: real images with nnU-Net's intensity augmentation (an nnU-Net has it anyway); references whose look was
 # changed but that no diffusion model has seen.
 CONTROLS ?= vanilla-augmented vanilla-shifted$(if $(filter paper,$(PRESET)), nnunet2d-shifted nnunet3d-shifted)
@@ -45,7 +45,7 @@ THREADS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > $(SHAR
 
 is_number = $(shell [[ "$(1)" =~ ^[0-9]+$$ ]] && echo yes)
 $(foreach name,SEED SEEDS JOBS GPUS,$(if $(call is_number,$(strip $($(name)))),,$(error $(name)=$($(name)): use a whole number)))
-$(if $(filter $(PRESET),tiny demo lab paper),,$(error PRESET=$(PRESET): use tiny, demo, lab or paper))
+$(if $(filter $(PRESET),tiny demo small lab paper),,$(error PRESET=$(PRESET): use tiny, demo, small, lab or paper))
 $(foreach name,DATA RUNS SOURCE TARGET,$(if $(word 2,$($(name))),$(error $(name)=$($(name)): make takes no spaces in it)))
 
 # ---- Names that follow from them ---------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ AUDITOR  := $(call files,$(FIRST)-real)
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo "  PRESET=$(PRESET) (tiny, demo, lab, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
+	@echo "  PRESET=$(PRESET) (tiny, demo, small, lab, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
 	@echo "  GPUS=$(GPUS) (ranks that share the work of each stage)   JOBS=$(JOBS) (stages at a time)"
 	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""

@@ -61,6 +61,7 @@ PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
     "demo": {},
+    "small": dict(**FULL_GRID, attention_at="16", batch=8, steps=10_000, sample_every=2_500),
     "lab": dict(**FULL_SIZE, base=64, steps=40_000, lr=2e-4, ema=0.9995, sample_every=5_000),
     "paper": dict(**FULL_SIZE, base=96, steps=100_000, lr=1e-4, ema=0.9999, sample_every=10_000),
 }

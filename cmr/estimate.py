@@ -29,7 +29,7 @@ from cmr.metrics import measure
 from cmr.networks import NETWORKS, split_name
 from cmr.records import Domain
 from cmr.segmenter import Segmenter, labels_on_original
-from cmr.settings import FULL_GRID, DataConfig, above, at_least, one_of, opt, parse, without_places
+from cmr.settings import GRIDS, DataConfig, above, at_least, one_of, opt, parse, without_places
 from cmr.source_model import build_denoiser
 from cmr.studies import find, in_role, split_by_subject
 from cmr.watched import watch
@@ -42,7 +42,7 @@ SCRIPTS = Path(__file__).parent.parent
 @dataclass(frozen=True)
 class Config(DataConfig):
     experiment: str = opt("demo", "preset of the experiment that is estimated; that of --preset",
-                          one_of("tiny", "demo", "lab", "paper"))
+                          one_of("tiny", "demo", "small", "lab", "paper"))
     target: str     = opt("Vendor=B,C,D", "target domains")
     segmenters: str = opt("vanilla-real,vanilla-synthetic", "all that are trained, as network-trainingset")
     jobs: int       = opt(1, "stages at a time", at_least(1))
@@ -53,8 +53,7 @@ class Config(DataConfig):
     out: str        = opt("", "folder for estimate.md; empty: print only")
 
 
-PRESETS = {"tiny": dict(experiment="tiny"), "demo": {}, "lab": dict(**FULL_GRID, experiment="lab"),
-           "paper": dict(**FULL_GRID, experiment="paper")}
+PRESETS = {preset: dict(**grid, experiment=preset) for preset, grid in GRIDS.items()}
 
 
 @dataclass(frozen=True)

@@ -198,11 +198,13 @@ def _presets(short_steps, short_lr):
     short_steps, short_lr : length and learning rate of its AdamW.
     """
     full_size = dict(**FULL_GRID, bfloat16=True, workers=6, log_every=250, save_minutes=10)
+    short = dict(features=8, steps=short_steps, epoch_steps=120, validation_batches=4, optimizer="adamw", lr=short_lr,
+                 log_every=100)
     return {
         "tiny": dict(features=4, memory_gb=0.08, steps=20, epoch_steps=10, validation_batches=2, log_every=10,
                      save_minutes=0.1),
-        "demo": dict(features=8, memory_gb=0.08, steps=short_steps, epoch_steps=120, validation_batches=4,
-                     optimizer="adamw", lr=short_lr, log_every=100),
+        "demo": dict(**short, memory_gb=0.08),
+        "small": dict(**short, **FULL_GRID, memory_gb=0.25),
         "lab": dict(**full_size, steps=25_000),                   # 100 of the original's 1000 epochs
         "paper": full_size}
 

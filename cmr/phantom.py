@@ -58,7 +58,7 @@ class Config:
     validate: bool = opt(False, "print the phantom's statistics beside real ones instead of writing")
 
 
-PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "lab": dict(counts="lab", frames=12),
+PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "small": {}, "lab": dict(counts="lab", frames=12),
            "paper": dict(counts="mnms", frames=25, test_frames=25)}
 
 

@@ -71,9 +71,9 @@ class DataConfig:
     device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
 
 
-# The working grid of the presets `lab` and `paper`; the defaults above are that of `tiny` and `demo`.
+# The working grid of the presets `small`, `lab` and `paper`; the defaults above are that of `tiny` and `demo`.
 FULL_GRID = dict(size=128, spacing_mm=1.5)
-GRIDS = {"tiny": {}, "demo": {}, "lab": FULL_GRID, "paper": FULL_GRID}
+GRIDS = {"tiny": {}, "demo": {}, "small": FULL_GRID, "lab": FULL_GRID, "paper": FULL_GRID}
 
 # Settings that may change between a killed run and its continuation: they say where, not what.
 PLACES = {"data", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",

@@ -54,6 +54,8 @@ _DG = dict(samples=2, shift="0;0.5")
 PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]),
                     "da": dict(strength=f"{PROJECTED['tiny']};{GUIDED}")},
            "demo": {"dg": _DG, "da": dict(strength=f"{PROJECTED['demo']};{GUIDED}")},
+           "small": {"dg": dict(FULL_GRID, **_DG),
+                     "da": dict(FULL_GRID, strength=f"{PROJECTED['small']};{GUIDED}")},
            "lab": {"dg": dict(FULL_GRID, **_DG),
                    "da": dict(FULL_GRID, strength=f"{PROJECTED['lab']};{GUIDED}")},
            "paper": {"dg": dict(FULL_GRID, shift="0;0.5", samples=4, strength=PROJECTED["paper"]),

@@ -118,5 +118,6 @@ FULL_SIZE = dict(**FULL_GRID, levels=5, batch=32, lr=1e-3, bfloat16=True, worker
 VANILLA = Network(build, recipe, logits, presets={
     "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),
     "demo": dict(features=8, steps=2400, lr=2e-3),
+    "small": dict(**FULL_GRID, features=8, levels=5, steps=2400, lr=2e-3),
     "lab": dict(**FULL_SIZE, steps=20_000),
     "paper": dict(**FULL_SIZE, steps=40_000)})

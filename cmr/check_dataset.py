@@ -183,8 +183,8 @@ def _print(findings):
     print("structures: " + ", ".join(f"{k} in {n} volumes" for k, n in findings["structures"].items()))
     kept = [f"{s} {mean:.3f} (worst {worst:.3f})" for s, (mean, worst) in findings["working_grid_dice"].items()]
     if kept:
-        print("a mask sent through the working grid and back, Dice with itself (no network can do better there): "
-              + ", ".join(kept))
+        print("a mask sent through the working grid and back as labels, Dice with itself (a network's scores go back "
+              "unrounded and may do a little better): " + ", ".join(kept))
     missing = [s for s in STRUCTURES if s not in findings["structures"]]
     if missing and findings["structures"]:
         print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")

@@ -26,6 +26,7 @@ class Record:
     centre: str = ""
     pathology: str = ""
     metadata: dict = field(default_factory=dict, hash=False, compare=False)
+    limits: tuple = None                         # intensities that are -1 and 1; None: taken from the image
     label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
     flags: tuple = ()
 

@@ -16,9 +16,10 @@ from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
-from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
 from cmr.look import random_shift
 from cmr.metrics import mean_dice
+from cmr.nifti import as_integers, from_integers
+from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
 from cmr.records import Domain
 from cmr.sampler import translate
 from cmr.seeds import rng
@@ -233,6 +234,7 @@ def _make(synthesis, job):
     if job.strength != NONE:
         seed = c.seed, record.subject, job.sample
         image, redrawn = translate(synthesis.sd_dm, given, c.spacing_mm, job.strength, *seed)
+    given, image = (from_integers(as_integers(x)) for x in (given, image))           # audited as it will be read
     row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
            "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre, "pathology": record.pathology,
            "split": record.split, "reference": record.case, "reference_content": working.content[:16],

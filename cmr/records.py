@@ -48,6 +48,9 @@ class Domain:
         values = tuple(v.strip() for v in values.split(",") if v.strip())
         if not column.strip() or not values:
             raise UsageError(f"domain {text!r}: expected Column=Value or Column=Value,Value, e.g. Vendor=A")
+        twice = [value for value, n in Counter(map(str.lower, values)).items() if n > 1]
+        if twice:
+            raise UsageError(f"domain {text!r}: {twice[0]!r} stands there twice; name each value once")
         return cls(column.strip(), values)
 
     def __str__(self):

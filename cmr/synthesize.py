@@ -27,7 +27,7 @@ from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import find, in_role, require_unseen, split_by_subject
+from cmr.studies import find, in_role, require_apart, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, prepare, with_labels
@@ -151,8 +151,9 @@ def _training_references(records, source):
 
 def _test_volumes(c, records, source):
     """{volume: its domain} of DA: the test volumes of the source and of every target."""
-    domain_of = {}
-    for domain in (source, *Domain.parse(c.target).each()):
+    targets, domain_of = Domain.parse(c.target).each(), {}
+    require_apart(records, source, targets)
+    for domain in (source, *targets):
         domain_of.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
     return domain_of
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmr.errors import DataError, UsageError
+from cmr.files import encoded
 from cmr.layouts import LAYOUTS, Folder
 from cmr.records import SPLITS
 
@@ -122,7 +123,7 @@ def _held_out(records, source):
 
 
 def _digest(subject):
-    return hashlib.sha256(subject.encode()).hexdigest()
+    return hashlib.sha256(encoded(subject)).hexdigest()
 
 
 def in_role(records, domain, split, labelled_only=False):

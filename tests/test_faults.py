@@ -65,9 +65,11 @@ def test_bad_data_stops_the_check_and_the_training_in_one_line(phantom, tmp_path
     assert not list(tmp_path.rglob("final.pt")) and not list(tmp_path.rglob("*.tmp.*"))
 
 
-def test_a_fault_ends_the_process_with_its_code(tmp_path):
-    got, _, errors = process("-m", "cmr.check_dataset", tmp_path / "absent")
-    assert got == 3 and one_line(errors) and "no such folder" in errors
+def test_a_fault_ends_the_process_with_its_code_on_any_terminal(tmp_path):
+    """A folder with letters that neither the locale nor the terminal knows."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    got, printed, errors = process("-m", "cmr.check_dataset", tmp_path / "Müller", **ascii_alone)
+    assert got == 3 and one_line(errors) and "no such folder" in errors and "preset demo" in printed
 
 
 def test_bad_arguments_and_folders(phantom, run, tmp_path):

@@ -41,7 +41,7 @@ def test_another_source(run, phantom, tmp_path):
 
 
 def test_a_segmenter_or_set_of_another_diffusion_model(run, phantom, tmp_path):
-    for name in ("diffusion", "choice", "da", "segmenter-vanilla-real", "dg"):
+    for name in ("diffusion", "da", "segmenter-vanilla-real", "dg"):
         (tmp_path / name).symlink_to(run / name)
     synthetic, shifted = (checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")
                           for kind in ("synthetic", "shifted"))

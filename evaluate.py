@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.belonging import require_part, require_references, require_trained_on
+from cmr.belonging import require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS
-from cmr.errors import CheckpointError, DataError, run_script
+from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
 from cmr.figures import Example
 from cmr.files import writable_folder, write_csv
@@ -32,8 +32,8 @@ from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import find, in_role, left_out, require_unseen, split_by_subject
-from cmr.synthetic_set import find_set
+from cmr.studies import find, in_role, left_out, require_apart, require_unseen, split_by_subject
+from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
 
@@ -89,6 +89,7 @@ class Evaluation:
 
         everyone = find(c.data, c.use_unlabeled_masks)
         records = split_by_subject(everyone, self.source)
+        require_apart(records, self.source, self.domains[1:])
         self._require_parts(everyone, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.translated_of = self._translations(run / "da", grid)
@@ -108,12 +109,16 @@ class Evaluation:
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
         folder = Path(self.c.run)
         require_part(folder / "diffusion" / "final.pt", self.model.settings, self.c)
+        for name in ("dg", "da"):
+            require_made_by(folder / name, {row["sd_dm"] for row in read_manifest(folder / name, ("sd_dm",))},
+                            self.model.hash)
         own_domain = {domain.file_name: domain for domain in self.domains}           # of an upper bound
         training = {}                                             # source -> volumes, read once for all networks
         for (network, trained_on), segmenter in self.segmenters.items():
             path = folder / f"segmenter-{network}-{trained_on}" / "final.pt"
             own = own_domain.get(trained_on, self.source)
             require_part(path, segmenter.settings, self.c, str(own))
+            require_made_by(path, segmenter.made_by, self.model.hash)
             if segmenter.settings["train_on"] == "real":
                 if own not in training:
                     records = in_role(split_by_subject(everyone, own), own, "Training", labelled_only=True)
@@ -123,13 +128,9 @@ class Evaluation:
     def _translations(self, folder, grid):
         """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""
         images, self.manifest = {}, []
-        columns = ("reference", "reference_content", "strength", "sd_dm")
-        for sample in prepare(find_set(folder, columns), grid, self.c.work):
+        for sample in prepare(find_set(folder), grid, self.c.work):
             row = sample.record.metadata
             self.manifest.append(row)
-            if row["sd_dm"] != self.model.hash:
-                raise CheckpointError(f"{folder}: translated by another diffusion model ({row['sd_dm']}); "
-                                      "delete it and run cmr.synthesize again")
             key = row["reference"], Strength.parse(row["strength"])
             images.setdefault(key, []).append(np.asarray(sample.image))
         return images

@@ -35,7 +35,7 @@ class Config(DataConfig):
     base: int             = opt(24, "channels of the first level", at_least(1))
     multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", integers(1))
     blocks: int           = opt(1, "residual blocks per level", at_least(1))
-    attention_at: str     = opt("8", "feature-map edges with self-attention", integers(1))
+    attention_at: str     = opt("8", "feature-map edges with self-attention, in pixels; empty: none but the coarsest,\n                                      which always has it", integers(1, may_be_empty=True))
     head: int             = opt(24, "channels per attention head", at_least(1))
     groups: int           = opt(8, "groups of the group normalisation", at_least(1))
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets", within(0, 0.9))
@@ -58,7 +58,7 @@ class Config(DataConfig):
 FULL_SIZE = dict(**FULL_GRID, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32,
                  patch=1, batch=32, warmup=1000, bfloat16=True, log_every=200, save_minutes=10)
 PRESETS = {
-    "tiny": dict(steps=60, base=16, multipliers="1,2", batch=8, head=16, warmup=10, log_every=20,
+    "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", batch=8, head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
     "demo": {},
     "small": dict(**FULL_GRID, attention_at="16", batch=8, steps=10_000, sample_every=2_500),
@@ -128,14 +128,16 @@ def main(argv=None):
 
 
 def require_consistent(c):
-    """Raise UsageError for settings that do not make a denoiser together."""
+    """Raise UsageError for settings that do not make a denoiser together, or no sheet of samples."""
     try:
         denoiser = build_denoiser(asdict(c))
     except ValueError as error:                                   # sizes that do not halve, groups that do not divide
-        raise UsageError(f"--size, --patch, --base, --multipliers, --groups: {error}") from error
+        raise UsageError(f"--size, --patch, --base, --multipliers, --groups, --attention-at: {error}") from error
     channels = denoiser.middle[0].conv_in.in_channels
     if channels % c.head:
         raise UsageError(f"--head {c.head}: use a divisor of {channels}, the channels of the last level")
+    if c.sheet_steps > c.T:
+        raise UsageError(f"--sheet-steps {c.sheet_steps}: use 1 to {c.T}, there are no more in --T {c.T}")
 
 
 def audit(out, samples, training, held_out):

@@ -22,7 +22,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import find, in_role, split_by_subject
-from cmr.synthetic_set import find_set
+from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
 from cmr.workers import ahead, pick_device
 from cmr.working import fingerprint, prepare, with_labels
@@ -80,8 +80,8 @@ def main(argv=None):
     real, validation = (with_labels(prepare(in_role(records, source, split, labelled_only=True), grid, c.work))
                         for split in ("Training", "Validation"))
     training = list(real) if c.train_on != "synthetic" else []
-    if c.train_on != "real":
-        training += with_labels(prepare(synthetic_pairs(c), grid, c.work))
+    pairs = synthetic_pairs(c) if c.train_on != "real" else []
+    training += with_labels(prepare(pairs, grid, c.work))
     structures = labelled(training)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {source}")
@@ -117,7 +117,7 @@ def main(argv=None):
     if not ranks.is_first():
         return
     subjects = sorted({w.record.subject for w in training})
-    run.finish(structures=list(structures), subjects=subjects, plan=recipe.plan, **run.state)
+    run.finish(structures=list(structures), subjects=subjects, made_by=made_by(pairs), plan=recipe.plan, **run.state)
 
     # One number for the eye, on the source's validation subjects; nothing is chosen by it.
     score = mean_dice_on(validation, Segmenter.load(run.final, device), structures)
@@ -136,8 +136,7 @@ def require_consistent(c):
 
 def synthetic_pairs(c):
     """Records of the synthetic set, of each reference the first --dose images."""
-    records = find_set(c.synthetic, ["sample"] if c.dose else [])
-    pairs = [record for record in records if record.label_path]
+    pairs = [record for record in find_set(c.synthetic) if record.label_path]
     return [record for record in pairs if not c.dose or int(record.metadata["sample"]) < c.dose]
 
 

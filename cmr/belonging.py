@@ -3,7 +3,7 @@
 Each part knows the grid, the source and the data it was made of; a stage names its own, and what does not fit is
 refused here, before anything long starts.
 
-Public: `require_part`, `require_trained_on`, `require_references`.
+Public: `require_part`, `require_trained_on`, `require_made_by`, `require_references`.
 """
 from cmr.errors import CheckpointError
 from cmr.records import Domain
@@ -35,6 +35,17 @@ def require_trained_on(path, data_hash, workings):
     if data_hash != now:
         raise CheckpointError(f"{path}: trained on other data ({data_hash} there, {now} now): its training volumes "
                               "were changed, added or lost since; restore them, or delete it and train again")
+
+
+def require_made_by(path, made_by, sd_dm):
+    """Raise CheckpointError unless the images of a set, or those a segmenter was trained on, are of one SD-DM.
+
+    made_by : hashes of the SD-DMs that made them, empty where none did.  sd_dm : hash of the one they must be of.
+    """
+    others = sorted(set(made_by) - {sd_dm})
+    if others:
+        raise CheckpointError(f"{path}: its images are of another diffusion model ({others[0]} there, {sd_dm} now); "
+                              "delete it and make it again")
 
 
 def require_references(folder, rows, workings):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from cmr.errors import DataError, UsageError, run_script
+from cmr.errors import DataError, run_script
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
 from cmr.labels import STRUCTURES, VALUES
@@ -22,7 +22,7 @@ from cmr.metrics import dice
 from cmr.nifti import read_volume
 from cmr.records import SPLITS, Domain
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import find, in_role, left_out, split_by_subject
+from cmr.studies import find, in_role, left_out, require_apart, split_by_subject
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,13 @@ def _keep(path, findings):
 
 def _require_roles(records, source, target):
     """Raise UsageError where a domain lacks the volumes of a role, or where a target is not unseen."""
+    targets = Domain.parse(target).each() if target else []
+    require_apart(records, source, targets)
     for split in SPLITS if target else ("Training",):
         in_role(records, source, split, labelled_only=True)
-    for domain in Domain.parse(target).each() if target else ():
+    for domain in targets:
         in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
-        both = sorted({r.subject for r in records if r in domain and r in source})
-        if both:
-            raise UsageError(f"{both[0]} is in the target {domain} and in the source {source} ({len(both)} such "
-                             "subjects); a target must be unseen")
 
 
 class _Survey:
@@ -183,8 +181,8 @@ def _print(findings):
     print("structures: " + ", ".join(f"{k} in {n} volumes" for k, n in findings["structures"].items()))
     kept = [f"{s} {mean:.3f} (worst {worst:.3f})" for s, (mean, worst) in findings["working_grid_dice"].items()]
     if kept:
-        print("a mask sent through the working grid and back, Dice with itself (no network can do better there): "
-              + ", ".join(kept))
+        print("a mask sent through the working grid and back as labels, Dice with itself (a network's scores go back "
+              "unrounded and may do a little better): " + ", ".join(kept))
     missing = [s for s in STRUCTURES if s not in findings["structures"]]
     if missing and findings["structures"]:
         print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")

@@ -4,6 +4,7 @@ When a run saves is `cmr.training`'s business.
 
 Public: `save`, `load`, `fill`, `require_settings`.
 """
+import sys
 import zipfile
 
 import torch
@@ -23,9 +24,24 @@ def save(path, **content):
     """
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save(_rebuilt({"format": FORMAT, **content}), file)
     except RuntimeError as error:                                 # torch's word for a full disk
         raise ResourceError(f"{path}: cannot be written ({error}); is the disk full?") from error
+
+
+def _rebuilt(value):
+    """An equal value that shares no container and keeps every text once.
+
+    Pickle writes an object that it has met before as a reference, so that equal content of which a part was read from
+    a file, as that of a resumed run, would give other bytes.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_rebuilt(name): _rebuilt(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_rebuilt, value))
+    return value
 
 
 def load(path):

@@ -26,6 +26,12 @@ class Denoiser(nn.Module):
         if size % self.multiple:
             raise ValueError(f"size {size}: this denoiser needs multiples of {self.multiple} "
                              f"(patch {patch}, {len(multipliers)} levels)")
+        if base % 2:
+            raise ValueError(f"base {base}: use an even number, half of it are cosines of the time and half are sines")
+        edges = [size // patch // 2 ** level for level in range(len(multipliers))]
+        if not set(attention_at) <= set(edges):
+            raise ValueError(f"attention at {', '.join(map(str, attention_at))}: the feature maps have edges of "
+                             f"{', '.join(map(str, edges))} pixels")
         embedding = 4 * base
         res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, embedding, groups, dropout, resample)
         attention = lambda c: Attention(c, head, groups)
@@ -116,6 +122,8 @@ class Attention(nn.Module):
     def __init__(self, channels, head, groups):
         super().__init__()
         self.heads = max(1, channels // head)
+        if channels % self.heads:
+            raise ValueError(f"{channels} channels cannot be dealt to {self.heads} heads of about {head}")
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv2d(channels, channels, 1))

@@ -1,6 +1,6 @@
 """What ends a script with one line and its own exit code.  What is checked, and when, is the business of the stages.
 
-Public: `UserError` and its kinds, `run_script`.
+Public: `UserError` and its kinds, `run_script`, `print_anything`.
 """
 import atexit
 import os
@@ -44,12 +44,19 @@ def run_script(main):
     Of several ranks (`cmr.ranks`) the first alone prints what happens and what they all meet.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    print_anything()
     if "WORLD_SIZE" not in os.environ:
         sys.exit(_exit_code(main, first=True))
     first = os.environ.get("RANK", "0") == "0"
     if not first:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     _leave(_exit_code(main, first))
+
+
+def print_anything():
+    """Let this process print every name: what the terminal has no letter for is written as its number."""
+    if hasattr(sys.stdout, "reconfigure"):                        # not where a caller collects the text
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _exit_code(main, first):

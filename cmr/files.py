@@ -3,8 +3,8 @@
 A *sealed* file can be asked whether it is what was written: text that a flipped bit or an editor has changed still
 reads well.
 
-Public: `atomic`, `write_text`, `json_text`, `write_json`, `read_json`, `write_sealed_json`, `read_sealed_json`,
-`write_csv`, `seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
+Public: `atomic`, `write_text`, `encoded`, `json_text`, `write_json`, `read_json`, `write_sealed_json`,
+`read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
 """
 import atexit
 import contextlib
@@ -84,7 +84,12 @@ def _is_running(process):
 def write_text(path, text):
     """Write a text file atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(encoded(text))
+
+
+def encoded(text):
+    """A text as UTF-8.  Of names that the locale could not read, Python keeps the bytes: these come out as they were."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def json_text(content):
@@ -143,7 +148,7 @@ def write_csv(path, rows, columns, sealed=False):
 def seal(path, text):
     """Write the hash of `text` beside `path`, before the file itself is there: a killed run is to write both again."""
     path = Path(path)
-    write_text(_seal_of(path), f"{hashlib.sha256(text.encode()).hexdigest()}  {path.name}\n")
+    write_text(_seal_of(path), f"{hashlib.sha256(encoded(text)).hexdigest()}  {path.name}\n")
 
 
 def require_sealed(path):

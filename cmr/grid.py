@@ -104,18 +104,22 @@ def _resample(array, axes_in, axes_out):
     return resampler(*h_in, *h_out) @ array.astype(np.float32) @ resampler(*w_in, *w_out).T
 
 
-def to_working(image, nifti, grid, label=None):
+def to_working(image, nifti, grid, label=None, limits=None):
     """(X, Y, Z) image and label to the working grid: (D, H, W) in [-1, 1], (D, H, W) uint8 or None, Geometry.
 
-    The 0.5 and 99.5 percentiles of the non-zero voxels in the field of view become -1 and 1; beyond them is clipped.
+    limits : intensities that become -1 and 1, beyond which is clipped; None: the 0.5 and 99.5 percentiles of the
+    non-zero voxels in the field of view.
     """
     affine = tuple(map(tuple, nifti.affine.tolist()))
     geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
                         grid=(grid.spacing_mm, grid.size))
     darkest = min(0.0, float(image.min()))                        # so that the padding is the darkest value
     resampled = _resample(canonical(image, geometry) - darkest, geometry.original_axes, geometry.working_axes)
-    foreground = resampled[resampled > 0]
-    low, high = np.percentile(foreground if foreground.size else resampled, [0.5, 99.5])
+    if limits:
+        low, high = np.subtract(limits, darkest)
+    else:
+        foreground = resampled[resampled > 0]
+        low, high = np.percentile(foreground if foreground.size else resampled, [0.5, 99.5])
     high = max(high, low + 1e-6 * max(1.0, abs(low)))
     scaled = np.clip((resampled - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
     geometry = replace(geometry, low=float(low + darkest), high=float(high + darkest))

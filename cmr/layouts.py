@@ -16,6 +16,7 @@ import nibabel as nib
 from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed
 from cmr.labels import ACDC_LABELS, VALUES
+from cmr.nifti import STORED_LIMITS
 from cmr.records import VENDOR_NAMES, Record
 
 CINE = re.compile(r"(.+)_sa(?:_(E[DS]))?\.nii(?:\.gz)?")          # M&Ms-1: a 4D cine, or one file for each phase
@@ -198,7 +199,8 @@ def read_nnunet_raw(folder):
             records.append(Record(subject=subject, phase=case[len(subject) + 1:] or "ED", image_path=str(path),
                                   label_path=str(label) if label.exists() else None, split=split,
                                   vendor=row.get("vendor", ""), centre=row.get("centre", ""),
-                                  pathology=row.get("pathology", ""), metadata=row, label_map=label_map))
+                                  pathology=row.get("pathology", ""), metadata=row, label_map=label_map,
+                                  limits=STORED_LIMITS if row else None))
     return records
 
 

@@ -2,7 +2,8 @@
 
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
-Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `as_integers`, `from_integers`.
+Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `STORED_LIMITS`,
+`as_integers`, `from_integers`.
 """
 import functools
 import gzip
@@ -15,6 +16,8 @@ import numpy as np
 
 from cmr.errors import DataError
 from cmr.files import atomic
+
+STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored
 
 
 @dataclass(frozen=True)
@@ -231,10 +234,12 @@ def write_like(path, array, nifti):
 
 
 def as_integers(image):
-    """An image in [-1, 1] as it is stored, int16 from 0 to 2000."""
-    return np.rint((image + 1) * 1000).astype(np.int16)
+    """An image in [-1, 1] as it is stored, int16 between STORED_LIMITS."""
+    low, high = STORED_LIMITS
+    return np.rint((image + 1) / 2 * (high - low) + low).astype(np.int16)
 
 
 def from_integers(stored):
-    """A stored image, 0 to 2000, as it was, in [-1, 1]."""
-    return stored / 1000 - 1
+    """A stored image as it was, float32 in [-1, 1]."""
+    low, high = STORED_LIMITS
+    return ((stored - np.float32(low)) / np.float32(high - low) * 2 - 1).astype(np.float32)

@@ -26,6 +26,7 @@ class Record:
     centre: str = ""
     pathology: str = ""
     metadata: dict = field(default_factory=dict, hash=False, compare=False)
+    limits: tuple = None                         # intensities that are -1 and 1; None: taken from the image
     label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
     flags: tuple = ()
 
@@ -47,6 +48,9 @@ class Domain:
         values = tuple(v.strip() for v in values.split(",") if v.strip())
         if not column.strip() or not values:
             raise UsageError(f"domain {text!r}: expected Column=Value or Column=Value,Value, e.g. Vendor=A")
+        twice = [value for value, n in Counter(map(str.lower, values)).items() if n > 1]
+        if twice:
+            raise UsageError(f"domain {text!r}: {twice[0]!r} stands there twice; name each value once")
         return cls(column.strip(), values)
 
     def __str__(self):

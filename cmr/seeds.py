@@ -3,6 +3,7 @@
 Public: `rng`, `generator`, `initialised`.
 """
 import hashlib
+import json
 
 import numpy as np
 import torch
@@ -27,11 +28,9 @@ def initialised(build, seed):
 
 
 def _seed_sequence(key):
-    return np.random.SeedSequence([_as_integer(part) for part in key])
+    """A SHA-256 of the whole key seeds, so that no two keys share a stream.
 
-
-def _as_integer(part):
-    """Text goes through SHA-256, since Python's own hash changes between runs."""
-    if isinstance(part, str):
-        return int.from_bytes(hashlib.sha256(part.encode()).digest()[:4], "big")
-    return int(part)
+    Given the numbers of a key, numpy would ignore zeros at its end: ("step",) would draw what ("step", 0) draws.
+    """
+    text = json.dumps([part if isinstance(part, str) else int(part) for part in key])
+    return np.random.SeedSequence(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))

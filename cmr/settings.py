@@ -44,11 +44,11 @@ def given(what):
     return Allowed(what, lambda value: bool(value.strip()))
 
 
-def integers(low):
-    """Whole numbers separated by commas; the text may be empty."""
+def integers(low, may_be_empty=False):
+    """Whole numbers separated by commas."""
     is_one = lambda part: part.strip().isdecimal() and int(part) >= low
     return Allowed(f"whole numbers of {low} or more, separated by commas",
-                   lambda text: not text or all(map(is_one, text.split(","))))
+                   lambda text: may_be_empty and not text or all(map(is_one, text.split(","))))
 
 
 def opt(default, help, allowed=None):

@@ -37,7 +37,10 @@ class SourceModel:
         if "source_quantiles" not in saved:
             raise CheckpointError(f"{path}: not a finished diffusion model; give final.pt of train_diffusion.py")
         settings = saved["config"]
-        net = build_denoiser(settings)
+        try:
+            net = build_denoiser(settings)
+        except ValueError as error:                               # settings that a former version took
+            raise CheckpointError(f"{path}: {error}; delete it and train again") from error
         checkpoint.fill(net, saved["net"], path)
         # Only the image is differentiated through the network (`cmr.guidance`), never the weights.
         net.requires_grad_(False)
@@ -51,8 +54,6 @@ class SourceModel:
     @property
     def device(self):
         return next(self.net.parameters()).device
-
-
 
 
 def build_denoiser(settings):

@@ -2,13 +2,14 @@
 
 Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-Public: `find`, `left_out`, `split_by_subject`, `in_role`, `require_unseen`.
+Public: `find`, `left_out`, `split_by_subject`, `in_role`, `require_apart`, `require_unseen`.
 """
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from cmr.errors import DataError, UsageError
+from cmr.files import encoded
 from cmr.layouts import LAYOUTS, Folder
 from cmr.records import SPLITS
 
@@ -122,7 +123,7 @@ def _held_out(records, source):
 
 
 def _digest(subject):
-    return hashlib.sha256(subject.encode()).hexdigest()
+    return hashlib.sha256(encoded(subject)).hexdigest()
 
 
 def in_role(records, domain, split, labelled_only=False):
@@ -132,6 +133,15 @@ def in_role(records, domain, split, labelled_only=False):
         kind = f"labelled {split}" if labelled_only else split
         raise UsageError(f"domain {domain} has no {kind} volumes; choose another domain or dataset")
     return chosen
+
+
+def require_apart(records, source, targets):
+    """Raise UsageError if a subject is in the source and in one of the targets, which must be unseen."""
+    for target in targets:
+        both = sorted({r.subject for r in records if r in target and r in source})
+        if both:
+            raise UsageError(f"{both[0]} is in the target {target} and in the source {source} ({len(both)} such "
+                             "subjects); a target must be unseen")
 
 
 def require_unseen(tested, trained_on, network):

@@ -16,9 +16,10 @@ from cmr.domain_likeness import SourceClassifier
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
-from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
 from cmr.look import random_shift
 from cmr.metrics import mean_dice
+from cmr.nifti import as_integers, from_integers
+from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
 from cmr.records import Domain
 from cmr.sampler import translate
 from cmr.seeds import rng
@@ -26,7 +27,7 @@ from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import find, in_role, require_unseen, split_by_subject
+from cmr.studies import find, in_role, require_apart, require_unseen, split_by_subject
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, prepare, with_labels
@@ -152,8 +153,9 @@ def _training_references(records, source):
 
 def _test_volumes(c, records, source):
     """{volume: its domain} of DA: the test volumes of the source and of every target."""
-    domain_of = {}
-    for domain in (source, *Domain.parse(c.target).each()):
+    targets, domain_of = Domain.parse(c.target).each(), {}
+    require_apart(records, source, targets)
+    for domain in (source, *targets):
         domain_of.update(dict.fromkeys(in_role(records, domain, "Testing"), domain))
     return domain_of
 
@@ -235,6 +237,7 @@ def _make(synthesis, job):
     if job.strength != NONE:
         seed = c.seed, record.subject, job.sample
         image, redrawn = translate(synthesis.sd_dm, given, c.spacing_mm, job.strength, *seed)
+    given, image = (from_integers(as_integers(x)) for x in (given, image))           # audited as it will be read
     row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
            "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre, "pathology": record.pathology,
            "split": record.split, "reference": record.case, "reference_content": working.content[:16],

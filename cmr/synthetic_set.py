@@ -2,7 +2,8 @@
 
 It is a valid nnU-Net raw dataset on the working grid.  How its images are made is `cmr.synthesize`'s business.
 
-Public: `COLUMNS`, `find_set`, `read_manifest`, `write_pair`, `write_dataset_json`, `draw_worst`, `draw_long_axes`.
+Public: `COLUMNS`, `find_set`, `made_by`, `read_manifest`, `write_pair`, `write_dataset_json`, `draw_worst`,
+`draw_long_axes`.
 """
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cmr.grid import working_affine
 from cmr.labels import network_classes
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
 from cmr.panels import long_axis, save_png, sheet, with_contours
+from cmr.strength import NONE
 from cmr.studies import find
 
 # Of manifest.csv, one row per image.
@@ -21,18 +23,27 @@ COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "
            "reference_content", "shift", "strength", "seed", "sd_dm", "segmenter", "redrawn", "kept", "dice_reference",
            "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
            "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
+MADE_OF = ("sample", "reference", "reference_content", "strength", "sd_dm")
 WORST = 10                                       # pairs in a picture
 
 
-def find_set(folder, columns):
-    """Records of a synthetic set whose manifest must have these columns; raises DataError if one is missing."""
+def find_set(folder):
+    """Records of a finished synthetic set, whose metadata are rows of its manifest.
+
+    Raises DataError if a column that tells what an image was made of and by is missing.
+    """
     records = find(folder)
     for record in records:
-        missing = [name for name in columns if name not in record.metadata]
+        missing = [name for name in MADE_OF if name not in record.metadata]
         if missing:
             raise DataError(f"{Path(folder) / 'manifest.csv'}: column {', '.join(missing)} missing; delete {folder} "
                             "and run cmr.synthesize again")
     return records
+
+
+def made_by(records):
+    """Hashes of the SD-DMs that made the images of a set; none of images that were not projected."""
+    return sorted({record.metadata["sd_dm"] for record in records if record.metadata["strength"] != NONE})
 
 
 def read_manifest(folder, columns):

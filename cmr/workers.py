@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmr import ranks
-from cmr.errors import ResourceError, UsageError, UserError
+from cmr.errors import ResourceError, UsageError, UserError, print_anything
 
 _work = None                                     # of a worker process
 
@@ -161,6 +161,7 @@ def _threads_of_new_processes(threads):
 
 def _start(build, config, threads):
     global _work
+    print_anything()
     signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -82,14 +82,15 @@ def _key(record, grid):
     """Name of a record's entry in the cache."""
     paths = [os.path.realpath(path) if path else None for path in (record.image_path, record.label_path)]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) if path else None for path in paths]
-    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items())]
+    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()),
+                record.limits]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
 
 def _make(record, grid, work, key):
     """Write one entry of the cache."""
     image, label, nifti, notes = read_volume(record)
-    image, label, geometry = to_working(image, nifti, grid, label)
+    image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
         if array is not None:
             with atomic(work / f"{key}.{name}.npy") as temporary:

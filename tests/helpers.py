@@ -41,10 +41,10 @@ def script(*arguments):
     return code, out.getvalue(), errors.getvalue()
 
 
-def process(*arguments):
-    """The same in a process of its own."""
+def process(*arguments, **env):
+    """The same in a process of its own; env : variables that it has beside ours."""
     done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
     return done.returncode, done.stdout, done.stderr
 
 

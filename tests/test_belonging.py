@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from test_faults import rewrite, small_copy
 
+from cmr import checkpoint
 from cmr.files import read_sealed_json, seal, write_sealed_json
+from cmr.source_model import SourceModel
 from cmr.studies import find
 from helpers import on, one_line, script, synthesis
 
@@ -36,6 +38,26 @@ def test_another_source(run, phantom, tmp_path):
     (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
     words = "segmenter-vanilla-synthetic", "source: 'vendor=b' there"
     refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), *words)
+
+
+def test_a_segmenter_or_set_of_another_diffusion_model(run, phantom, tmp_path):
+    for name in ("diffusion", "da", "segmenter-vanilla-real", "dg"):
+        (tmp_path / name).symlink_to(run / name)
+    synthetic, shifted = (checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")
+                          for kind in ("synthetic", "shifted"))
+    assert synthetic["made_by"] == [SourceModel.load(run / "diffusion" / "final.pt", "cpu").hash]
+    assert shifted["made_by"] == []                               # images that no diffusion model has seen
+    del synthetic["format"]
+    other = tmp_path / "segmenter-vanilla-synthetic"
+    checkpoint.save(other / "final.pt", **{**synthetic, "made_by": ["0" * 16]})
+    words = "of another diffusion model (" + "0" * 16
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{other / 'final.pt'}: ", words)
+    checkpoint.save(other / "final.pt", **synthetic)
+    (tmp_path / "dg").unlink()
+    shutil.copytree(run / "dg", tmp_path / "dg")
+    table = tmp_path / "dg" / "manifest.csv"
+    resealed(table, table.read_text().replace(synthetic["made_by"][0], "0" * 16))
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{tmp_path / 'dg'}: ", words)
 
 
 def dim(path):

@@ -1,4 +1,5 @@
 """Checkpoints that are damaged or foreign."""
+import json
 import os
 
 import numpy as np
@@ -38,6 +39,10 @@ def test_equal_content_is_equal_bytes_wherever_it_is_written(tmp_path):
     content = {"net": {"w": torch.arange(6.0).reshape(2, 3)}, "config": {"lr": 0.1}, "subjects": ["a", "b"]}
     for name in ("one.pt", "other.pt"):
         checkpoint.save(tmp_path / name, **content)
+    assert sha256(tmp_path / "one.pt") == sha256(tmp_path / "other.pt")
+    epochs = [{"mean": 0.5}, {"mean": 0.7}]                       # two keys that are one object, and two that are not
+    for name, of_run in (("one.pt", epochs), ("other.pt", [json.loads(json.dumps(epoch)) for epoch in epochs])):
+        checkpoint.save(tmp_path / name, **content, epochs=of_run)
     assert sha256(tmp_path / "one.pt") == sha256(tmp_path / "other.pt")
     checkpoint.save(tmp_path / "third.pt", **{**content, "net": {"w": content["net"]["w"] + 1}})
     assert sha256(tmp_path / "third.pt") != sha256(tmp_path / "one.pt")

@@ -65,9 +65,11 @@ def test_bad_data_stops_the_check_and_the_training_in_one_line(phantom, tmp_path
     assert not list(tmp_path.rglob("final.pt")) and not list(tmp_path.rglob("*.tmp.*"))
 
 
-def test_a_fault_ends_the_process_with_its_code(tmp_path):
-    got, _, errors = process("-m", "cmr.check_dataset", tmp_path / "absent")
-    assert got == 3 and one_line(errors) and "no such folder" in errors
+def test_a_fault_ends_the_process_with_its_code_on_any_terminal(tmp_path):
+    """A folder with letters that neither the locale nor the terminal knows."""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    got, printed, errors = process("-m", "cmr.check_dataset", tmp_path / "Müller", **ascii_alone)
+    assert got == 3 and one_line(errors) and "no such folder" in errors and "preset demo" in printed
 
 
 def test_bad_arguments_and_folders(phantom, run, tmp_path):
@@ -75,6 +77,7 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
     check = ["-m", "cmr.check_dataset"]
     unet, nnunet = ["train_unet.py", *on_phantom], ["train_unet.py", *on_phantom, "--network", "nnunet2d"]
     evaluate = ["evaluate.py", *on_phantom, "--run", run, "--target", "Vendor=B,D"]
+    da = ["-m", "cmr.synthesize", *synthesis(phantom, run, "--arm", "da", "--out", tmp_path / "da")]
     plan_3d = run / "segmenter-nnunet3d-real" / "plan.json"
     for code, words, arguments in (
             (3, "no such folder", [*check, tmp_path / "absent"]),
@@ -89,6 +92,9 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (2, "whole epochs", [*nnunet, "--steps", "7"]),
             (2, "a 3D plan", [*nnunet, "--plan", plan_3d]),
             (2, "--shift '0,1': use numbers", ["-m", "cmr.synthesize", *synthesis(phantom, run, "--shift", "0,1")]),
+            (2, "a target must be unseen", [*evaluate, "--segmenters", "vanilla-real", "--target", "Vendor=A,B"]),
+            (2, "a target must be unseen", [*da, "--target", "Vendor=B,A"]),
+            (2, "'b' stands there twice", [*da, "--target", "Vendor=B,b"]),
             (2, "vanilla-real is missing", [*evaluate, "--segmenters", "vanilla-synthetic"]),
             (2, "vanilla-Vendor-B belongs to no row", [*evaluate, "--segmenters", "vanilla-real,vanilla-Vendor-B"]),
             (4, "no such checkpoint", [*evaluate, "--run", tmp_path])):

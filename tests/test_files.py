@@ -7,7 +7,7 @@ import pytest
 
 from cmr import files
 from cmr.errors import ResourceError, UsageError
-from cmr.files import atomic, writable_folder, write_text
+from cmr.files import atomic, writable_folder, write_csv, write_text
 from helpers import ROOT
 
 
@@ -22,6 +22,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="choose another --out"):
         writable_folder(tmp_path / "file" / "below")
+
+
+def test_a_name_that_the_locale_cannot_read_is_written_as_it_lies_on_disk(tmp_path):
+    """Under locale C Python hands over the bytes of such a name as lone surrogates."""
+    name = os.fsencode("Müller").decode("ascii", "surrogateescape")
+    write_csv(tmp_path / "a.csv", [{"subject": name}], ["subject"], sealed=True)
+    files.require_sealed(tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes().decode() == "subject\nMüller\n"
 
 
 def test_only_what_a_killed_process_of_ours_left_is_swept_away(tmp_path):

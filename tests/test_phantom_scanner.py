@@ -145,5 +145,5 @@ def vendor_accuracy(severity, subjects=10):
 
 
 def test_vendors_can_be_told_apart_at_severity_one_and_not_at_zero():
-    assert vendor_accuracy(1.0) > 0.95
+    assert vendor_accuracy(1.0) >= 0.9                            # about 0.95, also of twice as many subjects
     assert vendor_accuracy(0.0) < 0.45                            # chance is 0.25 of 40 slices: SD 0.07

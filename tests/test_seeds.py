@@ -7,7 +7,8 @@ from cmr.seeds import generator, initialised, rng
 def test_random_numbers_are_a_function_of_their_key():
     draw = lambda *key: torch.rand(2, generator=generator(*key)).tolist()
     assert draw(0, "step", 5) == draw(0, "step", 5)
-    assert len({tuple(draw(*k)) for k in [(0, 1), (1, 0), (0, "1"), (0, 1, 0)]}) >= 3
+    keys = [(0, 1), (1, 0), (0, "1"), (0, 1, 0), (2 ** 32,), (0, "step"), (0, "step", 0), (0, "step", 0, 0)]
+    assert len({tuple(draw(*key)) for key in keys}) == len({rng(*key).random() for key in keys}) == len(keys)
     assert rng(3, "a").random() == rng(3, "a").random() != rng(3, "b").random()
     before = torch.random.get_rng_state()
     initialised(lambda: torch.nn.Linear(3, 3), 7)

@@ -11,7 +11,9 @@ from cmr import checkpoint, synthesize
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import Grid
 from cmr.look import random_shift
+from cmr.metrics import mean_dice
 from cmr.seeds import rng
+from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
 from helpers import one_line, script, synthesis
@@ -33,6 +35,17 @@ def test_changed_references_are_the_same_with_and_without_the_diffusion_model(ru
         given = random_shift(np.asarray(reference.image), 2.5, rng(0, "shift", name, 0), 0.5)
         assert np.abs(image(shifted[case]) - given.transpose(2, 1, 0)).max() < 1e-3
         assert 0.001 < np.abs(image(record) - image(shifted[case])).mean() < 0.1
+
+
+def test_a_set_is_read_as_it_was_written_and_audited(run):
+    """No second percentile stretch: what DG trains on and DA is tested with is what the audit has seen."""
+    segmenter = Segmenter.load(run / "segmenter-vanilla-real" / "final.pt", "cpu")
+    for w in prepare([*find(run / "dg"), *find(run / "da")], Grid(2.5, 64), run / "work"):
+        written = np.asarray(nib.load(w.record.image_path).dataobj, float).transpose(2, 1, 0) / 1000 - 1
+        assert np.abs(w.image - written).max() < 1e-6
+        if w.label is not None:
+            audited = float(w.record.metadata["dice_synthetic"])
+            assert abs(mean_dice(segmenter.labels(w.image, w.spacing_mm), w.label) - audited) < 1e-5
 
 
 def test_a_synthetic_image_is_asked_which_domain_it_looks_like(run):

@@ -10,7 +10,7 @@ import torch
 import train_diffusion
 import train_unet
 from cmr import checkpoint
-from cmr.files import write_csv
+from cmr.files import sha256, write_csv
 from cmr.nnunet_plan import Plan
 from cmr.seeds import rng
 from cmr.training import Run
@@ -62,7 +62,7 @@ def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):
 
 @pytest.mark.parametrize("script_module,stage,network", [
     (train_diffusion, "diffusion", "diffusion"), *((train_unet, f"segmenter-{n}-real", n) for n in NETWORKS)])
-def test_interrupted_training_scripts_end_with_the_same_weights(
+def test_interrupted_training_scripts_end_with_the_same_weights_and_file(
     run, phantom, tmp_path, monkeypatch, script_module, stage, network
 ):
     arguments = [*training(phantom, run, network), "--out", str(tmp_path)]
@@ -79,5 +79,6 @@ def test_interrupted_training_scripts_end_with_the_same_weights(
     script_module.main(arguments)
     resumed, straight = (checkpoint.load(folder / "final.pt")["net"] for folder in (tmp_path, run / stage))
     assert resumed.keys() == straight.keys() and all(torch.equal(resumed[k], straight[k]) for k in straight)
+    assert sha256(tmp_path / "final.pt") == sha256(run / stage / "final.pt")
     if network.startswith("nnunet"):
         assert (tmp_path / "validation.csv").read_bytes() == (run / stage / "validation.csv").read_bytes()

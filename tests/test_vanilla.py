@@ -35,4 +35,4 @@ def test_the_vanilla_augmentation_changes_intensities_alone():
     assert torch.equal(labels, same_labels) and plain.shape == augmented.shape
     changed = [not torch.equal(a, b) for a, b in zip(plain, augmented)]
     correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(plain.numpy(), augmented.numpy())]
-    assert 0 < sum(changed) < 16 and min(correlations) > 0.5
+    assert 0 < sum(changed) < 16 and min(correlations) > 0.3          # of white noise, which blurs worst

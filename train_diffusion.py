@@ -35,7 +35,8 @@ class Config(DataConfig):
     base: int             = opt(24, "channels of the first level", at_least(1))
     multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", integers(1))
     blocks: int           = opt(1, "residual blocks per level", at_least(1))
-    attention_at: str     = opt("8", "feature-map edges with self-attention, in pixels; empty: none but the coarsest,\n                                      which always has it", integers(1, may_be_empty=True))
+    attention_at: str     = opt("8", "feature-map edges with self-attention, in pixels; the coarsest always has it",
+                                integers(1, may_be_empty=True))
     head: int             = opt(24, "channels per attention head", at_least(1))
     groups: int           = opt(8, "groups of the group normalisation", at_least(1))
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets", within(0, 0.9))

@@ -53,7 +53,7 @@ ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm(UPPER_BOUND, "target", "raw", "its own training images", source="no",
             target_masks="those of its training images"))
 # Networks whose secondary rows are measured too.
-ALL_INPUTS_OF = {"tiny": "vanilla", "demo": "vanilla", "small": "vanilla", "lab": "vanilla", "paper": "vanilla,nnunet2d,nnunet3d"}
+ALL_INPUTS_OF = {**dict.fromkeys(("tiny", "demo", "small", "lab"), "vanilla"), "paper": "vanilla,nnunet2d,nnunet3d"}
 # What generalises without a diffusion model: DG is compared with each.
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model",
             "shifted": "the references of DG with their changed look, not projected"}

@@ -88,7 +88,7 @@ def write_text(path, text):
 
 
 def encoded(text):
-    """A text as UTF-8.  Of names that the locale could not read, Python keeps the bytes: these come out as they were."""
+    """A text as UTF-8.  Python keeps the bytes of names that the locale cannot read: they come out."""
     return text.encode("utf-8", "surrogateescape")
 
 

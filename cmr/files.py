@@ -88,7 +88,7 @@ def write_text(path, text):
 
 
 def encoded(text):
-    """A text as UTF-8.  Python keeps the bytes of names that the locale cannot read: they come out."""
+    """A text as UTF-8; bytes of file names that the locale cannot read, which Python keeps, come out as they were."""
     return text.encode("utf-8", "surrogateescape")
 
 

@@ -35,8 +35,6 @@ class Config(DataConfig):
     network: str            = opt("vanilla", f"which segmenter: {', '.join(NETWORKS)}")
     train_on: str           = opt("real", "training volumes", one_of("real", "synthetic", "both"))
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
-    dose: int               = opt(0, "use so many of the images of each reference in --synthetic; 0: all",
-                                  at_least(0))
     shuffle_masks: bool     = opt(False, "give every volume the mask of another: a control that must fail")
     augment: bool           = opt(False, "vanilla: nnU-Net's intensity augmentation too (an nnU-Net always has it)")
     features: int           = opt(32, "channels of the first level; doubled at each", at_least(1))
@@ -80,7 +78,7 @@ def main(argv=None):
     real, validation = (with_labels(prepare(in_role(records, source, split, labelled_only=True), grid, c.work))
                         for split in ("Training", "Validation"))
     training = list(real) if c.train_on != "synthetic" else []
-    pairs = synthetic_pairs(c) if c.train_on != "real" else []
+    pairs = find_set(c.synthetic) if c.train_on != "real" else []
     training += with_labels(prepare(pairs, grid, c.work))
     structures = labelled(training)
     if not structures:
@@ -130,14 +128,6 @@ def require_consistent(c):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
     if c.network == "vanilla" and c.size % 2 ** (c.levels - 1):
         raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
-    if c.dose and c.train_on == "real":
-        raise UsageError(f"--dose {c.dose}: counts the images in --synthetic; use it with --train-on synthetic or both")
-
-
-def synthetic_pairs(c):
-    """Records of the synthetic set, of each reference the first --dose images."""
-    pairs = [record for record in find_set(c.synthetic) if record.label_path]
-    return [record for record in pairs if not c.dose or int(record.metadata["sample"]) < c.dose]
 
 
 def shuffled(workings, g):

@@ -167,7 +167,7 @@ class _Untrained:
             settings, plan = watched[network].settings, watched[network].plan
             net = NETWORKS[network].build(settings, 1 + len(data.structures), plan)
             path = self._write(f"segmenter-{network}-real", net, settings, data.own, plan=plan,
-                               structures=list(data.structures))
+                               structures=list(data.structures), made_by=[])
             self.segmenters[network] = Segmenter.load(path, device)
         self.auditor = folder / f"segmenter-{data.networks[0]}-real" / "final.pt"
         self.places = dict(data=c.data, source=c.source, work=c.work, seed=c.seed, device=c.device)

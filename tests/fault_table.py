@@ -574,7 +574,7 @@ FLAGS = {"diffusion": ("--steps 0", "--lr 0", "--lr nan", "--ema 2", "--spacing-
                        "--save-minutes -1", "--sample-every 0", "--size 63", "--schedule foo", "--parameterisation w",
                        "--seed -1", "--T 1", "--batch 0", "--warmup 0", "--multipliers 0", "--groups 5",
                        "--dropout 2", "--patch 0", "--device tpu"),
-         "train": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--dose -1", "--memory-gb 0",
+         "train": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--memory-gb 0",
                    "--train-on reel", "--network resnet", "--batch 0"),
          "evaluate": ("--processes -1", "--projected t0=x")}
 for _stage, _flags in FLAGS.items():

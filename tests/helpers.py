@@ -56,7 +56,7 @@ def one_line(errors):
 
 NETWORKS = ("vanilla", "nnunet2d", "nnunet3d")
 SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "shuffled": ("dg", "--shuffle-masks"),
-             "dose1": ("dg", "--dose", "1"), "dose2": ("dg", "--dose", "2")}
+             "dose1": ("dg",), "dose2": ("dg",)}
 SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic")),
               *(f"vanilla-{kind}" for kind in ("both", "augmented", "shifted", "shuffled", "dose1", "dose2", "Vendor-B",
                                                "Vendor-D")))

@@ -85,7 +85,6 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (2, "a target must be unseen", [*check, phantom, "--target", "Pathology=NOR", "--preset", "tiny"]),
             (2, "matches none", ["train_diffusion.py", *on_phantom, "--source", "Vendor=Q"]),
             (2, "did you mean --steps", ["train_unet.py", "--preset", "tiny", "--stesp", "3"]),
-            (2, "--dose 2: counts the images in --synthetic", [*unet, "--dose", "2"]),
             (2, "use vanilla or nnunet2d or nnunet3d", [*unet, "--network", "resnet"]),
             (5, "choose another --out", [*unet, "--out", __file__ + "/run"]),
             (2, "lies in the dataset", [*unet, "--out", phantom / "run"]),

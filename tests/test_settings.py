@@ -35,7 +35,7 @@ REFUSED = {
                            "--parameterisation w", "--weighting none", "--seed -1", "--T 1", "--batch 0", "--warmup 0",
                            "--multipliers 1,x", "--multipliers 0", "--multipliers ''", "--attention-at 7", "--base 9", "--T 5", "--groups 5", "--dropout 1.5", "--patch 0",
                            "--data ''"),
-    "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0", "--dose -1",
+    "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0",
                       "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",
                       "--network resnet"),
     "evaluate.py": ("--processes -1", "--run ''"),

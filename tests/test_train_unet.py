@@ -1,6 +1,5 @@
-"""The training script: what it is trained on, doses, epochs, kills."""
+"""The training script: what it is trained on, epochs, kills."""
 import csv
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import train_diffusion
 import train_unet
 from cmr import checkpoint
-from cmr.files import sha256, write_csv
+from cmr.files import sha256
 from cmr.nnunet_plan import Plan
 from cmr.seeds import rng
 from cmr.training import Run
@@ -29,20 +28,6 @@ def test_shuffled_masks_belong_to_others():
     owners = [v.label.flat[0] for v in mixed]
     assert all(v.label.shape == v.image.shape for v in mixed) and sorted(owners) == [0, 1, 2, 3]
     assert owners != [0, 1, 2, 3]
-
-
-def test_a_dose_is_the_first_images_of_every_reference(run, phantom, tmp_path, capsys):
-    weights = [
-        checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")["net"] for kind in ("synthetic", "dose1")
-    ]
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])  # one image a reference: all of them
-    shutil.copytree(run / "dg", tmp_path / "dg")
-    rows = list(csv.DictReader(open(run / "dg" / "manifest.csv")))
-    write_csv(tmp_path / "dg" / "manifest.csv", [{**r, "sample": i % 2} for i, r in enumerate(rows)], list(rows[0]),
-              sealed=True)
-    pairs = ["--train-on", "synthetic", "--synthetic", str(tmp_path / "dg"), "--dose", "1"]
-    train_unet.main([*training(phantom, run, "vanilla"), *pairs, "--out", str(tmp_path / "out")])
-    assert f"synthetic: {len(rows) // 2} volumes" in capsys.readouterr().out
 
 
 def test_an_nnunet_validates_by_epochs_and_keeps_its_plan(run):

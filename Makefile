@@ -31,7 +31,9 @@ DOSES    ?=
 SHUFFLED ?=
 SEED     ?= 0
 SEEDS    ?= 1# trainings from SEED on; more than one adds a table of their spread
-RUNS     ?= $(if $(REHEARSE),runs/rehearsal,runs)
+# Numbers in place of patients' identifiers in the results; the key lies beside them in a file of its own.
+PSEUDONYMS ?=
+RUNS     ?= runs
 # Two steps of every stage at the preset's full size, on a phantom of a few studies and towards one target: does it fit,
 # is every type right?
 REHEARSE ?=
@@ -74,11 +76,12 @@ FOLDERS := $(patsubst %/,%,$(subst $(comma), ,$(DATASET)))
 # Two datasets whose last folders are called alike have runs of their own: the sum is of the whole paths.
 SUM     := $(if $(DATA),-$(firstword $(shell echo $(abspath $(FOLDERS)) | cksum)))
 NAME    := $(subst $() ,+,$(notdir $(FOLDERS)))$(SUM)-$(call as_path,$(SOURCE)-to-$(TARGET))
-BASE    := $(RUNS)/$(PRESET)/$(NAME)
+OF      := $(RUNS)/$(if $(REHEARSE),rehearsal-)$(PRESET)
+BASE    := $(OF)/$(NAME)
 R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
 RANKED  := $(PY)$(if $(filter-out 1,$(GPUS)), -m cmr.launch $(GPUS))
-ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(RUNS)/$(PRESET)/work"
+ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(OF)/work"$(if $(UPPER), --upper-bound)
 
 # The few steps of a rehearsal.
 SHORT_UNET := $(if $(REHEARSE), --steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1)
@@ -97,7 +100,7 @@ TARGETS  := $(addprefix $(COLUMN)-,$(subst $(comma), ,$(lastword $(subst =, ,$(T
 BOUNDS   := $(if $(UPPER),$(foreach network,$(NETWORKS),$(addprefix $(network)-,$(TARGETS))))
 EXTRAS   := $(addprefix $(FIRST)-,$(if $(SHUFFLED),shuffled) $(DOSES:%=dose%))
 of        = $(addprefix $(1)-,$(TRAINED)) $(filter $(1)-%,$(BOUNDS)) $(filter $(1)-%,$(CONTROLS))
-COMPARED := $(foreach network,$(NETWORKS),$(call of,$(network))) $(EXTRAS)
+COMPARED := $(strip $(foreach network,$(NETWORKS),$(call of,$(network))) $(EXTRAS))
 files     = $(1:%=$(R)/segmenter-%/final.pt)
 AUDITOR  := $(call files,$(FIRST)-real)
 
@@ -109,7 +112,7 @@ help: ## show this list
 	@echo "  PRESET=$(PRESET) (tiny, demo, small, lab, paper)   DATA=$(DATA) (a dataset; empty: the phantom)"
 	@echo "  SOURCE=$(SOURCE)   TARGET=$(TARGET)   SEED=$(SEED)   SEEDS=$(SEEDS)   NETWORKS="$(NETWORKS)"   PYTHON=(your own interpreter)   RUNS=$(RUNS)"
 	@echo "  GPUS=$(GPUS) (ranks that share the work of each stage)   JOBS=$(JOBS) (stages at a time)"
-	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\""
+	@echo "  more rows: UPPER=1   DOSES=\"1 2 4 8\"   SHUFFLED=1   TRAINED=\"real synthetic both\"   PSEUDONYMS=1"
 
 reproduce: ## run what is missing of both experiments and print the table
 	@for run in $(ALL_R); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$${run##*-seed} report; done
@@ -120,7 +123,8 @@ estimate: $(VENV) $(PHANTOM) ## what reproduce will take here, by some real step
 	$(call estimated,)
 
 rehearse: ## two steps of every stage at the full size of PRESET, before hours are spent on it
-	@$(MAKE) --no-print-directory reproduce REHEARSE=1
+	@$(MAKE) --no-print-directory REHEARSE=1 anew
+	@$(MAKE) --no-print-directory REHEARSE=1 reproduce
 
 plan: ## print the stages in order: whether done, what each reads and writes
 	@echo "data $(DATASET)   run folder $(R)"
@@ -132,12 +136,16 @@ test: $(VENV) ## run the tests
 	$(PY) -m pytest -q tests
 
 check: $(VENV) $(PHANTOM) ## look the dataset over: counts, spacings, labels, anomalies, leakage
-	$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)"
+	$(check)
 
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) -m cmr.bench
 
-STAGES := check diffusion segmenter-* dg shifted dose da results
+STAGES := check diffusion segmenter-* dg shifted dose* da results*
+.PHONY: anew
+anew:
+	rm -rf $(foreach run,$(ALL_R),$(addprefix $(run)/,$(STAGES)))
+
 clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
 	rm -rf $(foreach stage,$(STAGES),$(RUNS)/*/*-seed*/$(stage)) $(RUNS)/*/work
 	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done
@@ -167,13 +175,23 @@ data/phantom-%/phantom_params.json: | $(VENV)
 data/phantom-%-upper/phantom_params.json: | $(VENV)
 	$(call stage,$(PY) -m cmr.phantom --preset $* --target-training $(if $(filter tiny,$*),2,40) --out "$(@D)")
 
-# 1. Is the dataset what the experiment needs?  Asked again when a file of it was changed, added or lost; check.json is
-# written only if the answer is another one, and what was made of other data is refused by the stages.
-CHANGED := $(if $(wildcard $(R)/check/asked),$(shell find -L $(FOLDERS) -cnewer $(R)/check/asked 2>&1 | head -n 1))
+# 1. The rows that are asked for.  When they are others than before, the check and the report are made again.
 .PHONY: ask
+TO_DO := ask
+ROWS  := $(COMPARED)$(if $(UPPER), upper-bound)$(if $(PSEUDONYMS), pseudonyms)
+ifneq ($(ROWS),$(shell cat "$(R)/check/rows" 2>/dev/null))
+$(R)/check/rows: ask
+endif
+$(R)/check/rows:
+	$(call stage,@mkdir -p "$(@D)" && echo "$(ROWS)" > "$@")
+
+# Is the dataset what they need?  Asked again when a file of it was changed, added or lost; check.json is written only if
+# the answer is another one, and what was made of other data is refused by the stages.
+check    = $(PY) -m cmr.check_dataset $(ARGS) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))"
+CHANGED := $(if $(wildcard $(R)/check/asked),$(shell find -L $(FOLDERS) -cnewer $(R)/check/asked 2>&1 | head -n 1))
 $(R)/check/check.json: $(R)/check/asked ;
-$(R)/check/asked: $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
-	$(call stage,$(PY) -m cmr.check_dataset "$(DATASET)" --preset $(PRESET) --source "$(SOURCE)" --target "$(TARGET)" --out "$(@D)")
+$(R)/check/asked: $(R)/check/rows $(PHANTOM) $(if $(CHANGED),ask) | $(VENV)
+	$(call stage,$(check) --out "$(@D)")
 	$(if $(PLAN),,@touch $@)
 
 # What it will take, said once before the first long stage; `tiny` and a rehearsal are shorter than an estimate.
@@ -193,7 +211,8 @@ train = $(RANKED) train_unet.py $(ARGS)$(SHORT_UNET) --network $(1) --out "$(@D)
 $(call files,$(NETWORKS:%=%-real)): $(R)/segmenter-%-real/final.pt: $(R)/check/check.json
 	$(call stage,$(call train,$*))
 
-# 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected.
+# 3. DG: references with a changed look, projected to the source; `shifted` are the same references, not projected;
+# `dose4` has four images of each.
 dg = $(RANKED) -m cmr.synthesize $(ARGS)$(SHORT_DG) --arm dg --diffusion "$<" --segmenter "$(AUDITOR)" --out "$(@D)"
 $(R)/dg/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg))
@@ -205,8 +224,8 @@ $(filter-out $(AUDITOR),$(call files,$(NETWORKS:%=%-real))): | $(R)/dg/manifest.
 $(R)/shifted/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
 	$(call stage,$(dg) --strength none)
 
-$(R)/dose/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
-	$(call stage,$(dg) --samples $(lastword $(DOSES)))
+$(DOSES:%=$(R)/dose%/manifest.csv): $(R)/dose%/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
+	$(call stage,$(dg) --samples $*)
 
 # 4. DA: the test studies of every domain, projected to the source.
 $(R)/da/manifest.csv: $(R)/diffusion/final.pt $(AUDITOR)
@@ -226,8 +245,8 @@ $(call files,$(NETWORKS:%=%-shifted)): $(R)/segmenter-%-shifted/final.pt: $(R)/s
 $(call files,$(FIRST)-shuffled): $(R)/dg/manifest.csv
 	$(call stage,$(call pairs,$(FIRST),synthetic) --shuffle-masks)
 
-$(call files,$(DOSES:%=$(FIRST)-dose%)): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose/manifest.csv
-	$(call stage,$(call pairs,$(FIRST),synthetic) --dose $*)
+$(call files,$(DOSES:%=$(FIRST)-dose%)): $(R)/segmenter-$(FIRST)-dose%/final.pt: $(R)/dose%/manifest.csv
+	$(call stage,$(call pairs,$(FIRST),synthetic))
 
 # 6. Controls on real images: more augmentation; the upper bound, on each target's own training studies.
 $(call files,$(NETWORKS:%=%-augmented)): $(R)/segmenter-%-augmented/final.pt: $(R)/check/check.json
@@ -235,10 +254,10 @@ $(call files,$(NETWORKS:%=%-augmented)): $(R)/segmenter-%-augmented/final.pt: $(
 
 bound = $(subst -$(COLUMN)-, ,$*)
 $(call files,$(BOUNDS)): $(R)/segmenter-%/final.pt: $(R)/check/check.json
-	$(call stage,$(call train,$(firstword $(bound))) --source "$(COLUMN)=$(lastword $(bound))")
+	$(call stage,$(call train,$(firstword $(bound))) --domain "$(COLUMN)=$(lastword $(bound))")
 
 # 7. Every row on every domain's test studies.  The longest trainings come first: two at a time are busy until the end.
 LONG_ONES := $(call files,$(filter nnunet3d-%,$(COMPARED)))
 THE_REST  := $(call files,$(filter nnunet2d-%,$(COMPARED)) $(filter-out nnunet2d-% nnunet3d-%,$(COMPARED)))
-$(R)/results/report.md: $(R)/dg/manifest.csv $(LONG_ONES) $(R)/da/manifest.csv $(THE_REST)
-	$(call stage,$(RANKED) evaluate.py $(ARGS)$(SHORT_EVAL) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)")
+$(R)/results/report.md: $(R)/check/rows $(R)/dg/manifest.csv $(LONG_ONES) $(R)/da/manifest.csv $(THE_REST)
+	$(call stage,$(RANKED) evaluate.py $(ARGS)$(SHORT_EVAL) --target "$(TARGET)" --segmenters "$(call commas,$(COMPARED))" --run "$(R)" --out "$(@D)"$(if $(PSEUDONYMS), --pseudonyms))

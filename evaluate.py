@@ -32,7 +32,7 @@ from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import find, in_role, left_out, require_apart, require_unseen, split_by_subject
+from cmr.studies import in_role, left_out, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
@@ -87,10 +87,9 @@ class Evaluation:
         self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
                            for key, name in names.items()}
 
-        everyone = find(c.data, c.use_unlabeled_masks)
-        records = split_by_subject(everyone, self.source)
+        records = studies_of(c)
         require_apart(records, self.source, self.domains[1:])
-        self._require_parts(everyone, grid)
+        self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.translated_of = self._translations(run / "da", grid)
         self.jobs, self.structures = [], {}                       # (domain, working volume); what is measured there
@@ -105,7 +104,7 @@ class Evaluation:
         for (network, trained_on), segmenter in self.segmenters.items():
             require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
 
-    def _require_parts(self, everyone, grid):
+    def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
         folder = Path(self.c.run)
         require_part(folder / "diffusion" / "final.pt", self.model.settings, self.c)
@@ -121,8 +120,8 @@ class Evaluation:
             require_made_by(path, segmenter.made_by, self.model.hash)
             if segmenter.settings["train_on"] == "real":
                 if own not in training:
-                    records = in_role(split_by_subject(everyone, own), own, "Training", labelled_only=True)
-                    training[own] = with_labels(prepare(records, grid, self.c.work))
+                    volumes = in_role(records, own, "Training", labelled_only=True)
+                    training[own] = with_labels(prepare(volumes, grid, self.c.work))
                 require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):

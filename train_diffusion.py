@@ -19,7 +19,7 @@ from cmr.records import Domain
 from cmr.seeds import generator, initialised
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
 from cmr.source_model import build_denoiser
-from cmr.studies import find, in_role, split_by_subject
+from cmr.studies import in_role, studies_of
 from cmr.training import Run
 from cmr.workers import pick_device
 from cmr.working import fingerprint, prepare
@@ -76,7 +76,7 @@ def main(argv=None):
 
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-    everyone = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
+    everyone = studies_of(c, all_frames=True)
     workings, held_out = (prepare(in_role(everyone, source, split), grid, c.work)
                           for split in ("Training", "Validation"))
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)

@@ -21,7 +21,7 @@ from cmr.records import Domain
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
-from cmr.studies import find, in_role, split_by_subject
+from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
 from cmr.workers import ahead, pick_device
@@ -33,6 +33,8 @@ class Config(DataConfig):
     out: str                = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt; plan.json and "
                                                     "validation.csv of an nnU-Net")
     network: str            = opt("vanilla", f"which segmenter: {', '.join(NETWORKS)}")
+    domain: str             = opt("", "domain whose training studies are trained on, and whose validation studies "
+                                      "score: a target, for its upper bound; empty: the source")
     train_on: str           = opt("real", "training volumes", one_of("real", "synthetic", "both"))
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
     shuffle_masks: bool     = opt(False, "give every volume the mask of another: a control that must fail")
@@ -72,21 +74,21 @@ def main(argv=None):
     device = pick_device(c.device)
     out = writable_folder(c.out, c.data)
 
-    # Data: labelled ED and ES volumes of the source's training subjects and / or the synthetic pairs.
-    source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-    records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
-    real, validation = (with_labels(prepare(in_role(records, source, split, labelled_only=True), grid, c.work))
+    # Data: labelled ED and ES volumes of the domain's training subjects and / or the synthetic pairs.
+    domain, grid = Domain.parse(c.domain or c.source), Grid(c.spacing_mm, c.size)
+    records = studies_of(c)
+    real, validation = (with_labels(prepare(in_role(records, domain, split, labelled_only=True), grid, c.work))
                         for split in ("Training", "Validation"))
     training = list(real) if c.train_on != "synthetic" else []
     pairs = find_set(c.synthetic) if c.train_on != "real" else []
     training += with_labels(prepare(pairs, grid, c.work))
     structures = labelled(training)
     if not structures:
-        raise DataError(f"{c.data}: no structure is labelled in the training volumes of {source}")
+        raise DataError(f"{c.data}: no structure is labelled in the training volumes of {domain}")
     if c.shuffle_masks:
         training = shuffled(training, rng(c.seed, "shuffled masks"))
     n_slices = sum(len(w.image) for w in training)
-    print(f"{source}, {c.train_on}: {len(training)} volumes, {n_slices} slices, {', '.join(structures)} on {device}",
+    print(f"{domain}, {c.train_on}: {len(training)} volumes, {n_slices} slices, {', '.join(structures)} on {device}",
           flush=True)
 
     # Network, plan and optimiser.
@@ -117,15 +119,17 @@ def main(argv=None):
     subjects = sorted({w.record.subject for w in training})
     run.finish(structures=list(structures), subjects=subjects, made_by=made_by(pairs), plan=recipe.plan, **run.state)
 
-    # One number for the eye, on the source's validation subjects; nothing is chosen by it.
+    # One number for the eye, on the domain's validation subjects; nothing is chosen by it.
     score = mean_dice_on(validation, Segmenter.load(run.final, device), structures)
-    print(f"source validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
+    print(f"{domain} validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
 
 
 def require_consistent(c):
     """Raise UsageError for settings that do not go together."""
     if (c.train_on != "real") != bool(c.synthetic):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
+    if c.domain and c.train_on != "real":
+        raise UsageError(f"--domain {c.domain}: has real volumes alone; use it with --train-on real")
     if c.network == "vanilla" and c.size % 2 ** (c.levels - 1):
         raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
 

@@ -12,13 +12,15 @@ from cmr.working import fingerprint
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
 
 
-def require_part(path, settings, c, source=None):
-    """Raise CheckpointError unless a part was made on the grid of the settings `c`, and of its source or another one.
+def require_part(path, settings, c, domain=""):
+    """Raise CheckpointError unless a part was made on the grid of the settings `c`, in an experiment of its source.
 
-    settings : of the part.  source : name of the domain it must be of; None: that of `c`.
+    settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
     """
-    now = {**{name: getattr(c, name) for name in SHARED}, "source": _name(source or c.source)}
-    there = {**{name: settings.get(name) for name in SHARED}, "source": _name(settings["source"])}
+    now = {name: getattr(c, name) for name in SHARED}
+    there = {name: settings.get(name) for name in SHARED}
+    now.update(source=_name(c.source), domain=_name(domain or c.source))
+    there.update(source=_name(settings["source"]), domain=_name(settings.get("domain") or settings["source"]))
     differing = [f"{name}: {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
     if differing:
         raise CheckpointError(f"{path} does not belong here ({', '.join(differing)}); give the part that does, or the "

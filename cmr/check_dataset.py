@@ -15,20 +15,23 @@ import numpy as np
 from scipy import ndimage
 
 from cmr.errors import DataError, run_script
+from cmr.experiment import rows_to_measure
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
 from cmr.labels import STRUCTURES, VALUES
 from cmr.metrics import dice
+from cmr.networks import split_name
 from cmr.nifti import read_volume
 from cmr.records import SPLITS, Domain
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import find, in_role, left_out, require_apart, split_by_subject
+from cmr.studies import in_role, left_out, require_apart, studies_of
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
     """Settings of the check."""
     target: str = opt("", "target domain; each of its values must hold validation and labelled test volumes")
+    segmenters: str = opt("", "which will be compared, as network-trainingset: is there a row for each?")
     out: str    = opt("", "folder for check.json; empty: print only")
 
 
@@ -43,8 +46,8 @@ def main(argv=None):
 def check_dataset(config):
     """Read every volume of the dataset and return the findings as a dictionary; raises DataError if any is unusable."""
     source = Domain.parse(config.source)
-    records = split_by_subject(find(config.data, config.use_unlabeled_masks), source)
-    _require_roles(records, source, config.target)
+    records = studies_of(config)
+    _require_roles(records, source, config)
     survey = _Survey(Grid(config.spacing_mm, config.size), source)
     for record in records:
         survey.add(record)
@@ -63,15 +66,19 @@ def _keep(path, findings):
         write_json(path, findings)
 
 
-def _require_roles(records, source, target):
-    """Raise UsageError where a domain lacks the volumes of a role, or where a target is not unseen."""
-    targets = Domain.parse(target).each() if target else []
+def _require_roles(records, source, c):
+    """Raise UsageError where a row, a target or the volumes of a role are missing, or where a target is not unseen."""
+    targets = Domain.parse(c.target).each() if c.target else []
+    if c.segmenters:
+        rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets], ())
     require_apart(records, source, targets)
-    for split in SPLITS if target else ("Training",):
+    for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)
     for domain in targets:
-        in_role(records, domain, "Validation")
+        in_role(records, domain, "Validation", labelled_only=c.upper_bound)
         in_role(records, domain, "Testing", labelled_only=True)
+        if c.upper_bound:
+            in_role(records, domain, "Training", labelled_only=True)
 
 
 class _Survey:

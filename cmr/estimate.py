@@ -31,7 +31,7 @@ from cmr.records import Domain
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, above, at_least, one_of, opt, parse, without_places
 from cmr.source_model import build_denoiser
-from cmr.studies import find, in_role, split_by_subject
+from cmr.studies import in_role, studies_of
 from cmr.watched import watch
 from cmr.workers import cores, peak_memory_gb, pick_device
 from cmr.working import fingerprint, prepare, with_labels
@@ -98,14 +98,13 @@ class _Data:
 
     def __init__(self, c):
         source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        records = studies_of(c)
         role = lambda domain, split, labelled_only: in_role(records, domain, split, labelled_only)
         targets = Domain.parse(c.target).each()
         self.domains = [source, *targets]
         self.own = with_labels(prepare(role(source, "Training", True), grid, c.work))
         self.structures = labelled(self.own)
-        everything = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-        self.frames = prepare(in_role(everything, source, "Training"), grid, c.work)
+        self.frames = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
         self.n_test = sum(len(role(domain, "Testing", True)) for domain in self.domains)
         self.networks = list(dict.fromkeys(split_name(name)[0] for name in c.segmenters.split(",")))
 

@@ -64,6 +64,8 @@ class DataConfig:
     source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
     out: str = opt("", "output folder of this stage")
     work: str = opt("runs/work", "cache of working volumes")
+    upper_bound: bool = opt(False, "an upper bound is asked for: targets of a dataset without splits get training "
+                                   "studies too")
     use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
     spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
     size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
@@ -75,8 +77,9 @@ class DataConfig:
 FULL_GRID = dict(size=128, spacing_mm=1.5)
 GRIDS = {"tiny": {}, "demo": {}, "small": FULL_GRID, "lab": FULL_GRID, "paper": FULL_GRID}
 
-# Settings that may change between a killed run and its continuation: they say where, not what.
-PLACES = {"data", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
+# Settings that may change between a killed run and its continuation: they say where, not what.  Which studies there
+# are, stages compare by content.
+PLACES = {"data", "upper_bound", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
           "sample_every", "sheet", "sheet_steps"}
 
 

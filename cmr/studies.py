@@ -2,7 +2,7 @@
 
 Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-Public: `find`, `left_out`, `split_by_subject`, `in_role`, `require_apart`, `require_unseen`.
+Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `in_role`, `require_apart`, `require_unseen`.
 """
 import hashlib
 from dataclasses import replace
@@ -11,7 +11,7 @@ from pathlib import Path
 from cmr.errors import DataError, UsageError
 from cmr.files import encoded
 from cmr.layouts import LAYOUTS, Folder
-from cmr.records import SPLITS
+from cmr.records import SPLITS, Domain
 
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
@@ -77,21 +77,30 @@ def _hidden(path):
     return any(part.startswith(".") for part in path.parts)
 
 
-def split_by_subject(records, source):
+def studies_of(c, all_frames=False):
+    """Every volume of the dataset that a stage's settings name, with its split; all_frames : as in `find`.
+
+    The experiment's source alone decides the split, whatever the stage trains on: a test study stays one.
+    """
+    records = find(c.data, c.use_unlabeled_masks, all_frames)
+    return split_by_subject(records, Domain.parse(c.source), c.upper_bound)
+
+
+def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
     Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is ever trained on them.  With training but no validation studies, in the source or in all else
+    Testing, as nothing is trained on them, or for an upper bound the same as the source.  With training but no validation studies, in the source or in all else
     of a dataset (ACDC): every sixth training subject, vendors and pathologies in turn, becomes Validation.
     """
-    assigned = _shared_out(records, source)
+    assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
     held_out = _held_out(records, source)
     as_validation = lambda r: r.split == "Training" and r.subject in held_out
     return [replace(r, split="Validation") if as_validation(r) else r for r in records]
 
 
-def _shared_out(records, source):
+def _shared_out(records, source, upper_bound):
     """{subject: split} of the subjects without one; each vendor and pathology is shared out by itself."""
     pools = {}
     for record in records:
@@ -100,7 +109,7 @@ def _shared_out(records, source):
             pools.setdefault(pool, set()).add(record.subject)
     assigned = {}
     for (is_source, *_), subjects in pools.items():
-        bounds = (0.60, 0.75) if is_source else (0.0, 0.25)
+        bounds = (0.60, 0.75) if is_source or upper_bound else (0.0, 0.25)
         for i, subject in enumerate(sorted(subjects, key=_digest)):
             share = (i + 0.5) / len(subjects)
             assigned[subject] = SPLITS[sum(share > bound for bound in bounds)]

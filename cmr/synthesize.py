@@ -13,7 +13,7 @@ import numpy as np
 from cmr import checkpoint, ranks
 from cmr.belonging import require_part, require_references, require_trained_on
 from cmr.domain_likeness import SourceClassifier
-from cmr.errors import DataError, UsageError, run_script
+from cmr.errors import CheckpointError, DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
@@ -27,7 +27,7 @@ from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import find, in_role, require_apart, require_unseen, split_by_subject
+from cmr.studies import in_role, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, prepare, with_labels
@@ -105,12 +105,11 @@ class Synthesis:
         self.segmenter = Segmenter.load(c.segmenter, self.device)
         require_part(c.diffusion, self.sd_dm.settings, c)
         require_part(c.segmenter, self.segmenter.settings, c)
-        records = split_by_subject(find(c.data, c.use_unlabeled_masks), source)
+        records = studies_of(c)
         own = with_labels(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
         if self.segmenter.settings["train_on"] == "real":
             require_trained_on(c.segmenter, self.segmenter.data_hash, own)
-        frames = split_by_subject(find(c.data, c.use_unlabeled_masks, all_frames=True), source)
-        trained_on = prepare(in_role(frames, source, "Training"), grid, c.work)
+        trained_on = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
         require_trained_on(c.diffusion, self.sd_dm.data_hash, trained_on)
         domain_of = _training_references(records, source) if c.arm == "dg" else _test_volumes(c, records, source)
         _require_fitting(c, domain_of, strengths, self.sd_dm, self.segmenter)
@@ -119,6 +118,7 @@ class Synthesis:
         _keep_settings(c, self.out, self.sd_dm, shifts, strengths)
         self.workings = own if c.arm == "dg" else prepare(list(domain_of), grid, c.work)
         self.jobs = _jobs(c, self.workings, domain_of, strengths, shifts)
+        _require_no_others(self.out, self.jobs)
         self.classifiers = _classifiers(c, source, records, grid, own)
 
     def volume(self, index):
@@ -184,6 +184,15 @@ def _keep_settings(c, out, sd_dm, shifts, strengths):
         checkpoint.require_settings(path, read_json(path), settings)
     if ranks.is_first():
         write_json(path, settings)
+
+
+def _require_no_others(out, jobs):
+    """Raise CheckpointError if the set holds an image that is not asked for now, as of a study of another split."""
+    made = {path.stem for path in (out / "items").glob("*.json") if not path.name.startswith(".")}
+    others = sorted(made - {job.case for job in jobs})
+    if others:
+        raise CheckpointError(f"{out}: holds {others[0]}, which is not to be made now ({len(others)} such); delete {out} "
+                              "and make it again")
 
 
 def _jobs(c, workings, domain_of, strengths, shifts):

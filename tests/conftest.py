@@ -44,7 +44,7 @@ def run(phantom, tmp_path_factory):
                 train(f"{network}-{kind}", network, "--train-on", train_on, "--synthetic", str(root / folder), *flags)
     train("vanilla-augmented", "vanilla", "--augment")
     for vendor in "BD":
-        train(f"vanilla-Vendor-{vendor}", "vanilla", "--source", f"Vendor={vendor}")
+        train(f"vanilla-Vendor-{vendor}", "vanilla", "--domain", f"Vendor={vendor}")
     evaluate.main([*on(phantom, root), *targets, "--run", str(root), "--segmenters", ",".join(SEGMENTERS),
                    "--out", str(root / "results")])
     return root

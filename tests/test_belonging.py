@@ -31,13 +31,15 @@ def test_another_grid(run, phantom, tmp_path):
 
 def test_another_source(run, phantom, tmp_path):
     other = run / "segmenter-vanilla-Vendor-B" / "final.pt"
-    words = f"{other} does not belong here (source: 'vendor=b' there, 'vendor=a' now)"
+    words = f"{other} does not belong here (domain: 'vendor=b' there, 'vendor=a' now)"
     refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--segmenter", other], words)
     for name in ("diffusion", "da", "dg", "segmenter-vanilla-real"):
         (tmp_path / name).symlink_to(run / name)
     (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
-    words = "segmenter-vanilla-synthetic", "source: 'vendor=b' there"
+    words = "segmenter-vanilla-synthetic", "domain: 'vendor=b' there"
     refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), *words)
+    from_b = evaluation(phantom, run, tmp_path, "--source", "Vendor=B", "--target", "Vendor=D")
+    refused("evaluate.py", from_b, "diffusion/final.pt", "source: 'vendor=a' there, 'vendor=b' now")
 
 
 def test_a_segmenter_or_set_of_another_diffusion_model(run, phantom, tmp_path):

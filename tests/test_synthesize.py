@@ -9,6 +9,7 @@ import pytest
 
 from cmr import checkpoint, synthesize
 from cmr.errors import CheckpointError, DataError, UsageError
+from cmr.files import write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.metrics import mean_dice
@@ -70,6 +71,9 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before
     assert images[0].stat().st_mtime_ns == stamp
     assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
+    write_sealed_json(copy / "items" / "X_ED_s0.json", {})        # of a study that was a reference in another split
+    with pytest.raises(CheckpointError, match="holds X_ED_s0, which is not to be made now"):
+        synthesize.main([*again, "--strength", "t0=30,steps=2"])
     with pytest.raises(CheckpointError, match="strength: 't0=30,steps=2' there"):
         synthesize.main([*again, "--strength", "t0=60,steps=2"])
 

@@ -6,7 +6,7 @@
 Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
 """
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from cmr.intensities import fda, match_quantiles
 from cmr.labels import VALUES, labelled, labels_of
 from cmr.metrics import measure
 from cmr.networks import split_name
-from cmr.nifti import read_volume, write_like
+from cmr.nifti import read_volume, without_words, write_like
 from cmr.prediction import softmax
 from cmr.provenance import provenance
 from cmr.records import Domain
@@ -32,7 +32,7 @@ from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
 from cmr.source_model import SourceModel
 from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
-from cmr.studies import in_role, left_out, require_apart, require_unseen, studies_of
+from cmr.studies import in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import prepare, with_labels
@@ -50,6 +50,8 @@ class Config(DataConfig):
     all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: "
                                                           "DG + DA and the cheap baselines")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
+    pseudonyms: bool   = opt(False, "write numbers in place of patients' identifiers, and their key to a file beside "
+                                    "--out that is not to be shared")
     processes: int     = opt(0, "volumes at a time; does not change the result; 0: one for each core, or 1 on a GPU",
                              at_least(0))
 
@@ -67,9 +69,29 @@ def main(argv=None):
     for (domain, _), (measured, example) in zip(evaluation.jobs, results):
         rows += measured
         examples[str(domain)].append(example)
+    remove_other_predictions(out / "predictions", rows)
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
     write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
-                 left_out(c.data, c.use_unlabeled_masks))
+                 named_left_out(c))
+    if c.pseudonyms:
+        key = [{"pseudonym": number, "subject": subject} for subject, number in evaluation.names.items()]
+        write_csv(f"{out}-key-NOT-TO-BE-SHARED.csv", key, ("pseudonym", "subject"))
+
+
+def named_left_out(c):
+    """[(what, why)] of what took no part; with pseudonyms its number alone, as the reasons name files."""
+    found = left_out(c.data, c.use_unlabeled_masks)
+    if found and c.pseudonyms:
+        return [(f"{len(found)} volumes or studies", "`make check` names them")]
+    return found
+
+
+def remove_other_predictions(folder, rows):
+    """Delete the predictions of an earlier evaluation that this one has not written: of other rows, or other names."""
+    names = [(row["network"], f"{row['trained_on']}-{row['test_input']}", row["subject"], row["phase"]) for row in rows]
+    written = {folder / network / key / f"{subject}_{phase}.nii.gz" for network, key, subject, phase in names}
+    for path in set(folder.rglob("*.nii.gz")) - written:
+        path.unlink()
 
 
 class Evaluation:
@@ -88,6 +110,7 @@ class Evaluation:
                            for key, name in names.items()}
 
         records = studies_of(c)
+        self.names = pseudonyms(records) if c.pseudonyms else {}
         require_apart(records, self.source, self.domains[1:])
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
@@ -181,8 +204,10 @@ class Evaluation:
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
         domain, working = self.jobs[index]
+        _, truth, nifti, _ = read_volume(working.record)
         record, images = working.record, self.images(working)
-        _, truth, nifti, _ = read_volume(record)
+        if self.c.pseudonyms:
+            record, nifti = replace(record, subject=self.names[record.subject]), without_words(nifti)
         common = {"domain": str(domain), "role": "source" if domain == self.source else "target",
                   "subject": record.subject, "phase": record.phase, "vendor": record.vendor,
                   "pathology": record.pathology,

@@ -2,13 +2,13 @@
 
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
-Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `STORED_LIMITS`,
+Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `without_words`, `STORED_LIMITS`,
 `as_integers`, `from_integers`.
 """
 import functools
 import gzip
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -231,6 +231,15 @@ def write_like(path, array, nifti):
     image.set_data_dtype(array.dtype)
     with atomic(path) as temporary:
         nib.save(image, temporary)
+
+
+def without_words(nifti):
+    """The same file without what its header says in words, where names of patients may stand."""
+    header = nifti.header.copy()
+    for name in {"descrip", "aux_file", "intent_name", "db_name", "data_type"} & set(header.keys()):
+        header[name] = b""
+    header.extensions.clear()
+    return replace(nifti, header=header)
 
 
 def as_integers(image):

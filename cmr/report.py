@@ -233,11 +233,11 @@ def _shown(pictures):
 def _synthetic_set(out, run):
     """How many pairs fit their masks, the worst of them, and continuity across slices."""
     pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
-    excluded = [row["case"] for row in pairs if row["kept"] == "0"]
+    excluded = sum(row["kept"] == "0" for row in pairs)
     text = ["## The synthetic training set", "",
-            f"{len(pairs) - len(excluded)} of {len(pairs)} pairs were kept, {len(excluded)} excluded, as they no "
-            f"longer fitted their mask: {', '.join(excluded) or 'none'}. The worst by displacement of the boundary "
-            "(reference and synthetic image, then with the mask on both):", ""]
+            f"{len(pairs) - excluded} of {len(pairs)} pairs were kept, {excluded} excluded, as they no longer fitted "
+            "their mask (`dg/manifest.csv` names them). The worst by displacement of the boundary (reference and "
+            "synthetic image, then with the mask on both):", ""]
     for name in ("worst_kept.png", "worst_excluded.png"):
         if (run / "dg" / name).exists():
             shutil.copyfile(run / "dg" / name, out / name)

@@ -2,7 +2,8 @@
 
 Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `in_role`, `require_apart`, `require_unseen`.
+Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `in_role`, `pseudonyms`, `require_apart`,
+`require_unseen`.
 """
 import hashlib
 from dataclasses import replace
@@ -12,6 +13,7 @@ from cmr.errors import DataError, UsageError
 from cmr.files import encoded
 from cmr.layouts import LAYOUTS, Folder
 from cmr.records import SPLITS, Domain
+from cmr.seeds import rng
 
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
@@ -90,8 +92,9 @@ def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
     Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is trained on them, or for an upper bound the same as the source.  With training but no validation studies, in the source or in all else
-    of a dataset (ACDC): every sixth training subject, vendors and pathologies in turn, becomes Validation.
+    Testing, as nothing is trained on them, or for an upper bound the same as the source.  With training but no
+    validation studies, in the source or in all else of a dataset (ACDC): every sixth training subject, vendors and
+    pathologies in turn, becomes Validation.
     """
     assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
@@ -142,6 +145,13 @@ def in_role(records, domain, split, labelled_only=False):
         kind = f"labelled {split}" if labelled_only else split
         raise UsageError(f"domain {domain} has no {kind} volumes; choose another domain or dataset")
     return chosen
+
+
+def pseudonyms(records):
+    """{subject: P and a number} of a dataset, in an order that says nothing."""
+    subjects = sorted({r.subject for r in records})
+    numbers = rng("pseudonyms", *subjects).permutation(len(subjects))
+    return {subject: f"P{number + 1:03d}" for subject, number in zip(subjects, numbers)}
 
 
 def require_apart(records, source, targets):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmr.errors import DataError
-from cmr.nifti import read_nifti, read_volume, write_like, write_nifti
+from cmr.nifti import read_nifti, read_volume, without_words, write_like, write_nifti
 from cmr.records import Record
 
 
@@ -200,3 +200,15 @@ def test_equal_voxels_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_nifti(tmp_path / f"{name}.nii.gz", IMAGE, np.diag([1.25, 1.25, 8, 1]), (1.25, 1.25, 8), "x")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_result_without_words_keeps_the_grid_and_no_name(tmp_path):
+    image = nib.Nifti1Image(IMAGE, np.diag([1.5, 1.5, 8, 1]))
+    image.header["descrip"], image.header["aux_file"] = b"John Doe", b"john"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"John Doe, born 1970"))
+    nib.save(image, tmp_path / "a.nii")
+    nifti = read_nifti(tmp_path / "a.nii")
+    for name, given, said in (("as_is.nii", nifti, True), ("bare.nii", without_words(nifti), False)):
+        write_like(tmp_path / name, np.zeros(IMAGE.shape, np.uint8), given)
+        assert (b"ohn" in (tmp_path / name).read_bytes()) == said
+    assert np.allclose(nib.load(tmp_path / "bare.nii").affine, image.affine)

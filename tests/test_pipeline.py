@@ -4,6 +4,7 @@ import csv
 import nibabel as nib
 import numpy as np
 
+import evaluate
 from cmr import checkpoint
 from cmr.grid import Grid, resample_to_original, stored
 from cmr.labels import labels_of
@@ -11,7 +12,7 @@ from cmr.prediction import softmax
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
-from helpers import NETWORKS, ROWS
+from helpers import NETWORKS, ROWS, on
 
 
 def table(path):
@@ -82,6 +83,27 @@ def test_a_test_input_of_two_images_is_the_mean_of_their_softmax(run, phantom):
     folder = run / "results" / "predictions" / "vanilla"
     found = lambda arm: np.asarray(nib.load(folder / arm / f"{record.case}.nii.gz").dataobj)
     assert (found("real-raw+projected") == expected).all() and (found("real-raw") != expected).any()
+
+
+def test_pseudonyms_stand_wherever_an_identifier_would(run, phantom, tmp_path):
+    out = tmp_path / "out"
+    earlier = out / "predictions" / "vanilla" / "real-raw" / "P0_ED.nii.gz"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()                                               # of an evaluation without pseudonyms
+    rows_of = ["--segmenters", "vanilla-real", "--all-inputs-of", "nnunet2d", "--target", "Vendor=D"]
+    evaluate.main([*on(phantom, run), *rows_of, "--run", str(run), "--processes", "1", "--pseudonyms",
+                   "--out", str(out)])
+    key = {row["subject"]: row["pseudonym"] for row in table(f"{out}-key-NOT-TO-BE-SHARED.csv")}
+    assert key.keys() == {r.subject for r in find(phantom)} and len(set(key.values())) == len(key)
+    for path in out.rglob("*"):
+        text = path.read_text() if path.suffix in (".csv", ".md", ".svg") else ""
+        assert not [subject for subject in key if subject in path.name or subject in text], path
+    dice = lambda rows, named: {(named(row["subject"]), row["phase"], row["structure"]): row["dice"] for row in rows
+                                if (row["network"], row["arm"], row["domain"]) == ("vanilla", "baseline", "Vendor=D")}
+    found = dice(table(out / "metrics.csv"), str)
+    assert found == dice(table(run / "results" / "metrics.csv"), key.get) and len(found) > 3
+    written = {path.name for path in earlier.parent.iterdir()}
+    assert {f"{subject}_{phase}.nii.gz" for subject, phase, _ in found} < written and not earlier.exists()
 
 
 def test_predictions_lie_on_the_grid_of_their_image(run, phantom):

@@ -21,7 +21,7 @@ from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_o
 from cmr.source_model import build_denoiser
 from cmr.studies import find, in_role, split_by_subject
 from cmr.training import Run
-from cmr.workers import pick_device
+from cmr.workers import pick_device, to_device
 from cmr.working import fingerprint, prepare
 
 
@@ -107,7 +107,8 @@ def main(argv=None):
     for step in run.steps(c.steps):
         g = generator(c.seed, "step", step)
         with run.waiting():
-            x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)           # (N, 1, H, W)
+            drawn = slices[torch.randint(len(slices), (c.batch,), generator=g)]                    # (N, 1, H, W)
+            x_0, = to_device([drawn], device)
         for group in optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):

@@ -18,10 +18,10 @@ from cmr.panels import save_png, sheet, with_contours
 from cmr.records import Domain
 from cmr.seeds import generator, initialised
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
-from cmr.source_model import build_denoiser
+from cmr.source_model import build_denoiser, placed
 from cmr.studies import in_role, studies_of
 from cmr.training import Run
-from cmr.workers import pick_device
+from cmr.workers import half_precision, pick_device, to_device
 from cmr.working import fingerprint, prepare
 
 
@@ -90,7 +90,7 @@ def main(argv=None):
 
     # Model and optimiser.
     schedule = Schedule.make(c.schedule, c.T)
-    net = initialised(lambda: build_denoiser(asdict(c)), c.seed).to(device, memory_format=torch.channels_last)
+    net = placed(initialised(lambda: build_denoiser(asdict(c)), c.seed), device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     run = Run(out, asdict(c), fingerprint(workings), net, optimizer, ema_decay=c.ema, clip_norm=1.0)
     if run.finished:
@@ -107,7 +107,8 @@ def main(argv=None):
     for step in run.steps(c.steps):
         g = generator(c.seed, "step", step)
         with run.waiting():
-            x_0 = slices[torch.randint(len(slices), (c.batch,), generator=g)].to(device)           # (N, 1, H, W)
+            batch = slices[torch.randint(len(slices), (c.batch,), generator=g)]                    # (N, 1, H, W)
+            x_0, = to_device([batch], device)
         for group in optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
@@ -158,7 +159,8 @@ def sample(c, schedule, weights, device):
     noise = lambda: torch.randn(c.sheet, 1, c.size, c.size, generator=g).to(device)
     x_T, times = noise(), levels(c.T, c.sheet_steps)
     noises = (noise() for _ in times[1:])
-    return denoise(schedule, averaged, c.parameterisation, x_T, times, noises)[:, 0].cpu().numpy()
+    with half_precision(device, c.bfloat16):
+        return denoise(schedule, averaged, c.parameterisation, x_T, times, noises)[:, 0].cpu().numpy()
 
 
 def draw(out, step, samples):

@@ -24,7 +24,7 @@ from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
-from cmr.workers import ahead, pick_device
+from cmr.workers import ahead, pick_device, to_device
 from cmr.working import fingerprint, prepare, with_labels
 
 
@@ -102,15 +102,15 @@ def main(argv=None):
         print("plan: " + "  ".join(f"{name}={value}" for name, value in recipe.plan.items()), flush=True)
 
     parallel, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
-    batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers, device)
+    batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers)
     for step in run.steps(c.steps):
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         with run.waiting():
-            x, y = next(batches)
+            x, y = to_device(next(batches), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            outputs = parallel(x.to(device, non_blocking=True))
-        whole, labels = (ranks.gathered(own, recipe.batch_size) for own in (outputs, y.to(device, non_blocking=True)))
+            outputs = parallel(x)
+        whole, labels = (ranks.gathered(own, recipe.batch_size) for own in (outputs, y))
         run.update(recipe.loss(whole, labels))
         if recipe.validate and (step + 1) % c.epoch_steps == 0 and ranks.is_first():
             end_of_epoch(run, structures, recipe.validate(recipe.net, step // c.epoch_steps))

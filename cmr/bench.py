@@ -28,6 +28,7 @@ from cmr.phantom import Config as PhantomConfig
 from cmr.recipe import Training
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import Segmenter
+from cmr.source_model import placed
 from cmr.workers import peak_memory_gb
 
 SIZES = (10, 20, 40)                             # source studies
@@ -119,7 +120,7 @@ def denoiser_work(net, device):
     schedule, g = Schedule.make("cosine"), generator(0, "bench")
     x = torch.randn(16, 1, 64, 64, generator=g).to(device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    net = net.to(device, memory_format=torch.channels_last)
+    net = placed(net, device)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
 
     def step():

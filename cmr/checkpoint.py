@@ -61,7 +61,7 @@ def load(path):
         raise CheckpointError(f"{path}: no such checkpoint; run the stage that writes it first") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path}: damaged or truncated; delete it and run the stage again") from error
-    except CheckpointError:
+    except (CheckpointError, PermissionError, MemoryError):       # the file is not to blame
         raise
     except Exception as error:
         kind = type(error).__name__

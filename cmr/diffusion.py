@@ -45,7 +45,7 @@ class Schedule:
 
 def at(table, t, like):
     """Entries t of a table, shaped to multiply `like`: (T+1,), (N,) or int -> (N, 1, 1[, 1]), in the type of `like`."""
-    value = table[t].to(device=like.device, dtype=like.dtype)
+    value = table[t].to(device=like.device, dtype=like.dtype, non_blocking=True)
     return value.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -104,10 +104,11 @@ def diffusion_loss(schedule, net, x_0, generator, parameterisation="v", weightin
     Returns a scalar.  Draws t, then eps, from `generator` (CPU) and nowhere else.
     """
     t = stratified_t(schedule.T, len(x_0), generator)
-    eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
-    output = net(noised(schedule, x_0, t, eps), t.to(x_0.device)).float()
+    # Nothing here is waited for: a GPU has the step before it to do.
+    eps = torch.randn(x_0.shape, generator=generator).to(x_0.device, non_blocking=True)
+    output = net(noised(schedule, x_0, t, eps), t.to(x_0.device, non_blocking=True)).float()
     error = (output - target_of(schedule, parameterisation, x_0, eps, t)) ** 2
-    weight = loss_weight(schedule, t, parameterisation, weighting).to(device=x_0.device, dtype=x_0.dtype)
+    weight = loss_weight(schedule, t, parameterisation, weighting).to(x_0.device, x_0.dtype, non_blocking=True)
     return (weight * error.flatten(1).mean(1)).mean()
 
 

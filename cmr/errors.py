@@ -1,12 +1,16 @@
 """What ends a script with one line and its own exit code.  What is checked, and when, is the business of the stages.
 
-Public: `UserError` and its kinds, `run_script`, `print_anything`.
+Public: `UserError` and its kinds, `answer`, `run_script`, `print_anything`.
 """
 import atexit
+import errno
 import os
+import re
 import signal
 import sys
 import time
+
+TURN_S = 3                                       # for a rank to say what happened, and for the launcher to end the others
 
 
 class UserError(Exception):
@@ -38,6 +42,59 @@ class NumericalError(UserError):
     exit_code = 6
 
 
+# What torch and its libraries say, in their words, when memory runs out: the CPU's and CUDA's allocators, cuBLAS, cuDNN
+# and cuFFT, which cannot make their handles or find no algorithm that fits.
+_OUT_OF_MEMORY = re.compile("out of memory|alloc|_STATUS_NOT_INITIALIZED|unable to find an engine", re.IGNORECASE)
+_SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)")
+_BETWEEN_RANKS = re.compile("NCCL|gloo|connection|socket", re.IGNORECASE)
+
+_FREE_SPACE = "free some space or memory, or choose another folder"
+_PERMISSION = "you have no permission there: ask its owner for it (ls -l shows who may), or choose another folder"
+_TO_DO = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: "choose another folder",
+          errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)"}
+SHARED_MEMORY = ("/dev/shm, where processes hand data over to each other, is full or cannot be used; give it more (docker: "
+                 "--shm-size=8g or --ipc=host), or train with --workers 0")
+
+
+def answer(error):
+    """(line, exit code) that an exception ends a script with; the line is None for a fault of the program itself."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if _is_between_ranks(error) or isinstance(error, RuntimeError):
+        return _answer_to_torch(error), ResourceError.exit_code
+    if isinstance(error, MemoryError):
+        return _answer_to_torch(RuntimeError("out of memory")), ResourceError.exit_code
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{what}; {_TO_DO.get(error.errno, _FREE_SPACE)}", ResourceError.exit_code
+    return None, 1
+
+
+def _answer_to_torch(error):
+    """A line for what torch says of memory and of other ranks, or None.  The order matters: NCCL, too, fails to alloc."""
+    if _SHARED_MEMORY.search(str(error)):
+        return f"{SHARED_MEMORY} ({_gist(error)})"
+    if _is_between_ranks(error):
+        return (f"the ranks cannot work together: {_gist(error)}; all have ended, the same command goes on from what is "
+                "finished")
+    if _OUT_OF_MEMORY.search(str(error)):
+        return "out of memory; make --batch, --size, --base, --features or --processes smaller"
+    return None
+
+
+def _is_between_ranks(error):
+    """Whether ranks, or their launcher, have lost each other: torch's own kinds (DistBackendError, ...), gloo's words."""
+    if re.fullmatch(r"(Dist|Rendezvous)\w*Error", type(error).__name__):
+        return True
+    return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))
+
+
+def _gist(error):
+    """The last line of what an exception says, without a C++ stack: NCCL says there what it met."""
+    said = str(error).partition("Exception raised from")[0].strip() or type(error).__name__
+    return said.splitlines()[-1].strip()
+
+
 def run_script(main):
     """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130.
 
@@ -64,35 +121,32 @@ def _exit_code(main, first):
     try:
         main()
         return 0
-    except UserError as error:
-        _say(f"error: {error}", first)
-        if not first:                                             # the first meets it too, and is to say it
-            _wait_for_the_launcher()
-        return error.exit_code
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from what is finished", first)
+        if "WORLD_SIZE" not in os.environ:                        # of ranks the launcher says it
+            print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
     except BrokenPipeError:                                       # the reader of our output has left
         os._exit(1)
-    except RuntimeError as error:
-        if "alloc" in str(error) or "out of memory" in str(error):                   # torch's words, on CPU and GPU
-            _say("error: out of memory; make --batch, --size, --base, --features or --processes smaller")
-        elif "onnection" in str(error) and "WORLD_SIZE" in os.environ:
-            _wait_for_the_launcher()                              # another rank has gone: the launcher says which
-        else:
+    except Exception as error:
+        line, code = answer(error)
+        if line is None:
             raise
-        return ResourceError.exit_code
-    except (OSError, MemoryError) as error:
-        named = getattr(error, "filename", None)
-        what = f"{error.filename}: {error.strerror}" if named else str(error) or "out of memory"
-        _say(f"error: {what}; free some space or memory, or choose another folder")
-        return ResourceError.exit_code
+        _leave_it_to_others(first, _is_between_ranks(error))
+        who = "" if first else f"rank {os.environ['RANK']}: "
+        print(f"error: {who}{line}", file=sys.stderr)
+        return code
 
 
-def _wait_for_the_launcher():
-    """Stay until the launcher has seen which rank went first; it ends the others."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(2)
+def _leave_it_to_others(first, between_ranks):
+    """Wait until the launcher ends this rank, if it is for another one to say: what all meet the first says.
+
+    When ranks lose each other, one has gone, and the launcher says which.  Then this wait ends with the process; what
+    this rank alone has met, or where no launcher is, it says itself.
+    """
+    turns = (not first) + between_ranks
+    if turns and "WORLD_SIZE" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(TURN_S * turns)
 
 
 def _leave(code):
@@ -105,11 +159,6 @@ def _leave(code):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _say(line, wanted=True):
-    if wanted:
-        print(line, file=sys.stderr)
 
 
 def _interrupt(number, frame):

@@ -106,6 +106,8 @@ def read_json(path):
     """A dictionary from JSON; raises DataError if the file is missing, damaged or something else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete its folder and run the stage again") from error
     if not isinstance(content, dict):
@@ -123,6 +125,8 @@ def read_sealed_json(path):
     try:
         sealed = json.loads(Path(path).read_text(encoding="utf-8"))
         return sealed["content"] if sealed["sha256"] == _hash_of(sealed["content"]) else None
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -225,33 +229,40 @@ def writable_folder(path, data=""):
 def _lock(path):
     """Take the lock of a folder, until this process ends; raises ResourceError while another process has it.
 
-    The file names its host and process, and appears whole.  That of a process which is gone is taken over; one that was
-    just killed is given a moment to go.
+    The file names its host and process.  It is made by whoever finds none, which every file system can do for one
+    process alone, unlike a link.  That of a process which is gone is taken over; one that was just killed is given a
+    moment to go, one that names nobody yet a moment to be written.
     """
     given_up = time.monotonic() + PATIENCE_S
-    own = path.with_name(_temporary_name("lock"))
-    own.write_text(f"{_HOST} {os.getpid()}")
-    try:
-        while True:
-            try:
-                os.link(own, path)
-                atexit.register(unlock, path.parent)
-                return
-            except FileExistsError:
-                host, process = _holder(path)
-            if (host, process) == (_HOST, os.getpid()):
-                return
-            if host is None or host == _HOST and not _is_running(process):
-                path.unlink(missing_ok=True)
-                continue
-            if time.monotonic() < given_up:
-                time.sleep(0.1)
-                continue
+    while not _taken(path):
+        host, process = _holder(path)
+        waited = time.monotonic() > given_up
+        if (host, process) == (_HOST, os.getpid()):
+            return
+        if waited and host:
             where = "" if host == _HOST else " on another machine"
             raise ResourceError(f"{path.parent}: process {process}{where} is working there; wait until it has ended, "
                                 f"or delete {path} if it is gone")
-    finally:
-        own.unlink(missing_ok=True)
+        if waited or host == _HOST and not _is_running(process):
+            path.unlink(missing_ok=True)
+        else:
+            time.sleep(0.1)
+    atexit.register(unlock, path.parent)
+
+
+def _taken(path):
+    """Whether this process has made the lock; it is deleted again if the disk is too full to write a name into it."""
+    try:
+        file = open(path, "x")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(f"{_HOST} {os.getpid()}")
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _holder(path):

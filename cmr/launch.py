@@ -18,18 +18,21 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cmr.errors import ResourceError, UsageError, run_script
 
+HERE, PATIENCE_S = "127.0.0.1", 60               # all ranks are on this machine; seconds for its launcher to begin
 USAGE = "use: python -m cmr.launch RANKS script.py|-m module [flags]"
 
 
 def main(argv=None):
-    ranks, *command = sys.argv[1:] if argv is None else argv
+    ranks, *command = (sys.argv[1:] if argv is None else argv) or [""]
     if not ranks.isdecimal() or int(ranks) < 1 or not command:
         raise UsageError(f"{' '.join([ranks, *command])}: {USAGE}")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
     with tempfile.TemporaryDirectory() as logs:
-        config = LaunchConfig(1, 1, int(ranks), run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-                              rdzv_endpoint="localhost:0", max_restarts=0, logs_specs=DefaultLogsSpecs(logs))
+        # Its own address in numbers: a host's name is not known to every network, and asking for it takes minutes.
+        config = LaunchConfig(1, 1, int(ranks), run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint=f"{HERE}:0",
+                              local_addr=HERE, rdzv_configs={"join_timeout": PATIENCE_S, "read_timeout": PATIENCE_S},
+                              max_restarts=0, logs_specs=DefaultLogsSpecs(logs))
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except SignalException as error:
@@ -39,13 +42,11 @@ def main(argv=None):
 
 
 def _told(rank, failure):
-    """End as the rank that failed first has ended.  The first rank has said why; of another one that is said here."""
+    """End as the rank that failed first has ended, which has said why unless it was killed."""
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         raise ResourceError(f"rank {rank} was killed ({name}), perhaps for want of memory, and all have ended; the "
                             "same command goes on from what is finished, on any number of ranks")
-    if rank:
-        print(f"error: rank {rank} has ended with exit code {failure.exitcode}, and so have all", file=sys.stderr)
     sys.exit(failure.exitcode)
 
 

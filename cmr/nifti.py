@@ -79,6 +79,8 @@ def _decoded(path):
         return nib.Nifti1Image.from_bytes(data), len(data)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
+    except PermissionError:                                       # not damage: `run_script` says it
+        raise
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         is_gzip = raw[:2] == b"\x1f\x8b"
         found = "is truncated or damaged (gzip checksum)" if is_gzip else f"begins with {raw[:12]!r}"

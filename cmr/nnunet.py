@@ -26,6 +26,7 @@ from cmr.prediction import predict
 from cmr.recipe import Network, Recipe
 from cmr.seeds import initialised, rng
 from cmr.settings import FULL_GRID
+from cmr.workers import half_precision
 
 
 class NnUNet(nn.Module):
@@ -141,7 +142,8 @@ def recipe(t, dims):
         streams = [rng(c.seed, "validation", epoch, i) for i in range(c.validation_batches)]
         whole = range(plan.batch)
         batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g, whole) for g in streams)
-        return pseudo_dice(net, batches, t.n_classes, t.device)
+        with half_precision(t.device, c.bfloat16):
+            return pseudo_dice(net, batches, t.n_classes, t.device)
 
     return Recipe(net, _optimizer(net, c), plan.batch, batch, learning_rate, loss, clip_norm=12, validate=validate,
                   plan=asdict(plan))

@@ -46,6 +46,8 @@ class Plan:
         """A plan from JSON, as `train_unet.py` writes it or by hand; raises UsageError naming what does not fit."""
         try:
             content = json.loads(Path(path).read_text())
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             raise UsageError(f"--plan {path}: cannot be read ({error}); give a plan.json of train_unet.py") from error
         names = {f.name for f in fields(cls)}

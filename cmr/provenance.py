@@ -14,6 +14,7 @@ import torch
 
 from cmr.working import fingerprint
 
+PATIENCE_S = 20                                  # for git, on a disk that does not answer
 PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
 
 
@@ -37,10 +38,12 @@ def _commit():
     here = Path(__file__).parent
     try:
         commit, edited = _git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "-uno")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "none"
     return f"{commit}, with uncommitted changes" if edited else commit
 
 
 def _git(folder, *words):
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    """What git says; raises SubprocessError where it knows nothing, or takes longer than a line of a report is worth."""
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True,
+                          timeout=PATIENCE_S).stdout.strip()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from cmr.errors import UsageError
 
+MEETING = datetime.timedelta(minutes=3)          # until all are there
 PATIENCE = datetime.timedelta(hours=12)          # for the first to read a dataset; the dead are seen at once
 
 
@@ -38,16 +39,34 @@ def is_first():
 
 
 def join(device):
-    """Meet the other ranks; the device of this one: of several GPUs its own.  Nothing happens to a single process."""
+    """Meet the other ranks; the device of this one: of several GPUs its own.  Nothing happens to a single process.
+
+    Raises UsageError if there are fewer GPUs than ranks on this machine, or if nobody has said where the ranks meet.
+    """
     if world() == 1:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+        if local >= gpus:
+            here = os.environ.get("LOCAL_WORLD_SIZE", world())
+            raise UsageError(f"{here} ranks, but {gpus} GPUs on this machine; start as many ranks as there are GPUs")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return device
+
+
+def _meet(backend):
+    """Make the process group of all ranks.  One that never comes is waited for as long as MEETING, not as PATIENCE."""
+    try:
+        store, own, n = next(dist.rendezvous("env://", timeout=MEETING))
+    except ValueError as error:                                   # a variable of the environment is missing
+        raise UsageError(f"WORLD_SIZE={world()}: {error}; start ranks with python -m cmr.launch or torchrun") from error
+    store.set(f"here-{own}", "")
+    store.wait([f"here-{other}" for other in range(n)], MEETING)
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=own, world_size=n, timeout=PATIENCE)
 
 
 def share(n, of=None):

@@ -63,6 +63,6 @@ def project(model, volume, strength, seed):
             to_reference = low_pass_distance(y_0, strength.low_pass)
             distance = lambda x_0: scale * to_reference(x_0)
         x_t0 = noised(model.schedule, y_0, times[0], first)
-        x_0 = denoise(model.schedule, model.net, model.parameterisation, x_t0, times, noises, distance)
+        x_0 = denoise(model.schedule, model.output, model.parameterisation, x_t0, times, noises, distance)
         slices.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(slices)

@@ -17,6 +17,7 @@ from cmr.labels import STRUCTURES, VALUES, labels_of
 from cmr.networks import NETWORKS
 from cmr.nnunet_preprocess import NEVER
 from cmr.prediction import softmax
+from cmr.workers import half_precision
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Segmenter:
         or 8 times as fast and a little worse.  A structure the network was not trained on can never win.
         """
         network = NETWORKS[self.settings["network"]]
-        found = network.logits(self.net, image, spacing_mm, self.plan, mirror)
+        with half_precision(next(self.net.parameters()).device, self.settings.get("bfloat16")):
+            found = network.logits(self.net, image, spacing_mm, self.plan, mirror)
         result = np.full((1 + len(STRUCTURES), *found.shape[1:]), NEVER, np.float32)
         result[[0] + [VALUES[name] for name in self.structures]] = found
         return result

@@ -3,13 +3,14 @@
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
 settings must be together is for the script that has them.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `given`, `integers`, `DataConfig`, `FULL_GRID`, `GRIDS`,
-`parse`, `without_places`, `differing_settings`.
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DataConfig`,
+`FULL_GRID`, `GRIDS`, `parse`, `without_places`, `differing_settings`.
 """
 import argparse
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
 from typing import Callable
 
@@ -37,6 +38,11 @@ def within(low, high):
 
 def one_of(*names):
     return Allowed(" or ".join(names), lambda value: value in names)
+
+
+def matching(pattern, words):
+    """A text of the pattern, which `words` describe."""
+    return Allowed(words, lambda value: bool(re.fullmatch(pattern, value)))
 
 
 def given(what):
@@ -70,7 +76,8 @@ class DataConfig:
     spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
     size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
     seed: int = opt(0, "every random number is a function of this, the step and the item", at_least(0))
-    device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
+    device: str = opt("auto", "auto is the first GPU if there is one, else the CPU",
+                      matching(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", "auto, cpu, cuda or cuda:N"))
 
 
 # The working grid of the presets `small`, `lab` and `paper`; the defaults above are that of `tiny` and `demo`.

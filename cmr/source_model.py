@@ -2,7 +2,7 @@
 
 What it is used for is in `cmr.sampler`.
 
-Public: `SourceModel`, `build_denoiser`.
+Public: `SourceModel`, `placed`, `build_denoiser`.
 """
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule
 from cmr.errors import CheckpointError
 from cmr.files import sha256
+from cmr.workers import half_precision
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class SourceModel:
         checkpoint.fill(net, saved["net"], path)
         # Only the image is differentiated through the network (`cmr.guidance`), never the weights.
         net.requires_grad_(False)
-        return cls(net=net.to(device, memory_format=torch.channels_last).eval(),
-                   schedule=Schedule.make(settings["schedule"], settings["T"]),
+        return cls(net=placed(net, device).eval(), schedule=Schedule.make(settings["schedule"], settings["T"]),
                    parameterisation=settings["parameterisation"],
                    quantiles=saved["source_quantiles"].numpy(), mean=saved["source_mean"], std=saved["source_std"],
                    settings=settings, subjects=tuple(saved["subjects"]), hash=sha256(path)[:16],
@@ -54,6 +54,21 @@ class SourceModel:
     @property
     def device(self):
         return next(self.net.parameters()).device
+
+    def output(self, x_t, t):
+        """What the network says of x_t (N, 1, H, W) at t (N,), in the precision that it was trained in."""
+        with half_precision(self.device, self.settings.get("bfloat16")):
+            return self.net(x_t, t)
+
+
+def placed(net, device):
+    """The denoiser on its device, its weights laid out as its layers leave an image.
+
+    On a CPU that is channels last.  A GPU's group normalisation returns channels first, whatever it is given, so that
+    around every convolution the image would be turned to channels last and back.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    return net.to(device, memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
 
 def build_denoiser(settings):

@@ -35,7 +35,7 @@ class Run:
             with run.waiting():
                 batch = ...                         # a function of (seed, step)
             loss = ...                              # of the whole batch, the same on every rank
-            run.update(loss)                        # backward, clip, optimiser step, averaged weights, log
+            run.update(loss)                        # backward, clip, optimiser step, averaged weights
         run.finish(**extra)
 
     `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
@@ -50,7 +50,8 @@ class Run:
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
         self.out, self.config, self.data_hash = Path(out), config, data_hash
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
-        self.step, self.stop_signal, self.losses, self.state = 0, None, [], {}
+        self.step, self.stop_signal, self.state = 0, None, {}
+        self.losses, self.unread = [], []                         # since the last row of the log; still on the device
         self.seconds, self.waited, self.saved_at = 0.0, 0.0, time.monotonic()
         self.last, self.final, self.log = self.out / "last.pt", self.out / "final.pt", self.out / "log.csv"
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
@@ -98,18 +99,23 @@ class Run:
         """Yield the number of the step to make, 0 .. steps-1.
 
         Saves by the clock, so that a kill loses the same few minutes whatever a step takes, and stops cleanly on SIGINT
-        or SIGTERM; ranks stop after the same step.
+        or SIGTERM; ranks stop after the same step.  Raises NumericalError if a loss was not finite: the losses are looked
+        at when a row is logged and before anything is saved, as a look makes a GPU wait for the step to end.
         """
         old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.out.name)
+        torch.backends.cudnn.benchmark = True                     # every step has the same shapes: the search pays off
         try:
             while self.step < steps:
                 begin = time.perf_counter()
                 yield self.step
                 self.step += 1
+                logging = self.step % self.config["log_every"] == 0 or self.step == steps
+                if logging:
+                    self._read_losses()
                 self.seconds += time.perf_counter() - begin
                 bar.update()
-                if self.step % self.config["log_every"] == 0 or self.step == steps:
+                if logging:
                     self._log_row(steps, bar)
                 stopping = ranks.any_of(self.stop_signal)
                 if stopping or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
@@ -119,6 +125,7 @@ class Run:
                     raise KeyboardInterrupt
         finally:
             bar.close()
+            torch.backends.cudnn.benchmark = False
             for number, handler in old.items():
                 signal.signal(number, handler)
 
@@ -135,14 +142,8 @@ class Run:
         self.waited += time.perf_counter() - begin
 
     def update(self, loss):
-        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its samples.
-
-        Raises NumericalError if it is not finite.
-        """
-        value = loss.item()
-        if not math.isfinite(value):
-            state = f"the last good state is {self.last}" if self.last.exists() else "no state was saved before"
-            raise NumericalError(f"{self.out}: loss is {value} at step {self.step}; {state}; try a smaller --lr")
+        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its samples."""
+        self.unread.append(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         (loss * ranks.world()).backward()                         # together, the ranks take the mean of their gradients
         if self.clip_norm:
@@ -150,7 +151,16 @@ class Run:
         self.optimizer.step()
         if self.ema_decay:
             update_ema(self.ema, self.net, self.ema_decay, self.step)
-        self.losses.append(value)
+
+    def _read_losses(self):
+        """Fetch the losses of the last steps from the device; raises NumericalError if one of them is not finite."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        first, self.unread = self.step - len(values), []
+        for step, value in enumerate(values, first):
+            if not math.isfinite(value):
+                state = f"the last good state is {self.last}" if self.last.exists() else "no state was saved before"
+                raise NumericalError(f"{self.out}: loss is {value} at step {step}; {state}; try a smaller --lr")
+        self.losses += values
 
     def _log_row(self, steps, bar):
         n = len(self.losses)
@@ -166,6 +176,7 @@ class Run:
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
+        self._read_losses()                                       # what is saved is good
         if not ranks.is_first():
             return
         log_window = [self.losses, self.seconds, self.waited]     # of the row to come
@@ -200,8 +211,10 @@ def update_ema(ema, net, decay, step):
     Without the warm-up the initial weights stay in the average for thousands of steps.
     """
     d = min(decay, (1 + step) / (10 + step))
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            ema[name].mul_(d).add_(value.float(), alpha=1 - d)
-        else:
-            ema[name].copy_(value)
+    weights = net.state_dict()
+    floating = [name for name, value in weights.items() if value.is_floating_point()]
+    averages = [ema[name] for name in floating]
+    torch._foreach_mul_(averages, d)                              # all at once: two calls of a GPU, not two for each
+    torch._foreach_add_(averages, [weights[name] for name in floating], alpha=1 - d)
+    for name in weights.keys() - set(floating):                   # counters
+        ema[name].copy_(weights[name])

@@ -4,6 +4,7 @@ What is concluded from it is in `cmr.estimate`.
 
 Public: `Watched`, `watch`.
 """
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from cmr.errors import ResourceError
 from cmr.files import read_csv, read_json
 
 STEPS = 12                                       # that are watched; the first of them warms up
-PATIENCE_S = 600                                 # for the first step
+PATIENCE_S = 600                                 # for the first step, and as long again for the second
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,10 @@ def watch(command, folder, copies, watch_s):
         rows, start_s = first_rows(folder / "0", processes[0], begin, watch_s)
     finally:
         for process in processes:
-            try:
+            with contextlib.suppress(ProcessLookupError):         # has ended by itself
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:                            # has ended by itself
-                pass
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a dead disk keeps even the killed
+                process.wait(PATIENCE_S)
     plan = folder / "0" / "plan.json"
     steps = [float(row["seconds_per_step"]) for row in rows[1:] or rows]
     return Watched(read_json(folder / "0" / "config.json"), read_json(plan) if plan.exists() else None, start_s,
@@ -71,7 +71,8 @@ def first_rows(folder, process, begin, watch_s):
             start_s = now - begin - float(rows[0]["seconds_per_step"])
         if len(rows) > 1 and second is None:
             second = now
-        if len(rows) > STEPS or second and now - second > watch_s or ended and rows:
+        enough = len(rows) > STEPS or second and now - second > watch_s or now - begin > 2 * PATIENCE_S
+        if rows and (enough or ended):
             return rows, max(0.0, start_s)
         if ended or now - begin > PATIENCE_S:
             said = (folder / "stderr").read_text().strip().splitlines() or [f"no step in {PATIENCE_S} s"]

@@ -2,27 +2,29 @@
 
 Ranks, which train one network together, are in `cmr.ranks`.
 
-Public: `pick_device`, `over_volumes`, `spawned`, `ahead`, `peak_memory_gb`, `cores`.
+Public: `pick_device`, `to_device`, `half_precision`, `over_volumes`, `ahead`, `spawned`, `peak_memory_gb`, `cores`.
 """
+import collections
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmr import ranks
-from cmr.errors import ResourceError, UsageError, UserError, print_anything
+from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, UserError, print_anything
 
+PATIENCE_S = 3600                                # for one volume or batch
 _work = None                                     # of a worker process
 
 
@@ -33,13 +35,24 @@ def pick_device(name):
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    device, gpus = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: no CUDA device here; use --device cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name}: unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UsageError(f"--device {name}: there are {gpus} GPUs here, cuda:0 to cuda:{gpus - 1}")
     return ranks.join(device)
+
+
+def to_device(batch, device):
+    """Tensors of the CPU on the device.  A GPU fetches them while it computes: that takes memory that stays in place."""
+    if device.type != "cuda":
+        return batch
+    return [one.pin_memory().to(device, non_blocking=True) for one in batch]
+
+
+def half_precision(device, bfloat16):
+    """torch.autocast around a network that was trained in bfloat16, where that is faster: on a GPU, not on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(bfloat16) and device.type == "cuda")
 
 
 def over_volumes(work, build, config, processes=0):
@@ -66,7 +79,7 @@ def over_volumes(work, build, config, processes=0):
     return finished
 
 
-def ahead(make, steps, processes, device):
+def ahead(make, steps, processes):
     """Iterator over make(step) for every step, in order, made ahead of time by so many processes; 0: when asked for.
 
     make(step) -> tensors on the CPU, a function of the step alone.  Raises ResourceError if one of the processes dies.
@@ -74,34 +87,9 @@ def ahead(make, steps, processes, device):
     if not processes:
         yield from map(make, steps)
         return
-    loader = DataLoader(_Steps(make), batch_size=None, sampler=steps, num_workers=processes,
-                        multiprocessing_context="fork", worker_init_fn=_ignore_signals,
-                        pin_memory=device.type == "cuda", generator=torch.Generator())
-    try:
-        batches = iter(loader)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)             # torch's own raises wherever the main thread just is;
-        yield from batches                                        # without it a death shows where a batch is waited for
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-            raise
-        raise ResourceError("a process that prepares batches has died, perhaps for want of memory; what was saved is "
-                            "kept, fewer --workers need less") from error
-
-
-class _Steps(torch.utils.data.Dataset):
-    """What a DataLoader asks for the batch of a step."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __getitem__(self, step):
-        return self.make(step)
-
-
-def _ignore_signals(worker):
-    """Ctrl-C is the parent's to answer: it still has to save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Forked, so that each has the volumes without reading them again.
+    with _pool(processes, "fork", (lambda config: make, None, 1), "--workers") as executor:
+        yield from _in_order(executor, _batch, steps, 2 * processes)
 
 
 def spawned(function, jobs, processes, build=None, config=None):
@@ -110,16 +98,50 @@ def spawned(function, jobs, processes, build=None, config=None):
     build(config) is made first in each, for `_volume`.
     """
     threads = max(1, cores() // processes)
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (build, config, threads))
+    with _threads_of_new_processes(threads), _pool(processes, "spawn", (build, config, threads), "--processes") as executor:
+        yield from _in_order(executor, function, jobs, len(jobs))
+
+
+@contextlib.contextmanager
+def _pool(processes, method, start, flag):
+    """Processes that have gone through _start(*start), for the block; raises ResourceError if one dies or none can be.
+
+    flag : what says how many there are.  If the block does not end by itself what they do is in vain, and they are
+    killed: nobody waits for them.
+    """
     try:
-        with _threads_of_new_processes(threads):                  # they start when the first jobs are given
-            results = executor.map(function, jobs)
-        yield from results
-    except BrokenProcessPool as error:
-        raise ResourceError("a worker process was killed, perhaps for want of memory; what is finished is kept, "
-                            "fewer --processes need less") from error
+        executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), _start, start)
+    except OSError as error:                                      # its semaphores lie there
+        raise ResourceError(f"{SHARED_MEMORY} ({error})") from error
+    try:
+        yield executor
+    except BaseException as error:
+        for child in multiprocessing.active_children():
+            child.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise ResourceError("a worker process was killed, perhaps for want of memory; what is finished is kept, "
+                                f"fewer {flag} need less") from error
+        raise
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(executor, function, jobs, at_a_time):
+    """Yield function(job) of every job in order; so many jobs are given out at a time.
+
+    A process that dies is seen at once.  Raises ResourceError if one that lives does not answer.
+    """
+    jobs, given = iter(jobs), collections.deque()
+    while True:
+        for job in itertools.islice(jobs, at_a_time - len(given)):
+            given.append(executor.submit(function, job))
+        if not given:
+            return
+        first = given.popleft()
+        if not wait([first], PATIENCE_S).done:
+            raise ResourceError(f"a worker process has not answered for {PATIENCE_S // 60} minutes; what is finished is "
+                                "kept, the same command goes on from there")
+        yield first.result()
 
 
 def peak_memory_gb(device, process="self"):
@@ -134,7 +156,8 @@ def peak_memory_gb(device, process="self"):
             lines = Path(f"/proc/{process}/status").read_text().splitlines()
             return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2 ** 20
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    unit = 1 if sys.platform == "darwin" else 1024                # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
 
 
 def cores():
@@ -160,9 +183,11 @@ def _threads_of_new_processes(threads):
 
 
 def _start(build, config, threads):
+    """Begin a worker process."""
     global _work
     print_anything()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer: it still has to save
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
@@ -176,6 +201,10 @@ def _end_with_parent():
     """A worker whose parent was killed would wait for work for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def _batch(step):
+    return _work(step)
 
 
 def _volume(index):

@@ -72,6 +72,8 @@ def _cached(record, work, key):
         label = np.load(work / f"{key}.label.npy", mmap_mode="r") if entry["labelled"] else None
         if entry["content"] != _content(image, label):
             return None
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # what damaged headers end in
         return None
     geometry = Geometry(**{name: _as_tuples(value) for name, value in entry["geometry"].items()})

@@ -180,10 +180,11 @@ data/phantom-%-upper/phantom_params.json: | $(VENV)
 TO_DO := ask
 ROWS  := $(COMPARED)$(if $(UPPER), upper-bound)$(if $(PSEUDONYMS), pseudonyms)
 ifneq ($(ROWS),$(shell cat "$(R)/check/rows" 2>/dev/null))
+TO_DO += $(R)/check/rows
 $(R)/check/rows: ask
 endif
 $(R)/check/rows:
-	$(call stage,@mkdir -p "$(@D)" && echo "$(ROWS)" > "$@")
+	$(if $(PLAN),,@mkdir -p "$(@D)" && echo "$(ROWS)" > "$@")
 
 # Is the dataset what they need?  Asked again when a file of it was changed, added or lost; check.json is written only if
 # the answer is another one, and what was made of other data is refused by the stages.

@@ -191,8 +191,8 @@ def _require_no_others(out, jobs):
     made = {path.stem for path in (out / "items").glob("*.json") if not path.name.startswith(".")}
     others = sorted(made - {job.case for job in jobs})
     if others:
-        raise CheckpointError(f"{out}: holds {others[0]}, which is not to be made now ({len(others)} such); delete {out} "
-                              "and make it again")
+        raise CheckpointError(f"{out}: holds {others[0]}, which is not to be made now ({len(others)} such); "
+                              f"delete {out} and make it again")
 
 
 def _jobs(c, workings, domain_of, strengths, shifts):

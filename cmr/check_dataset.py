@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from cmr.errors import DataError, run_script
+from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import rows_to_measure
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
@@ -75,10 +75,12 @@ def _require_roles(records, source, c):
     for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)
     for domain in targets:
-        in_role(records, domain, "Validation", labelled_only=c.upper_bound)
+        in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
-        if c.upper_bound:
-            in_role(records, domain, "Training", labelled_only=True)
+        for split in ("Training", "Validation") if c.upper_bound else ():
+            if not any(r.split == split and r.label_path for r in records if r in domain):
+                raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave it out (make: UPPER=), "
+                                 "or choose a target that has")
 
 
 class _Survey:

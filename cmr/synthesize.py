@@ -85,6 +85,10 @@ def synthesize(c):
     synthesis = Synthesis(c)                                      # what does not fit is found before the long work
     out, workings = synthesis.out, synthesis.workings
     rows = over_volumes(synthesis, Synthesis, c, processes=1)
+    earlier = sum(row["segmenter"] != synthesis.segmenter.hash for row in rows)
+    if earlier:
+        print(f"note: {out}: {earlier} of {len(rows)} images were audited by another segmenter than {c.segmenter}; "
+              "delete the folder to have all audited by this one", flush=True)
     kept = [row for row in rows if row["kept"]]
     if c.arm == "dg":
         _report_pairs(out, rows, kept, {w.record.case: w for w in workings})

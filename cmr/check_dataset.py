@@ -79,8 +79,8 @@ def _require_roles(records, source, c):
         in_role(records, domain, "Testing", labelled_only=True)
         for split in ("Training", "Validation") if c.upper_bound else ():
             if not any(r.split == split and r.label_path for r in records if r in domain):
-                raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave it out (make: UPPER=), "
-                                 "or choose a target that has")
+                raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave the bound out (make: "
+                                 "UPPER=), or choose a target that has")
 
 
 class _Survey:

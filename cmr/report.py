@@ -25,8 +25,8 @@ TABULATED = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm",
 
 MISSED, FOUND = "missed", "HD95 mm of those found"
 
-READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm on "
-           "the original grid. **A structure that was missed is counted and costs {penalty:.0f} mm**, the largest "
+READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm "
+           "on the original grid. **A structure that was missed is counted and costs {penalty:.0f} mm**, the largest "
            "diagonal of the test images, in every mean, difference, test and share of a gap here, so that missing it "
            "can only hurt; *{found}* alone leaves it out. HD95 is the larger directed 95th percentile, pooled HD95 is "
            "medpy's.")

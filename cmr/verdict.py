@@ -52,8 +52,8 @@ def _how_to_bound(targets, boundable):
         return "an upper bound can be had with UPPER=1"
     if boundable:
         others = _list([target for target in targets if target not in boundable])
-        return (f"an upper bound can be had with UPPER=1 for {_list(list(boundable))} alone, as {others} has no labelled "
-                "studies to train on")
+        return (f"an upper bound can be had with UPPER=1 for {_list(list(boundable))} alone, as {others} has no "
+                "labelled studies to train on")
     return "the targets have no labelled studies to train an upper bound on"
 
 

@@ -76,7 +76,8 @@ def _changes_by(arm, networks, rows, mean, tests):
         [test] = [t for t in tests if (t["domain"], t["network"], t["arm"], t["metric"])
                   == (POOLED, network, arm, "hd95")]
         found = _found(test, test["wilcoxon_p_holm"]) if _differs(rows, network, arm) else "no patient is changed"
-        parts.append(f"{network}: {_closed(mean, network, arm)}{found}")
+        closed = _closed(mean, network, arm) if test["n"] >= MINIMUM_PATIENTS else ""
+        parts.append(f"{network}: {closed}{found}")
     return f"**{arm}.** Against the baseline, in HD95 on all targets: {'; '.join(parts)}."
 
 
@@ -102,8 +103,10 @@ def _found(test, p):
 
     p : of the test, corrected.
     """
-    missed = test["n_missed_baseline"], test["n_missed_arm"]
-    counted = f" ({missed[1]} structures missed instead of {missed[0]})" if any(missed) else ""
+    before, now = test["n_missed_baseline"], test["n_missed_arm"]
+    counted = ""
+    if before or now:
+        counted = f" (missed: {now} structures against {before})"
     return f"{_rounded(test['mean_difference'], '+.1f')} mm{counted}, {_words(test, p)}"
 
 

@@ -74,7 +74,7 @@ def test_without_an_upper_bound_domains_are_only_compared(boundable, words):
     (lambda i: 0.02 * (-1) ** i, "vanilla: 0% of the gap closed, +0.0 mm, as good to 1 mm."),
     (wavering, "undecided, 90 % interval -"),
     (lambda i: math.inf if i == 3 else -1 - i / 50,
-     "+33.2 mm (2 structures missed instead of 0), significantly better in most patients, though not in the mean")])
+     "+33.2 mm (missed: 2 structures against 0), significantly better in most patients, though not in the mean")])
 def test_what_a_row_closes(change, words):
     found = said({"DA": change, "DG": steady(-6)})
     assert words in found["DA"]
@@ -106,7 +106,7 @@ def test_a_structure_that_is_found_far_away_is_better_than_one_that_is_missed(mi
     share, mm = re.search(r"(-?\d+)% of the gap closed, ([+-][\d.]+) mm", text).groups()
     better = missing == "baseline"
     assert (float(share) > 0) == (float(mm) < -100) == ("significantly better" in text) == better
-    counted = "(0 structures missed instead of 14)" if better else "(14 structures missed instead of 0)"
+    counted = "(missed: 0 structures against 14)" if better else "(missed: 14 structures against 0)"
     assert counted in text
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from cmr.belonging import require_made_by, require_part, require_references, require_trained_on
-from cmr.comparison import METRIC_COLUMNS
+from cmr.comparison import METRIC_COLUMNS, structures_of
 from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
 from cmr.figures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.intensities import fda, match_quantiles
-from cmr.labels import VALUES, labelled, labels_of
+from cmr.labels import STRUCTURES, VALUES, labelled, labels_of
 from cmr.metrics import measure
 from cmr.networks import split_name
 from cmr.nifti import read_volume, without_words, write_like
@@ -35,7 +35,7 @@ from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
 from cmr.studies import in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
-from cmr.working import prepare, with_labels
+from cmr.working import fully_labelled, prepare, with_labels
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,21 @@ def main(argv=None):
         rows += measured
         examples[str(domain)].append(example)
     remove_other_predictions(out / "predictions", rows)
+    cases = [(domain, example.case) for domain, of_domain in examples.items() for example in of_domain]
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
     write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
-                 named_left_out(c))
+                 [*named_left_out(c, evaluation.left_out), *not_measured(rows, cases)], evaluation.boundable)
     if c.pseudonyms:
         key = [{"pseudonym": number, "subject": subject} for subject, number in evaluation.names.items()]
         write_csv(f"{out}-key-NOT-TO-BE-SHARED.csv", key, ("pseudonym", "subject"))
 
 
-def named_left_out(c):
-    """[(what, why)] of what took no part; with pseudonyms its number alone, as the reasons name files."""
-    found = left_out(c.data, c.use_unlabeled_masks)
+def named_left_out(c, unlabelled):
+    """[(what, why)] of what took no part; with pseudonyms its number alone, as the reasons name files.
+
+    unlabelled : the same of volumes whose mask lacks structures.
+    """
+    found = [*left_out(c.data, c.use_unlabeled_masks), *unlabelled]
     if found and c.pseudonyms:
         return [(f"{len(found)} volumes or studies", "`make check` names them")]
     return found
@@ -92,6 +96,24 @@ def remove_other_predictions(folder, rows):
     written = {folder / network / key / f"{subject}_{phase}.nii.gz" for network, key, subject, phase in names}
     for path in set(folder.rglob("*.nii.gz")) - written:
         path.unlink()
+
+
+def not_measured(rows, cases):
+    """[(case, why)] of the tested volumes that do not label what others of their domain do: it is left out there.
+
+    rows : of metrics.csv.  cases : (domain, case) of what was tested.
+    """
+    of_domain, of_case = {}, {}
+    for row in rows:
+        of_domain.setdefault(row["domain"], []).append(row)
+        of_case.setdefault((row["domain"], f"{row['subject']}_{row['phase']}"), []).append(row)
+    found = []
+    for domain, case in cases:
+        there = structures_of(of_case.get((domain, case), []))
+        lacking = [name for name in structures_of(of_domain[domain]) if name not in there]
+        if lacking:
+            found.append((case, f"{', '.join(lacking)} not labelled: not measured there"))
+    return found
 
 
 class Evaluation:
@@ -111,14 +133,18 @@ class Evaluation:
 
         records = studies_of(c)
         self.names = pseudonyms(records) if c.pseudonyms else {}
+        self.boundable = self._boundable()
+        self.left_out = []                                        # (case, why) of what is not trained on or measured
         require_apart(records, self.source, self.domains[1:])
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.translated_of = self._translations(run / "da", grid)
-        self.jobs, self.structures = [], {}                       # (domain, working volume); what is measured there
+        of_each = [set(segmenter.structures) for segmenter in self.segmenters.values()]
+        self.trained = [name for name in STRUCTURES if name in set.intersection(*of_each)]
+        self.jobs, self.shared = [], set(self.trained)            # (domain, working volume); what all domains label
         for domain in self.domains:
-            workings = with_labels(prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work))
-            self.structures[domain] = self._measurable(domain, workings)
+            tested = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
+            workings = self._labelled(domain, tested)
             self._require_translations(workings)
             cases = {w.record.case for w in workings}
             require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
@@ -126,6 +152,11 @@ class Evaluation:
         tested = [w.record for _, w in self.jobs]
         for (network, trained_on), segmenter in self.segmenters.items():
             require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
+
+    def _boundable(self):
+        """Targets that would have labelled studies to train an upper bound on, were one asked for."""
+        studies = [r for r in studies_of(replace(self.c, upper_bound=True)) if r.split == "Training" and r.label_path]
+        return [str(domain) for domain in self.domains[1:] if any(r in domain for r in studies)]
 
     def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
@@ -144,7 +175,8 @@ class Evaluation:
             if segmenter.settings["train_on"] == "real":
                 if own not in training:
                     volumes = in_role(records, own, "Training", labelled_only=True)
-                    training[own] = with_labels(prepare(volumes, grid, self.c.work))
+                    training[own], left_out_there = fully_labelled(prepare(volumes, grid, self.c.work))
+                    self.left_out += left_out_there
                 require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):
@@ -157,14 +189,21 @@ class Evaluation:
             images.setdefault(key, []).append(np.asarray(sample.image))
         return images
 
-    def _measurable(self, domain, workings):
-        """Structures that a domain labels and the networks know."""
-        trained = self.segmenters[self.networks[0], "real"].structures
-        structures = [name for name in labelled(workings) if name in trained]
-        if not structures:
-            raise DataError(f"{self.c.data}: {domain} labels none of {', '.join(trained)}; "
+    def _labelled(self, domain, workings):
+        """Those of a domain's test volumes that are labelled; names the others.
+
+        Raises DataError where nothing can be measured.
+        """
+        self.left_out += [(w.record.case, "its mask is all zero") for w in workings if w.label is None]
+        there = set(labelled(workings))
+        if not there & set(self.trained):
+            raise DataError(f"{self.c.data}: {domain} labels none of {', '.join(self.trained)}; "
                             "nothing can be measured there")
-        return structures
+        self.shared &= there
+        if not self.shared:
+            raise DataError(f"{self.c.data}: {domain} labels no structure that the domains before it label too; "
+                            "nothing can be compared")
+        return with_labels(workings)
 
     def _require_translations(self, workings):
         """Raise DataError if a test volume was not translated as one of the rows asks."""
@@ -208,6 +247,7 @@ class Evaluation:
         record, images = working.record, self.images(working)
         if self.c.pseudonyms:
             record, nifti = replace(record, subject=self.names[record.subject]), without_words(nifti)
+        structures = [name for name in self.trained if (truth == VALUES[name]).any()]
         common = {"domain": str(domain), "role": "source" if domain == self.source else "target",
                   "subject": record.subject, "phase": record.phase, "vendor": record.vendor,
                   "pathology": record.pathology,
@@ -221,7 +261,7 @@ class Evaluation:
         @functools.cache
         def result(network, trained_on, members):
             samples = [sample for member in members for sample in logits(network, trained_on, member)]
-            return labelled_and_measured(samples, working, truth, nifti, self.structures[domain])
+            return labelled_and_measured(samples, working, truth, nifti, structures)
 
         rows, found = [], {}
         for network, arm in self.compared:

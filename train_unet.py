@@ -25,7 +25,7 @@ from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
 from cmr.workers import ahead, pick_device, to_device
-from cmr.working import fingerprint, prepare, with_labels
+from cmr.working import fingerprint, fully_labelled, prepare
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def main(argv=None):
     # Data: labelled ED and ES volumes of the domain's training subjects and / or the synthetic pairs.
     domain, grid = Domain.parse(c.domain or c.source), Grid(c.spacing_mm, c.size)
     records = studies_of(c)
-    real, validation = (with_labels(prepare(in_role(records, domain, split, labelled_only=True), grid, c.work))
+    real, validation = (fully_labelled_of(in_role(records, domain, split, labelled_only=True), grid, c)
                         for split in ("Training", "Validation"))
     training = list(real) if c.train_on != "synthetic" else []
     pairs = find_set(c.synthetic) if c.train_on != "real" else []
-    training += with_labels(prepare(pairs, grid, c.work))
+    training += fully_labelled_of(pairs, grid, c)
     structures = labelled(training)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {domain}")
@@ -134,6 +134,14 @@ def require_consistent(c):
         raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
 
 
+def fully_labelled_of(records, grid, c):
+    """Working volumes of the records that label every structure; names the others."""
+    kept, left_out = fully_labelled(prepare(records, grid, c.work))
+    for case, why in left_out:
+        print(f"note: {case} left out: {why}", flush=True)
+    return kept
+
+
 def shuffled(workings, g):
     """The volumes with the masks of others, drawn by g, slice by slice at the same relative height."""
     masks = [workings[other].label for other in g.permutation(len(workings))]
@@ -155,7 +163,8 @@ def mean_dice_on(workings, segmenter, structures):
     scores = []
     for w in workings:
         labels = segmenter.labels(w.image, w.spacing_mm)
-        scores += [dice(labels == VALUES[name], w.label == VALUES[name]) for name in structures]
+        scores += [dice(labels == VALUES[name], w.label == VALUES[name]) for name in structures
+                   if name in labelled([w])]
     return np.nanmean(scores)
 
 

@@ -48,10 +48,11 @@ def check_dataset(config):
     source = Domain.parse(config.source)
     records = studies_of(config)
     _require_roles(records, source, config)
-    survey = _Survey(Grid(config.spacing_mm, config.size), source)
+    targets = Domain.parse(config.target).each() if config.target else []
+    survey = _Survey(Grid(config.spacing_mm, config.size), [source, *targets])
     for record in records:
         survey.add(record)
-    orphans = left_out(config.data, config.use_unlabeled_masks)
+    orphans = [*left_out(config.data, config.use_unlabeled_masks), *survey.without_labels]
     findings = {**survey.findings(), "left_out": [f"{what}: {why}" for what, why in orphans]}
     _print(findings)
     _refuse(config.data, findings)
@@ -86,9 +87,11 @@ def _require_roles(records, source, c):
 class _Survey:
     """What is found on the way through the volumes."""
 
-    def __init__(self, grid, source):
+    def __init__(self, grid, domains):
+        """domains : the source, then the targets."""
         self.grid, self.n_volumes, self.unusable, self.cropped, self.swapped = grid, 0, [], [], []
-        self.source, self.trained = source, set()                 # structures that the source's training volumes label
+        self.source, self.domains, self.trained = domains[0], domains, set()         # what its training volumes label
+        self.without_labels, self.labelled_by = [], {}            # (case, why); group -> {case: structures}
         self.notes, self.spacings, self.counts, self.structures = Counter(), Counter(), Counter(), Counter()
         self.owners_of, self.splits_of, self.there_and_back = defaultdict(set), defaultdict(set), defaultdict(list)
         self.content = {}                                         # case -> hash of its voxels
@@ -112,24 +115,39 @@ class _Survey:
         self.counts[record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled] += 1
         if label is not None:
             self._add_label(record, image, nifti, label)
+        elif record.label_path:
+            self.without_labels.append((record.case, "its mask is all zero"))
 
     def _add_label(self, record, image, nifti, label):
         """What the working grid does to a mask: how it comes back, how much of it lies outside the field of view."""
         _, working_label, geometry = to_working(image, nifti, self.grid, label)
         one_hot = working_label == np.arange(1 + len(STRUCTURES))[:, None, None, None]
         back = to_original(one_hot.astype(np.float32), geometry)
-        for name, value in VALUES.items():
-            if (label == value).any():
-                self.structures[name] += 1
-                if record in self.source and record.split == "Training":
-                    self.trained.add(name)
-                self.there_and_back[name].append(dice(back == value, label == value))
+        there = [name for name, value in VALUES.items() if (label == value).any()]
+        group = next((str(domain) for domain in self.domains if record in domain), record.metadata["dataset"])
+        self.labelled_by.setdefault(f"{group} {record.split}", {})[record.case] = there
+        self.structures.update(there)
+        if record in self.source and record.split == "Training":
+            self.trained.update(there)
+        for name in there:
+            self.there_and_back[name].append(dice(back == VALUES[name], label == VALUES[name]))
         if looks_swapped(label):
             self.swapped.append(record.label_path)
         pixel_mm2 = np.prod(nifti.spacing_mm[:2])
         share = (working_label > 0).sum() * self.grid.spacing_mm ** 2 / ((label > 0).sum() * pixel_mm2)
         if share < 0.97:
             self.cropped.append(f"{record.case} ({100 * (1 - share):.0f} %)")
+
+    def incomplete(self):
+        """Volumes that do not label what others of their domain (outside those: of their dataset) and split do."""
+        found = []
+        for group, of in self.labelled_by.items():
+            of_any = set().union(*of.values())
+            for case, there in of.items():
+                lacking = [name for name in STRUCTURES if name in of_any and name not in there]
+                if lacking:
+                    found.append(f"{case} ({', '.join(lacking)}, labelled elsewhere in {group})")
+        return found
 
     def findings(self):
         """Everything as plain values, in the order in which it is printed."""
@@ -147,6 +165,7 @@ class _Survey:
                 "working_grid_dice": {name: [float(np.mean(d)), float(np.min(d))] for name, d in kept.items()},
                 "notes": dict(self.notes),
                 "heart_outside_working_field": self.cropped,
+                "incompletely_labelled": self.incomplete(),
                 "lv_and_rv_swapped": list(dict.fromkeys(self.swapped)),
                 "same_image_twice": twice,
                 "subject_in_two_splits": sorted(s for s, splits in self.splits_of.items() if len(splits) > 1),
@@ -201,6 +220,8 @@ def _print(findings):
     for note, n in sorted(findings["notes"].items()):
         print(f"note: {note} ({n} volumes)")
     for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
+                       ("not fully labelled (training leaves the volume out, evaluation the structure)",
+                        "incompletely_labelled"),
                        ("LV and RV look swapped (the myocardium encloses what is labelled RV)", "lv_and_rv_swapped"),
                        ("left out", "left_out"), ("the same image twice", "same_image_twice"),
                        ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):

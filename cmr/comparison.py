@@ -1,14 +1,16 @@
 """Comparing the rows of the experiment over patients: values, means, tests, gaps closed, verdicts.  No Markdown here.
 
-The unit is the patient: phases and structures are averaged inside first.  A missed or spurious structure is infinitely
-far: it is counted in every table, and in tests it takes the largest diagonal of the test images, so that it can only
-hurt.
+The unit is the patient: phases and structures are averaged inside first.  One rule for distances, in every mean,
+difference, test and share: a missed structure is infinitely far and counts as the largest diagonal of the test images,
+so that it can only hurt; how many were missed stands beside.  The mean over the structures that were found has a name
+of its own.
 
-`rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.
+`rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.  What compares domains is given
+the rows of `comparable` alone.
 
 Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `patient_values`, `failures`, `compare`, `all_tests`, `means`, `gap_closed`,
-`outcome`, `against_controls`, and what is in `rows`: `domains_of`, `targets_of`, `networks_of`, `compared_in`,
-`common_structures`.
+`outcome`, `against_controls`, and what is in `rows`: `comparable`, `largest_diagonal_mm`, `domains_of`, `targets_of`,
+`networks_of`, `compared_in`, `structures_of`.
 """
 import math
 
@@ -23,32 +25,31 @@ METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "
                   "slices_missed", "slices_spurious", "volume_pred_ml", "volume_ref_ml", "diagonal_mm")
 TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_baseline", "n_missed_arm",
                 "mean_baseline", "mean_arm", "mean_difference", "bca_low", "bca_high", "bca90_low", "bca90_high",
-                "hodges_lehmann", "hedges_g",
-                "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p", "wilcoxon_p", "wilcoxon_p_holm")
+                "hodges_lehmann", "hedges_g", "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p",
+                "rank_sum_larger", "rank_sum_smaller", "wilcoxon_p", "wilcoxon_p_holm")
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
 SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
 SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}        # smaller is not worth closing
 FAILED = ("missed", "spurious")
 POOLED = "all targets"                           # the patients of every unseen domain together
-MINIMUM_PATIENTS = 10                            # below this no interval and no star
+MINIMUM_PATIENTS = 10                            # below this no interval and no verdict
 ALPHA = 0.01
 # Two rows whose mean difference lies within this, with 95 % confidence on either side, do equally well.
 MARGIN = {"dice": 0.01, "hd95": 1.0}
 
 
-def patient_values(rows, metric, penalty_mm=None):
+def patient_values(rows, metric, penalty_mm):
     """{subject: mean over phases and structures} of a metric; absent_both is left out.
 
-    penalty_mm : what an infinite distance counts as; None leaves missed and spurious structures out (descriptive tables
-    print their number beside it).
+    penalty_mm : what a distance counts as that is infinite (a missed structure), or undefined in-plane (a structure
+    that was found in none of its slices); None averages the structures that were found.
     """
     values = {}
     for row in rows:
         value = row[metric]
-        undefined = isinstance(value, float) and math.isnan(value) and row["status"] == "ok"
-        if row["status"] == "absent_both" or undefined:
+        if row["status"] == "absent_both":
             continue
-        if metric != "dice" and row["status"] != "ok":
+        if not math.isfinite(value):
             if penalty_mm is None:
                 continue
             value = penalty_mm
@@ -72,6 +73,7 @@ def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
     interval = lambda level: bca_interval(x - y, level) if enough else (math.nan, math.nan)
     (low, high), (low90, high90) = interval(0.95), interval(0.90)
     welch_t, welch_df, welch_p = welch(x, y)
+    larger, smaller, wilcoxon_p = wilcoxon(x, y)
     return {"domain": domain, "network": network, "arm": arm, "metric": metric,
             "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS), "n": len(subjects),
             "n_missed_baseline": failures(others), "n_missed_arm": failures(its),
@@ -79,7 +81,8 @@ def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
             "bca_low": low, "bca_high": high, "bca90_low": low90, "bca90_high": high90,
             "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
             "welch_t": welch_t, "welch_df": welch_df, "welch_p": welch_p,
-            "paired_t_p": paired_t(x, y)[2], "wilcoxon_p": wilcoxon(x, y)[1]}
+            "paired_t_p": paired_t(x, y)[2], "rank_sum_larger": larger, "rank_sum_smaller": smaller,
+            "wilcoxon_p": wilcoxon_p}
 
 
 def _in_domain(row, domain):
@@ -106,33 +109,40 @@ def all_tests(rows):
 
 
 def means(rows):
-    """{(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS.
+    """{(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS; first POOLED, all targets' patients.
 
-    First POOLED, the mean of the targets' means.
+    Each has three entries more: "hd95_found", the mean HD95 in mm of the structures that were found (nan if none was),
+    "missed" and "structures", how many were not and how many there are.
     """
     groups = {}
-    for row in rows:
-        groups.setdefault((row["domain"], row["network"], row["arm"]), []).append(row)
-    mean_of = lambda own, metric: np.mean(list(patient_values(own, metric).values()) or [np.nan])
-    each = {key: {m: mean_of(own, m) for m in SUMMARY_METRICS} for key, own in groups.items()}
-    targets = targets_of(rows)
-    pooled = {}
-    for _, network, arm in each:
-        of_targets = [each[domain, network, arm] for domain in targets]
-        pooled[POOLED, network, arm] = {m: np.mean([of[m] for of in of_targets]) for m in SUMMARY_METRICS}
-    return {**pooled, **each}
+    for domain in (POOLED, *domains_of(rows)):
+        for row in rows:
+            if _in_domain(row, domain):
+                groups.setdefault((domain, row["network"], row["arm"]), []).append(row)
+    penalty_mm = largest_diagonal_mm(rows)
+    return {key: _means_of(own, penalty_mm) for key, own in groups.items()}
 
 
-def gap_closed(mean, domain, network, arm, metric, source):
-    """Share of the gap that a row closes, from the baseline to the ceiling; negative is worse than the baseline.
+def _means_of(rows, penalty_mm):
+    """The entries of one row of a table."""
+    over_patients = lambda metric, penalty: _mean_of(patient_values(rows, metric, penalty))
+    return {**{metric: over_patients(metric, penalty_mm) for metric in SUMMARY_METRICS},
+            "hd95_found": over_patients("hd95", None), "missed": failures(rows), "structures": len(rows)}
 
-    mean : of `means`.  The ceiling is the upper bound where there is one, the baseline on the source otherwise.
-    None for those two rows, and where the gap is below SMALLEST_GAP.
+
+def _mean_of(values):
+    return float(np.mean(list(values.values()))) if values else math.nan
+
+
+def gap_closed(mean, domain, network, arm, metric):
+    """Share of the gap that a row closes, from the baseline to the upper bound; negative is worse than the baseline.
+
+    mean : of `means`.  None for those two rows, without an upper bound (the level on the source is none: domains differ
+    in difficulty), and where the gap is below SMALLEST_GAP.
     """
-    if arm in (BASELINE, UPPER_BOUND):
+    if arm in (BASELINE, UPPER_BOUND) or (domain, network, UPPER_BOUND) not in mean:
         return None
-    before = mean[domain, network, BASELINE][metric]
-    ceiling = mean.get((domain, network, UPPER_BOUND), mean[source, network, BASELINE])[metric]
+    before, ceiling = (mean[domain, network, name][metric] for name in (BASELINE, UPPER_BOUND))
     gap = (ceiling - before) * (1 if metric == "dice" else -1)
     if not gap >= SMALLEST_GAP[metric]:
         return None
@@ -142,49 +152,51 @@ def gap_closed(mean, domain, network, arm, metric, source):
 def against_controls(rows):
     """DG against what generalises without a diffusion model, on the same patients of all targets.
 
-    A dictionary for each network and control: network, control, n, dice and hd95_mm (mean differences), wilcoxon_p of
-    HD95, its outcome (of `outcome`) and the verdict in words.
+    A dictionary for each network and control: network, control, its tests of `compare` in dice and hd95, p of the
+    Wilcoxon test of HD95 after Holm over all these comparisons, and the outcome (of `outcome`).
     """
     penalty_mm = largest_diagonal_mm(rows)
     ran = {(network, arm.name) for network, arm in compared_in(rows)}
+    pairs = [(network, control) for network in networks_of(rows) for control in CONTROLS
+             if {(network, control), (network, "DG")} <= ran]
     found = []
-    for network in networks_of(rows):
-        for control in CONTROLS:
-            if not {(network, control), (network, "DG")} <= ran:
-                continue
-            dice, hd95 = (compare(rows, POOLED, network, "DG", metric, penalty_mm, against=control)
-                          for metric in ("dice", "hd95"))
-            kind = outcome(hd95, hd95["wilcoxon_p"])
-            found.append({"network": network, "control": control, "n": hd95["n"], "dice": dice["mean_difference"],
-                          "hd95_mm": hd95["mean_difference"], "wilcoxon_p": hd95["wilcoxon_p"],
-                          "outcome": kind, "verdict": _verdict(control, kind, hd95)})
-    return found
+    for network, control in pairs:
+        tests = {metric: compare(rows, POOLED, network, "DG", metric, penalty_mm, against=control)
+                 for metric in ("dice", "hd95")}
+        found.append({"network": network, "control": control, **tests})
+    corrected = holm([c["hd95"]["wilcoxon_p"] for c in found])
+    return [{**c, "p": float(p), "outcome": outcome(c["hd95"], p)} for c, p in zip(found, corrected)]
 
 
 def outcome(test, p):
-    """What a comparison of `compare` says: better, worse, equal or open.
+    """What a comparison of `compare` says: better, worse, equal, open, or few (patients, so that it says nothing).
 
-    p : of its paired test, corrected or not.  equal : by two one-sided tests at 5 % each, that is, the 90 % interval of
-    the mean difference lies within MARGIN; a large p alone says nothing.
+    p : of its paired test, corrected or not; the direction is that of its rank sums.  equal : by two one-sided tests at
+    5 % each, that is, the 90 % interval of the mean difference lies within MARGIN; a large p alone says nothing.
     """
+    if test["n"] < MINIMUM_PATIENTS:
+        return "few"
     if p < ALPHA:
-        smaller = test["hodges_lehmann"] < 0
+        smaller = test["rank_sum_smaller"] > test["rank_sum_larger"]
         return "better" if smaller == (test["metric"] != "dice") else "worse"
     margin = MARGIN[test["metric"]]
     return "equal" if -margin < test["bca90_low"] and test["bca90_high"] < margin else "open"
 
 
-def _verdict(control, kind, hd95):
-    """An outcome in HD95, in words."""
-    words = {"better": "DG is better", "worse": f"{control} alone is better",
-             "equal": f"{control} alone does as well, to {MARGIN['hd95']:g} mm",
-             "open": f"undecided, 90 % interval {hd95['bca90_low']:+.1f} to {hd95['bca90_high']:+.1f} mm"}
-    return words[kind]
-
-
 def largest_diagonal_mm(rows):
-    """What an infinite distance counts as in tests."""
+    """What a missed structure counts as."""
     return max(row["diagonal_mm"] for row in rows)
+
+
+def comparable(rows):
+    """The rows of the structures that every domain has: a mean over others would compare structures, not domains."""
+    of_domain = [structures_of([row for row in rows if row["domain"] == domain]) for domain in domains_of(rows)]
+    common = set.intersection(*map(set, of_domain))
+    return [row for row in rows if row["structure"] in common]
+
+
+def structures_of(rows):
+    return list(dict.fromkeys(row["structure"] for row in rows))
 
 
 def domains_of(rows):
@@ -203,11 +215,3 @@ def compared_in(rows):
     """[(network, Arm)] that were run, in the order of ARMS."""
     ran = {(row["network"], row["arm"]) for row in rows}
     return [(network, arm) for network in networks_of(rows) for arm in ARMS if (network, arm.name) in ran]
-
-
-def common_structures(rows):
-    """Structures that every domain labels."""
-    labelled = {}
-    for row in rows:
-        labelled.setdefault(row["domain"], set()).add(row["structure"])
-    return set.intersection(*labelled.values())

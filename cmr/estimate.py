@@ -34,7 +34,7 @@ from cmr.source_model import build_denoiser
 from cmr.studies import in_role, studies_of
 from cmr.watched import watch
 from cmr.workers import cores, peak_memory_gb, pick_device
-from cmr.working import fingerprint, prepare, with_labels
+from cmr.working import fingerprint, fully_labelled, prepare
 
 SCRIPTS = Path(__file__).parent.parent
 
@@ -102,7 +102,7 @@ class _Data:
         role = lambda domain, split, labelled_only: in_role(records, domain, split, labelled_only)
         targets = Domain.parse(c.target).each()
         self.domains = [source, *targets]
-        self.own = with_labels(prepare(role(source, "Training", True), grid, c.work))
+        self.own, _ = fully_labelled(prepare(role(source, "Training", True), grid, c.work))
         self.structures = labelled(self.own)
         self.frames = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
         self.n_test = sum(len(role(domain, "Testing", True)) for domain in self.domains)

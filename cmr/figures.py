@@ -39,16 +39,20 @@ class Example:
 
 
 def draw_examples(out, domain, network, examples, rows):
-    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)]."""
+    """Write panels (see EXAMPLES) of the median and the worst case by the baseline's HD95; [(file name, caption)].
+
+    examples : of the domain, of which those that were measured are drawn.
+    """
     of_baseline = [r for r in rows if (r["domain"], r["network"], r["arm"]) == (domain, network, BASELINE)]
-    distance = _distance_of_cases(of_baseline)
-    order = sorted(examples, key=lambda e: (np.nan_to_num(distance[e.case]), e.case))
+    distance_mm = _distance_of_cases(of_baseline, largest_diagonal_mm(rows))
+    order = sorted((e for e in examples if e.case in distance_mm), key=lambda e: (distance_mm[e.case], e.case))
     drawn = []
     for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
         name = f"{which}_{Domain.parse(domain).file_name}.svg"
         columns = ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *_arms_of(example, network)]
         write_text(out / name, labelled_sheet(_example_panels(example, network), columns))
-        measured = f"{example.case}, {distance[example.case]:.1f} mm"
+        outside = "" if example.truth.any() else "; the heart lies outside the working field of view"
+        measured = f"{example.case}, {distance_mm[example.case]:.1f} mm{outside}"
         drawn.append((name, f"{domain}, {which} case by the baseline's HD95 ({measured}), contours of {network}"))
     return drawn
 
@@ -68,7 +72,9 @@ def draw_forest(out, tests):
     if not groups:
         return []
     write_text(out / "forest.svg", forest(groups, "mm"))
-    return [("forest.svg", "Change of HD95 against the baseline, mean over patients with its 95 % BCa interval")]
+    caption = ("Change of HD95 against the baseline, mean over patients with its 95 % BCa interval; what was missed "
+               "counts as in the table")
+    return [("forest.svg", caption)]
 
 
 def _arms_of(example, network):
@@ -76,18 +82,16 @@ def _arms_of(example, network):
     return [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
 
 
-def _distance_of_cases(rows):
-    """{case: mean HD95 over its structures}; what was missed or is spurious counts as the volume's diagonal."""
-    distances = {}
-    for row in rows:
-        distance = {"ok": row["hd95"], "absent_both": np.nan}.get(row["status"], row["diagonal_mm"])
-        distances.setdefault(f"{row['subject']}_{row['phase']}", []).append(distance)
-    return {case: np.nanmean(of) for case, of in distances.items()}
+def _distance_of_cases(rows, penalty_mm):
+    """{case: mean HD95 over its structures, in mm}, as patients are averaged."""
+    as_patients = [{**row, "subject": f"{row['subject']}_{row['phase']}"} for row in rows]
+    return patient_values(as_patients, "hd95", penalty_mm)
 
 
 def _example_panels(example, network):
-    """Up to three slices of a case: first, middle and last of the labelled ones."""
+    """Up to three slices of a case: first, middle and last of the labelled ones, or of all if none is in view."""
     filled = np.flatnonzero(example.truth.any((1, 2)))
+    filled = filled if len(filled) else np.arange(len(example.truth))
     chosen = filled[np.linspace(0, len(filled) - 1, min(3, len(filled))).round().astype(int)]
     arms, panels = _arms_of(example, network), []
     for k in chosen:
@@ -145,7 +149,9 @@ def _plot_patients(out, patients):
         ax.title.set_fontsize(8)
     figure.supylabel("HD95, mm")
     _save(figure, out / "paired.png")
-    return "paired.png", "HD95 of every patient (one line each; the median red), from the baseline to DG and to DA."
+    caption = ("HD95 of every patient (one line each; the median red), from the baseline to DG and to DA; what was "
+               "missed counts as in the tables.")
+    return "paired.png", caption
 
 
 def _doses(rows):
@@ -169,5 +175,5 @@ def _plot_doses(out, doses):
     ax.legend(fontsize=7)
     _save(figure, out / "dose.png")
     caption = ("DG against the number of synthetic images per reference, at equal optimiser steps; the first is only "
-               "projected, every second one has its look changed before.")
+               "projected, every second one has its look changed before. What was missed counts as in the tables.")
     return "dose.png", caption

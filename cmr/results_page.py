@@ -12,12 +12,11 @@ from pathlib import Path
 from cmr.errors import DataError, run_script
 from cmr.files import read_csv, write_text
 from cmr.report import markdown_table
-from cmr.seed_spread import read_metrics, seed_spread
+from cmr.seed_spread import spread_over_seeds
 from cmr.settings import given, opt, parse
 
-SHOWN = ("All unseen targets", "How strongly each domain was translated", "Tests against the baseline",
-         "Does it look like the source?")
-OF_EACH = SHOWN[:2]                              # sections of the second and further runs
+SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like the source?")
+OF_EACH = SHOWN[:1]                              # sections of the second and further runs
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,7 @@ def results_page(runs, c):
         for heading in SHOWN if run == runs[0] else OF_EACH:
             text += [f"### {heading}", "", _with_figures(report[heading], run / "results", figures), ""]
     if len(runs) > 1:
-        spread = seed_spread([read_metrics(run / "results" / "metrics.csv") for run in runs])
-        over = f"Mean ± SD over {len(runs)} training seeds, of the mean over patients."
-        text += ["## Spread over the seeds", "", over, "", *spread, ""]
+        text += ["## Spread over the seeds", "", *spread_over_seeds(runs), ""]
     if figures:
         text += ["## Examples", "", _with_figures(reports[0]["Figures"], runs[0] / "results", figures), ""]
     text += ["## Time", "", *_times(runs[0])]

@@ -28,12 +28,17 @@ def paired_t(a, b):
 
 
 def wilcoxon(a, b):
-    """(W, two-sided p) of the signed-rank test; exact for small samples without ties; p = 1 if nothing differs."""
+    """(rank sum where a is larger, rank sum where a is smaller, two-sided p) of the signed-rank test.
+
+    Exact for small samples without ties; pairs that are equal are left out; p = 1 if nothing differs.  The larger sum
+    says in which direction a differs from b: the Hodges-Lehmann shift cannot, it is 0 where most pairs are equal.
+    """
     d = np.asarray(a, float) - np.asarray(b, float)
-    if not d.any():
-        return 0.0, 1.0
-    result = stats.wilcoxon(d)
-    return float(result.statistic), float(result.pvalue)
+    d = d[d != 0]
+    if not len(d):
+        return 0.0, 0.0, 1.0
+    ranks = stats.rankdata(np.abs(d))
+    return float(ranks[d > 0].sum()), float(ranks[d < 0].sum()), float(stats.wilcoxon(d).pvalue)
 
 
 def hodges_lehmann(a, b):

@@ -30,7 +30,7 @@ from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, pa
 from cmr.studies import in_role, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
-from cmr.working import Working, prepare, with_labels
+from cmr.working import Working, fully_labelled, prepare
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Synthesis:
         require_part(c.diffusion, self.sd_dm.settings, c)
         require_part(c.segmenter, self.segmenter.settings, c)
         records = studies_of(c)
-        own = with_labels(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
+        own, _ = fully_labelled(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
         if self.segmenter.settings["train_on"] == "real":
             require_trained_on(c.segmenter, self.segmenter.data_hash, own)
         trained_on = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)

@@ -1,6 +1,6 @@
 """Working volumes of records, made once and kept in a cache.  What a working volume is, `cmr.grid` says.
 
-Public: `Working`, `prepare`, `with_labels`, `fingerprint`.
+Public: `Working`, `prepare`, `with_labels`, `fully_labelled`, `fingerprint`.
 """
 import hashlib
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from cmr import ranks
-from cmr.errors import ResourceError
+from cmr.errors import DataError, ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
+from cmr.labels import labelled
 from cmr.nifti import read_volume
 
 CACHE_VERSION = 3
@@ -117,6 +118,30 @@ def _as_tuples(value):
 def with_labels(workings):
     """Those that have any: a mask of zeros is none."""
     return [w for w in workings if w.label is not None]
+
+
+def fully_labelled(workings):
+    """(those that label every structure that any of them labels, [(case, why)] of the others), to be trained on.
+
+    Where a structure is not labelled its voxels are background in the mask: a network would learn not to see it.
+    Raises DataError if none is fully labelled.
+    """
+    of_any = labelled(workings)
+    lacking = [[name for name in of_any if name not in labelled([w])] for w in workings]
+    fits = [w.label is not None and not names for w, names in zip(workings, lacking)]
+    kept = [w for w, fit in zip(workings, fits) if fit]
+    left_out = [(w.record.case, _why_not(w, names)) for w, names, fit in zip(workings, lacking, fits) if not fit]
+    if of_any and not kept:
+        raise DataError(f"{len(workings)} training volumes label {', '.join(of_any)}, but none of them labels all; "
+                        "train on volumes that label the same structures")
+    return kept, left_out
+
+
+def _why_not(working, names):
+    """Why a volume that lacks these structures is not trained on."""
+    if working.label is None:
+        return "its mask is all zero"
+    return f"{', '.join(names)} not labelled there (or outside the working field of view): not trained on"
 
 
 def fingerprint(workings):

@@ -2,6 +2,8 @@
 
 One thread: the arrays of the tests are small, and results must not depend on how many tests run at a time.
 """
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ import evaluate
 import train_diffusion
 import train_unet
 from cmr import synthesize
+from cmr.labels import VALUES
 from cmr.phantom import Config, write_dataset
+from cmr.studies import find
 from helpers import NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
 
 torch.set_num_threads(1)
@@ -17,9 +21,17 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
-    """A phantom dataset of 18 small studies, one of each target for training, written once."""
+    """A phantom dataset of 18 small studies, one of each target for training, written once.
+
+    The ED mask of one test study of vendor D labels no RV.
+    """
     root = tmp_path_factory.mktemp("phantom")
     write_dataset(Config(out=str(root), counts="tiny", frames=2, target_training=1))
+    record = next(r for r in find(root) if (r.vendor, r.split, r.phase) == ("D", "Testing", "ED"))
+    mask = nib.load(record.label_path)
+    labels = np.array(mask.dataobj)
+    labels[..., record.frame][labels[..., record.frame] == VALUES["RV"]] = 0
+    nib.save(nib.Nifti1Image(labels, mask.affine, mask.header), record.label_path)
     return root
 
 

@@ -248,6 +248,18 @@ def _(p):
     return p.check()
 
 
+@fault("labels", "RV absent from one training mask", 0, "not fully labelled (training leaves the volume out")
+def _(p):
+    rewrite(p.mask(), lambda a: np.where(a == 3, 0, a))
+    return p.check()
+
+
+@fault("labels", "one training mask all zero", 0, "its mask is all zero")
+def _(p):
+    rewrite(p.mask(), lambda a: 0 * a)
+    return p.check()
+
+
 # ---- Made of other data ------------------------------------------------------------------------------------------
 
 @fault("data edited since", "a test mask, after da/ was made", 4, "changed since")

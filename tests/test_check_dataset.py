@@ -40,6 +40,18 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
         check_dataset(Config(data=str(one)))
 
 
+def test_masks_of_zeros_and_masks_without_a_structure_are_named(tmp_path, capsys):
+    _, label = cine(1)
+    mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.where(label == 3, 0, label)}, "A2S9V9": {"label": 0 * label}})
+    findings = check_dataset(Config(data=str(tmp_path), size=32))
+    assert findings["left_out"] == ["A2S9V9_ED: its mask is all zero", "A2S9V9_ES: its mask is all zero"]
+    printed = capsys.readouterr().out
+    for phase in ("ED", "ES"):
+        assert f"left out: A2S9V9_{phase}: its mask is all zero" in printed
+        assert f"A1S9V9_{phase} (RV, labelled elsewhere in Vendor=A Training)" in printed
+    assert "A0S9V9" not in printed
+
+
 def test_swapped_ventricles_are_named(tmp_path, capsys):
     """LV inside the ring of myocardium, RV beside it; a file with labels 1 and 3 exchanged is named, not refused."""
     image, label = cine(1)

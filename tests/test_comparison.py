@@ -1,14 +1,22 @@
-"""Comparing patients: failures, families."""
+"""Comparing patients: failures, families, directions, shares of a gap."""
+import math
+
 import pytest
 
-from cmr.comparison import POOLED, all_tests, compare, patient_values
+from cmr.comparison import (POOLED, all_tests, comparable, compare, gap_closed, means, outcome, patient_values,
+                            structures_of)
 from cmr.experiment import ARMS
 
 
-def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target"):
+def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target", **more):
     dice = 0.9 - hd95 / 100 if status == "ok" else 0.0
     return {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status,
-            "dice": dice, "hd95": hd95, "assd": hd95 / 4, "diagonal_mm": 500.0}
+            "structure": "LV", "dice": dice, "hd95": hd95, "assd": hd95 / 4, "hd95_in_plane": hd95,
+            "diagonal_mm": 500.0, **more}
+
+
+def missed(subject, arm):
+    return {**row(subject, arm, math.inf, "missed"), "hd95_in_plane": math.nan}
 
 
 def test_failures_are_counted_and_can_only_hurt():
@@ -18,13 +26,50 @@ def test_failures_are_counted_and_can_only_hurt():
     better = compare(rows, "Vendor=B", "vanilla", "DA", "hd95", 500.0)
     assert better["mean_difference"] == pytest.approx(-3) and better["n"] == 12 and better["n_missed_arm"] == 0
     assert better["wilcoxon_p"] < 0.001
-    rows[1] = row("p0", "DA", float("inf"), "missed")
+    rows[1] = missed("p0", "DA")
     worse = compare(rows, "Vendor=B", "vanilla", "DA", "hd95", 500.0)
     assert worse["n"] == 12 and worse["n_missed_arm"] == 1
     assert worse["mean_difference"] == pytest.approx((-3 * 12 + 2 + 490) / 12)
     assert worse["wilcoxon_p"] > better["wilcoxon_p"]
-    assert patient_values([rows[1]], "hd95") == {} and patient_values([rows[1]], "hd95", 500.0) == {"p0": 500.0}
-    assert patient_values([rows[1]], "dice") == {"p0": 0.0}
+    assert patient_values([rows[1]], "hd95", None) == {} and patient_values([rows[1]], "dice", 500.0) == {"p0": 0.0}
+    for metric in ("hd95", "assd", "hd95_in_plane"):
+        assert patient_values([rows[1]], metric, 500.0) == {"p0": 500.0}
+    found_in_no_slice = {**row("p0", "DA", 30.0), "hd95_in_plane": math.nan}
+    assert patient_values([found_in_no_slice], "hd95_in_plane", 500.0) == {"p0": 500.0}
+
+
+def test_means_tests_and_shares_speak_of_the_same_distances():
+    """All targets: the mean over their patients, not over their means, or the tables would not show what is tested."""
+    rows = [row(f"p{i}", arm, hd95 + i * (1 + hd95 / 100), domain="Vendor=B" if i < 11 else "Vendor=C")
+            for i in range(14) for arm, hd95 in (("baseline", 20.0), ("DA", 18.0), ("upper bound", 8.0))]
+    rows = [missed("p3", "baseline") if (r["subject"], r["arm"]) == ("p3", "baseline") else r for r in rows]
+    mean = means(rows)
+    of_baseline, of_da = (mean[POOLED, "vanilla", arm] for arm in ("baseline", "DA"))
+    test = next(t for t in all_tests(rows) if (t["domain"], t["metric"]) == (POOLED, "hd95"))
+    assert of_da["hd95"] - of_baseline["hd95"] == pytest.approx(test["mean_difference"])
+    assert (of_baseline["missed"], of_baseline["structures"], of_da["missed"]) == (1, 14, 0)
+    assert of_baseline["hd95"] > 55 and of_baseline["hd95_found"] == pytest.approx(20 + 1.2 * (91 - 3) / 13)
+    bound = mean[POOLED, "vanilla", "upper bound"]["hd95"]
+    share = gap_closed(mean, POOLED, "vanilla", "DA", "hd95")
+    assert share == pytest.approx(-test["mean_difference"] / (of_baseline["hd95"] - bound))
+    unbounded = means([r for r in rows if r["arm"] != "upper bound"])
+    assert gap_closed(unbounded, POOLED, "vanilla", "DA", "hd95") is None
+
+
+def test_the_direction_is_that_of_the_rank_sums():
+    """13 of 52 patients gain 5 mm and none loses any: the median of all pairwise means is 0."""
+    hd95 = {"baseline": lambda i: 20.0 + i / 10, "DA": lambda i: 20.0 + i / 10 - 5 * (i < 13)}
+    rows = [row(f"p{i}", arm, of(i)) for i in range(52) for arm, of in hd95.items()]
+    tests = {metric: compare(rows, "Vendor=B", "vanilla", "DA", metric, 500.0) for metric in ("hd95", "dice")}
+    assert all(t["hodges_lehmann"] == pytest.approx(0) and t["wilcoxon_p"] < 0.001 for t in tests.values())
+    assert all(outcome(t, t["wilcoxon_p"]) == "better" for t in tests.values())
+    other_way = compare(rows, "Vendor=B", "vanilla", "baseline", "hd95", 500.0, against="DA")
+    assert outcome(other_way, other_way["wilcoxon_p"]) == "worse"
+
+
+def test_what_is_compared_is_labelled_by_every_domain():
+    rows = [row("p", "baseline", 9.0), row("p", "baseline", 9.0, structure="RV"), row("q", "baseline", 9.0, domain="A")]
+    assert structures_of(rows) == ["LV", "RV"] and structures_of(comparable(rows)) == ["LV"]
 
 
 def test_holm_runs_over_the_declared_family():

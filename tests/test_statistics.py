@@ -11,7 +11,8 @@ B = [7.2, 11.8, 9.9, 12.1, 6.0, 17.5, 10.1, 9.4, 6.6, 11.0, 8.3, 12.9]
 def test_oracle():
     assert welch(A, B) == pytest.approx((1.1395291487, 18.9844337669, 0.2686569067), abs=1e-9)
     assert paired_t(A, B) == pytest.approx((3.2908092239, 11, 0.0071943846), abs=1e-9)
-    assert wilcoxon(A, B) == pytest.approx((3, 0.00244140625), abs=1e-12)
+    assert wilcoxon(A, B) == pytest.approx((75, 3, 0.00244140625), abs=1e-12)
+    assert wilcoxon(B, A) == pytest.approx((3, 75, 0.00244140625), abs=1e-12)
     assert hodges_lehmann(A, B) == pytest.approx(1.675) and effect_size(A, B) == pytest.approx(0.8836974843, abs=1e-9)
     assert bca_interval(np.subtract(A, B)) == pytest.approx((0.9916667, 3.2166667), abs=1e-6)
     assert holm([0.003, 0.012, 0.030, 0.041, 0.20, 0.0008]) == pytest.approx([0.015, 0.048, 0.09, 0.09, 0.2, 0.0048])
@@ -19,7 +20,7 @@ def test_oracle():
 
 def test_degenerate_input():
     assert bca_interval([1.5, 1.5, 1.5]) == (1.5, 1.5) and np.isnan(bca_interval([1.0])).all()
-    assert wilcoxon([1, 2], [1, 2]) == (0.0, 1.0) and paired_t([1, 2], [1, 2]) == (0.0, 1.0, 1.0)
+    assert wilcoxon([1, 2], [1, 2]) == (0.0, 0.0, 1.0) and paired_t([1, 2], [1, 2]) == (0.0, 1.0, 1.0)
     assert np.isnan(welch([1], [2])).all() and np.isnan(effect_size([1, 2], [0, 1]))
     assert holm([0.01, np.nan, 0.02]) == pytest.approx([0.02, np.nan, 0.02], nan_ok=True)
 

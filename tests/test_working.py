@@ -1,10 +1,13 @@
 """The cache of working volumes."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cmr.errors import DataError
 from cmr.grid import Grid
 from cmr.nifti import read_nifti
-from cmr.working import fingerprint, prepare
+from cmr.working import fingerprint, fully_labelled, prepare
 from test_nifti import IMAGE, LABEL, case
 
 
@@ -45,3 +48,17 @@ def test_a_flipped_bit_in_the_type_of_an_array_is_damage_too(tmp_path, name, cha
     path.write_bytes(path.read_bytes().replace(*change, 1))
     [again] = prepare([record], grid, work)
     assert np.array_equal(getattr(again, name), expected)
+
+
+def test_what_is_not_fully_labelled_is_not_trained_on(tmp_path):
+    """A mask without RV would teach a network that the RV is background; so would one whose heart is out of view."""
+    masks = {"full": LABEL, "LV only": np.where(LABEL == 1, 1, 0).astype(np.uint8), "empty": 0 * LABEL}
+    full, lv, empty = (prepare([case(tmp_path, label, f"{name}.nii.gz")], Grid(2.5, 32), tmp_path / "work")[0]
+                       for name, label in masks.items())
+    kept, left_out = fully_labelled([full, lv, empty])
+    whys = [why for _, why in left_out]
+    assert kept == [full] and whys[0].startswith("RV not labelled there") and whys[1] == "its mask is all zero"
+    assert fully_labelled([lv, lv]) == ([lv, lv], []) and fully_labelled([empty])[0] == []
+    rv = replace(lv, label=np.where(np.asarray(lv.label) == 1, 3, 0))
+    with pytest.raises(DataError, match="label LV, RV, but none of them labels all"):
+        fully_labelled([lv, rv])

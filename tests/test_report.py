@@ -1,0 +1,68 @@
+"""The report of rows that ran for some networks only, with structures that were missed, on few patients."""
+import csv
+import math
+import re
+
+import numpy as np
+import pytest
+
+from cmr.figures import Example
+from cmr.report import write_report
+
+NO_NUMBERS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on",
+              "test_input", "status")
+
+
+def rows_of(run):
+    """Rows of the short experiment's metrics.csv, as evaluate.py has measured them."""
+    with open(run / "results" / "metrics.csv") as file:
+        return [{name: cell if name in NO_NUMBERS else float(cell or "nan") for name, cell in row.items()}
+                for row in csv.DictReader(file)]
+
+
+def reported(run, out, rows, boundable=()):
+    """The text of report.md, without the numbers' sake: there are no pictures of predictions."""
+    image = np.zeros((2, 16, 16), np.float32)
+    cases = {(row["domain"], f"{row['subject']}_{row['phase']}") for row in rows}
+    examples = {}
+    for domain, case in sorted(cases):
+        examples.setdefault(domain, []).append(Example(case, image, image, np.ones((2, 16, 16), np.uint8), {}))
+    write_report(out, rows, examples, "Vendor=A", run, {"seed": 0}, [], [], boundable)
+    return (out / "report.md").read_text()
+
+
+def tables_of(report):
+    """The header and the lines of each table."""
+    return [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", report, re.M)]
+
+
+@pytest.fixture
+def uneven(run):
+    """Two networks, DG and an upper bound for the first alone; it has missed every RV of vendor B."""
+    kept = [row for row in rows_of(run) if row["network"] == "vanilla" or
+            row["network"] == "nnunet2d" and row["trained_on"] == "real"]
+    for row in kept:
+        if (row["domain"], row["structure"], row["arm"]) == ("Vendor=B", "RV", "baseline"):
+            row.update(status="missed", dice=0.0, nsd=0.0, hd95_in_plane=math.nan,
+                       **dict.fromkeys(("hd", "hd95", "hd95_pooled", "assd", "masd"), math.inf))
+    return kept
+
+
+def test_rows_of_some_networks_are_reported_without_a_hole(run, uneven, tmp_path):
+    report = reported(run, tmp_path, uneven, ("Vendor=B", "Vendor=D"))
+    assert "so the gap of nnunet2d cannot be told from that; an upper bound can be had with UPPER=1" in report
+    assert "| all targets | nnunet2d | DA |" in report and "| nnunet2d | DG |" not in report
+    assert not re.search(r"\b(nan|inf)\b", report)
+
+
+def test_every_table_of_distances_counts_what_was_missed(run, uneven, tmp_path):
+    of_distances = [table for table in tables_of(reported(run, tmp_path, uneven))
+                    if re.search(r"HD95|ASSD", table[0] + table[-1]) and "regret" not in table[0]]
+    assert len(of_distances) >= 2 + 2 * 3 + 1 and all("missed" in table[0] for table in of_distances)
+
+
+def test_no_share_of_a_gap_without_an_upper_bound(run, uneven, tmp_path):
+    unbounded = [row for row in uneven if row["arm"] != "upper bound"]
+    report = reported(run, tmp_path, unbounded, ("Vendor=B", "Vendor=D"))
+    assert "gap closed" not in report and "No share of a gap is given" in report
+    assert "an upper bound can be had with UPPER=1." in report

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-TURN_S = 3                                       # for a rank to say what happened, and for the launcher to end the others
+TURN_S = 3                                       # for a rank to say what happened and the launcher to end the others
 
 
 class UserError(Exception):
@@ -42,17 +42,17 @@ class NumericalError(UserError):
     exit_code = 6
 
 
-# What torch and its libraries say, in their words, when memory runs out: the CPU's and CUDA's allocators, cuBLAS, cuDNN
+# What torch and its libraries say, in their words, when memory runs out: the CPU's and CUDA's allocators; cuBLAS, cuDNN
 # and cuFFT, which cannot make their handles or find no algorithm that fits.
 _OUT_OF_MEMORY = re.compile("out of memory|alloc|_STATUS_NOT_INITIALIZED|unable to find an engine", re.IGNORECASE)
-_SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)")
+_SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)|</torch_")
 _BETWEEN_RANKS = re.compile("NCCL|gloo|connection|socket", re.IGNORECASE)
 
 _FREE_SPACE = "free some space or memory, or choose another folder"
 _PERMISSION = "you have no permission there: ask its owner for it (ls -l shows who may), or choose another folder"
 _TO_DO = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: "choose another folder",
           errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)"}
-SHARED_MEMORY = ("/dev/shm, where processes hand data over to each other, is full or cannot be used; give it more (docker: "
+SHARED_MEMORY = ("/dev/shm, where processes hand data to each other, is full or cannot be used; give it more (docker: "
                  "--shm-size=8g or --ipc=host), or train with --workers 0")
 
 
@@ -71,19 +71,19 @@ def answer(error):
 
 
 def _answer_to_torch(error):
-    """A line for what torch says of memory and of other ranks, or None.  The order matters: NCCL, too, fails to alloc."""
+    """A line for what torch says of memory and of other ranks, or None.  The order matters: NCCL, too, says malloc."""
     if _SHARED_MEMORY.search(str(error)):
         return f"{SHARED_MEMORY} ({_gist(error)})"
     if _is_between_ranks(error):
-        return (f"the ranks cannot work together: {_gist(error)}; all have ended, the same command goes on from what is "
-                "finished")
+        return (f"the ranks cannot work together: {_gist(error)}; all have ended, the same command goes on from what "
+                "is finished")
     if _OUT_OF_MEMORY.search(str(error)):
         return "out of memory; make --batch, --size, --base, --features or --processes smaller"
     return None
 
 
 def _is_between_ranks(error):
-    """Whether ranks, or their launcher, have lost each other: torch's own kinds (DistBackendError, ...), gloo's words."""
+    """Whether ranks, or their launcher, have lost each other: torch's own kinds (DistBackendError), gloo's words."""
     if re.fullmatch(r"(Dist|Rendezvous)\w*Error", type(error).__name__):
         return True
     return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))

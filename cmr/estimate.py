@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmr import checkpoint, synthesize
+from cmr import checkpoint, ranks, synthesize
 from cmr.errors import ResourceError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
 from cmr.files import writable_folder, write_text
@@ -27,6 +27,7 @@ from cmr.intensities import intensity_statistics
 from cmr.labels import VALUES, labelled
 from cmr.metrics import measure
 from cmr.networks import NETWORKS, split_name
+from cmr.nnunet import plan_for
 from cmr.records import Domain
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import GRIDS, DataConfig, above, at_least, one_of, opt, parse, without_places
@@ -87,6 +88,7 @@ def estimated(c):
         watched = {"diffusion": _training_of(c, folder / "diffusion", "train_diffusion.py")}
         for network in data.networks:
             watched[network] = _training_of(c, folder / network, "train_unet.py", "--network", network)
+        data.require_dealable(c, watched)
         trainings = [_diffusion_stage(watched["diffusion"])]
         trainings += [_segmenter_stage(name, watched[split_name(name)[0]], data) for name in c.segmenters.split(",")]
         run = _Untrained(c, folder, watched, data, device)
@@ -102,11 +104,25 @@ class _Data:
         role = lambda domain, split, labelled_only: in_role(records, domain, split, labelled_only)
         targets = Domain.parse(c.target).each()
         self.domains = [source, *targets]
-        self.own, _ = fully_labelled(prepare(role(source, "Training", True), grid, c.work))
+        training_of = lambda domain: fully_labelled(prepare(role(domain, "Training", True), grid, c.work))[0]
+        self.own, self.training_of = training_of(source), training_of
         self.structures = labelled(self.own)
         self.frames = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
         self.n_test = sum(len(role(domain, "Testing", True)) for domain in self.domains)
         self.networks = list(dict.fromkeys(split_name(name)[0] for name in c.segmenters.split(",")))
+
+    def require_dealable(self, c, watched):
+        """Raise UsageError if an upper bound, planned from a target's few studies, has no sample for one of the ranks.
+
+        What is trained on the source has been watched on as many, and would have said so.
+        """
+        bounds = {domain.file_name: domain for domain in self.domains[1:]}
+        for network, trained_on in map(split_name, c.segmenters.split(",")):
+            of, plan = watched[network].settings, watched[network].plan
+            if plan and trained_on in bounds and c.ranks > 1:
+                own = self.training_of(bounds[trained_on])
+                batch = plan_for(len(plan["patch"]), own, 1 + len(labelled(own)), of["features"], of["memory_gb"]).batch
+                ranks.require_dealable(batch, c.ranks, f"{network}-{trained_on}: ")
 
 
 def _training_of(c, folder, script, *flags):

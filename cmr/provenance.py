@@ -44,6 +44,6 @@ def _commit():
 
 
 def _git(folder, *words):
-    """What git says; raises SubprocessError where it knows nothing, or takes longer than a line of a report is worth."""
+    """What git says; raises SubprocessError where it knows nothing or does not answer."""
     return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True,
                           timeout=PATIENCE_S).stdout.strip()

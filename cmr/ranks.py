@@ -6,8 +6,8 @@ ranks.  Each computes its share of the samples, the outputs are gathered, and ev
 batch, whose gradient it follows through its own share; the gradients are summed.  So nothing that is taken over a batch
 (soft Dice, batch statistics) depends on the number of ranks.  Only the first rank writes and prints.
 
-Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`, `first_alone`,
-`dealt`.
+Public: `rank`, `world`, `is_first`, `join`, `share`, `require_dealable`, `gathered`, `summed`, `together`, `any_of`,
+`first_alone`, `dealt`.
 """
 import atexit
 import contextlib
@@ -74,10 +74,15 @@ def share(n, of=None):
 
     Raises UsageError if there are more ranks than samples.
     """
-    if n < world():
-        raise UsageError(f"{world()} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
+    require_dealable(n, world())
     of = rank() if of is None else of
     return range(of * n // world(), (of + 1) * n // world())
+
+
+def require_dealable(n, processes, whose=""):
+    """Raise UsageError if a batch of n samples has none for one of so many ranks.  whose : begins the line."""
+    if n < processes:
+        raise UsageError(f"{whose}{processes} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
 
 
 def gathered(own, n):

@@ -99,8 +99,8 @@ class Run:
         """Yield the number of the step to make, 0 .. steps-1.
 
         Saves by the clock, so that a kill loses the same few minutes whatever a step takes, and stops cleanly on SIGINT
-        or SIGTERM; ranks stop after the same step.  Raises NumericalError if a loss was not finite: the losses are looked
-        at when a row is logged and before anything is saved, as a look makes a GPU wait for the step to end.
+        or SIGTERM; ranks stop after the same step.  Raises NumericalError if a loss was not finite.  Losses are looked
+        at when a row is logged and before anything is saved: each look waits for the GPU to end its step.
         """
         old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.out.name)
@@ -142,7 +142,7 @@ class Run:
         self.waited += time.perf_counter() - begin
 
     def update(self, loss):
-        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its samples."""
+        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its own."""
         self.unread.append(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         (loss * ranks.world()).backward()                         # together, the ranks take the mean of their gradients

@@ -74,7 +74,7 @@ def first_rows(folder, process, begin, watch_s):
         enough = len(rows) > STEPS or second and now - second > watch_s or now - begin > 2 * PATIENCE_S
         if rows and (enough or ended):
             return rows, max(0.0, start_s)
-        if ended or now - begin > PATIENCE_S:
+        if not rows and (ended or now - begin > PATIENCE_S):
             said = (folder / "stderr").read_text().strip().splitlines() or [f"no step in {PATIENCE_S} s"]
             raise ResourceError(f"{folder.parent.name}: does not run here: {said[-1].removeprefix('error: ')}")
         time.sleep(0.1)

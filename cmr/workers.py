@@ -44,7 +44,7 @@ def pick_device(name):
 
 
 def to_device(batch, device):
-    """Tensors of the CPU on the device.  A GPU fetches them while it computes: that takes memory that stays in place."""
+    """Tensors of the CPU on the device.  A GPU fetches them while it computes, from memory that stays in place."""
     if device.type != "cuda":
         return batch
     return [one.pin_memory().to(device, non_blocking=True) for one in batch]
@@ -98,7 +98,8 @@ def spawned(function, jobs, processes, build=None, config=None):
     build(config) is made first in each, for `_volume`.
     """
     threads = max(1, cores() // processes)
-    with _threads_of_new_processes(threads), _pool(processes, "spawn", (build, config, threads), "--processes") as executor:
+    start = build, config, threads
+    with _threads_of_new_processes(threads), _pool(processes, "spawn", start, "--processes") as executor:
         yield from _in_order(executor, function, jobs, len(jobs))
 
 
@@ -139,8 +140,8 @@ def _in_order(executor, function, jobs, at_a_time):
             return
         first = given.popleft()
         if not wait([first], PATIENCE_S).done:
-            raise ResourceError(f"a worker process has not answered for {PATIENCE_S // 60} minutes; what is finished is "
-                                "kept, the same command goes on from there")
+            raise ResourceError(f"a worker process has not answered for {PATIENCE_S / 60:g} minutes; what is finished "
+                                "is kept, the same command goes on from there")
         yield first.result()
 
 
@@ -186,7 +187,7 @@ def _start(build, config, threads):
     """Begin a worker process."""
     global _work
     print_anything()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer: it still has to save
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer: it has to save
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -2,12 +2,15 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cmr.errors import ResourceError
-from cmr.estimate import Config, Stage, _operations, require_fitting, table, wall_seconds
+from cmr.bench import noise_volume
+from cmr.errors import ResourceError, UsageError
+from cmr.estimate import Config, Stage, _Data, _operations, require_fitting, table, wall_seconds
+from cmr.records import Domain
 from helpers import ROOT, on, script
 
 
@@ -48,6 +51,18 @@ def test_the_table_adds_up():
 def test_what_does_not_fit_is_refused_with_what_to_do(stage, line):
     with pytest.raises(ResourceError, match=line):
         require_fitting(Config(data="x"), [stage])
+
+
+def test_an_upper_bound_of_few_studies_that_cannot_be_dealt_to_the_ranks_is_said():
+    """Its batch is planned from a target's own training studies; that of the source may be large enough."""
+    data = SimpleNamespace(domains=[Domain.parse("Vendor=A"), Domain.parse("Vendor=B")],
+                           of_target=lambda domain: [noise_volume(0)])
+    watched = {"nnunet3d": SimpleNamespace(settings={"features": 4, "memory_gb": 0.08}, plan={"patch": [8, 64, 64]})}
+    ask = lambda ranks, name: _Data.require_dealable(data, Config(data="x", ranks=ranks, segmenters=name), watched)
+    ask(2, "nnunet3d-Vendor-B")
+    ask(4, "nnunet3d-real")
+    with pytest.raises(UsageError, match="nnunet3d-Vendor-B: 4 processes: a batch of 2 cannot be dealt to more than 2"):
+        ask(4, "nnunet3d-Vendor-B")
 
 
 def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):

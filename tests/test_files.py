@@ -1,4 +1,5 @@
 """Files are whole or absent."""
+import errno
 import os
 import subprocess
 import sys
@@ -54,6 +55,21 @@ def test_nothing_is_written_among_the_data(tmp_path):
 def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
     (tmp_path / "a.csv").write_bytes("Name;Centre\r\nJosé;Málaga\r\n".encode(encoding))
     assert files.read_csv(tmp_path / "a.csv", ("Name",)) == [{"name": "José", "centre": "Málaga"}]
+
+
+def test_a_lock_needs_no_links_and_none_that_is_empty_lasts(tmp_path, monkeypatch):
+    """Network drives and exFAT know no links; a process may be killed, or the disk be full, before its name is there."""
+    def refuse(*paths, **named):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(paths[0]))
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(files, "PATIENCE_S", 0.3)
+    (tmp_path / ".lock").touch()
+    assert files.writable_folder(tmp_path) and (tmp_path / ".lock").read_text().endswith(f" {os.getpid()}")
+    with pytest.raises(ResourceError, match="choose another --out"):
+        files.writable_folder("/dev/full")
+    files.unlock(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):

@@ -5,10 +5,14 @@ import torch
 
 import train_unet
 from cmr.denoiser import Denoiser
-from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
+from cmr.diffusion import Schedule, diffusion_loss
 from cmr.networks import NETWORKS
 from cmr.recipe import Training
-from cmr.seeds import generator, initialised
+from cmr.sampler import project
+from cmr.seeds import generator, initialised, rng
+from cmr.segmenter import Segmenter
+from cmr.source_model import SourceModel, placed
+from cmr.strength import Strength
 from cmr.bench import noise_volume
 
 # bfloat16 keeps 8 bits: 0.4 % of each number; instance normalisation over the few voxels of a deep stage cancels most
@@ -57,13 +61,39 @@ def test_a_step_of_the_diffusion_model(denoiser):
     require_close(denoiser, lambda: diffusion_loss(Schedule.make("cosine"), denoiser, x_0, generator("step")))
 
 
-def test_a_sampled_volume(denoiser):
-    """The sampler itself runs in float32; in bfloat16 it would draw the same volume to 0.02 of its range of 2."""
-    drawn = []
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """A network that was trained in bfloat16 is asked in bfloat16 on the CPU too."""
+    of_cpu = lambda device, bfloat16: torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+    for room in ("cmr.source_model", "cmr.segmenter"):
+        monkeypatch.setattr(f"{room}.half_precision", of_cpu)
+
+
+@pytest.mark.parametrize("low_pass", [0, 4])
+def test_a_sampled_volume(denoiser, as_on_a_gpu, low_pass):
+    """The network alone is asked in bfloat16: what is drawn differs by 0.02 of its range of 2 at most."""
+    volume = np.tanh(rng("volume").standard_normal((6, 32, 32))).astype(np.float32)
+    strength, drawn = Strength(t0=300, steps=4, low_pass=low_pass), []
     for bfloat16 in (False, True):
-        g = generator("noise")
-        noise = lambda step=None: torch.randn(6, 1, 32, 32, generator=g)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            drawn.append(denoise(Schedule.make("cosine"), denoiser, "v", noise(), levels(300, 4), noise))
-    assert drawn[1].dtype == torch.float32 and not torch.equal(*drawn)
-    assert (drawn[1] - drawn[0]).abs().mean() < IMAGE
+        model = SourceModel(denoiser, Schedule.make("cosine"), "v", None, 0.0, 0.5, {"bfloat16": bfloat16}, (), "hash")
+        drawn.append(project(model, volume, strength, (0,)))
+    assert drawn[1].dtype == np.float32 and not np.array_equal(*drawn)
+    assert np.abs(drawn[1] - drawn[0]).mean() < IMAGE
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_segmented_volume(network, as_on_a_gpu):
+    """Logits are summed in float32; the labels of a network that has learnt nothing, its closest calls, mostly agree."""
+    volume = noise_volume(0)
+    c = train_unet.Config(network=network, features=8, levels=3, memory_gb=0.08, steps=2, epoch_steps=1, batch=4)
+    recipe = NETWORKS[network].recipe(Training(c, [volume], [], [volume], np.arange(4), torch.device("cpu")))
+    single, half = (Segmenter(recipe.net.eval(), ("LV", "MYO", "RV"), {**vars(c), "bfloat16": bfloat16}, recipe.plan,
+                              (), "").logits(volume.image, volume.spacing_mm) for bfloat16 in (False, True))
+    assert half.dtype == np.float32 and not np.array_equal(half, single)
+    assert (half.argmax(0) == single.argmax(0)).mean() > 0.95
+
+
+def test_the_memory_of_a_denoiser_is_laid_out_as_its_device_leaves_images():
+    weight = lambda device: placed(torch.nn.Conv2d(3, 4, 3), device).weight
+    assert weight("cpu").is_contiguous(memory_format=torch.channels_last) and not weight("cpu").is_contiguous()
+    assert weight("meta").is_contiguous()                         # as on a GPU

@@ -10,7 +10,7 @@ import pytest
 
 from cmr import checkpoint, ranks
 from cmr.errors import DataError, UsageError
-from helpers import ROOT, on, script, training
+from helpers import ROOT, on, one_line, script, training
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -84,6 +84,46 @@ def test_what_all_ranks_meet_is_said_once(n, command, code, line):
     started = launch(n, *command)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == code and errors.startswith(line) and errors.count("\n") == 1, errors
+
+
+def test_a_launcher_needs_no_name_of_its_host(tmp_path):
+    """What ranks are told to meet at is a number: many a network does not know its hosts by name."""
+    (tmp_path / "script.py").write_text("import os; print(os.environ['MASTER_ADDR'], os.environ['WORLD_SIZE'])")
+    assert launch(1, tmp_path / "script.py").communicate(timeout=60)[0] == "127.0.0.1 1\n"
+
+
+def test_ranks_that_never_come_are_not_waited_for():
+    program = """
+import datetime, torch
+from cmr import ranks
+from cmr.errors import run_script
+ranks.MEETING = datetime.timedelta(seconds=1)
+run_script(lambda: ranks.join(torch.device("cpu")))
+"""
+    alone = {**ENVIRONMENT, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for missing, code, line in (("", 5, "error: the ranks cannot work together: "), ("MASTER_ADDR", 2, "error: WORLD_SIZE=2: ")):
+        environment = {name: value for name, value in alone.items() if name != missing}
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True,
+                               timeout=60)
+        assert ended.returncode == code and one_line(ended.stderr) and ended.stderr.startswith(line), ended.stderr
+
+
+def test_what_one_rank_alone_meets_it_says(tmp_path):
+    (tmp_path / "script.py").write_text(f"""
+import sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+from cmr.errors import DataError, run_script
+from cmr.ranks import any_of, join, rank
+def main():
+    join(torch.device("cpu"))
+    if rank() == 1:
+        raise DataError("a file")
+    any_of(False)
+run_script(main)
+""")
+    started = launch(2, tmp_path / "script.py")
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 3 and errors == "error: rank 1: a file\n"
 
 
 def test_a_rank_ends_before_python_is_taken_down():

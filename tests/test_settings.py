@@ -37,7 +37,8 @@ REFUSED = {
                            "--data ''"),
     "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0",
                       "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",
-                      "--network resnet"),
+                      "--network resnet", "--device mps", "--device xpu", "--device meta", "--device cuda:x",
+                      "--device cpu:1", "--device ''"),
     "evaluate.py": ("--processes -1", "--run ''"),
     "-m cmr.synthesize": ("--shift -1", "--shift a", "--arm dx", "--samples -2", "--diffusion ''"),
     "-m cmr.phantom": ("--counts some", "--frames 1", "--severity -1", "--processes 0", "--seed -1")}

@@ -88,6 +88,18 @@ def test_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
     assert not (tmp_path / "b" / "final.pt").exists() and (tmp_path / "a" / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("save_minutes, saved", [(0, 3), (60, None)])
+def test_a_loss_that_was_not_finite_is_found_at_the_next_row_and_never_saved(tmp_path, save_minutes, saved):
+    settings = {**SETTINGS, "log_every": 5, "save_minutes": save_minutes}
+    net = torch.nn.Linear(1, 1)
+    run = Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1), ema_decay=0.9)
+    with pytest.raises(NumericalError, match="loss is nan at step 3; .*" + ("last.pt" if saved else "no state was saved")):
+        for step in run.steps(20):
+            run.update(net(torch.full((1, 1), float("nan") if step == 3 else 1.0)).mean())
+    assert run.step == (4 if saved else 5)
+    assert not saved or checkpoint.load(tmp_path / "last.pt")["step"] == saved
+
+
 def test_ema_closed_form_with_warm_up():
     net = torch.nn.Linear(1, 1, bias=False)
     ema = {"weight": torch.zeros(1, 1)}

@@ -1,4 +1,5 @@
 """A training that is watched for some steps."""
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,13 @@ def test_the_first_step_is_the_start_and_the_rest_are_steps(tmp_path):
     (tmp_path / "log.csv").write_text(HEADER + "1,1,1,3.0,0,1\n2,1,1,0.5,0,2\n")
     rows, start_s = first_rows(tmp_path, SimpleNamespace(poll=lambda: 0), 0.0, 1.0)
     assert [row["seconds_per_step"] for row in rows] == ["3.0", "0.5"] and start_s > 0
+
+
+def test_a_training_that_stops_after_its_first_step_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmr.watched.PATIENCE_S", 0.2)
+    (tmp_path / "log.csv").write_text(HEADER + "1,1,1,3.0,0,1\n")
+    rows, _ = first_rows(tmp_path, SimpleNamespace(poll=lambda: None), time.monotonic(), 1.0)
+    assert len(rows) == 1
 
 
 def test_a_training_that_cannot_start_says_why(tmp_path):

@@ -1,17 +1,21 @@
 """Worker processes: order, a death among them, an error in them, a parent that dies."""
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cmr.errors import DataError, ResourceError
+from cmr.errors import DataError, ResourceError, UsageError
 from cmr.seeds import generator
-from cmr.workers import ahead, spawned
-from helpers import ROOT, process
+from cmr.workers import ahead, half_precision, peak_memory_gb, pick_device, spawned
+from helpers import ROOT, one_line, process
 
 
 def square(n):
@@ -71,29 +75,72 @@ def sleepy(folder):
     time.sleep(60)
 
 
+@pytest.mark.parametrize("start", [lambda: spawned(sleepy, ["."] * 2, 2), lambda: ahead(time.sleep, [60, 60], 2)])
+def test_a_worker_that_never_answers_is_not_waited_for(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmr.workers.PATIENCE_S", 0.6)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResourceError, match="a worker process has not answered for 0.01 minutes"):
+        list(start())
+    for child in multiprocessing.active_children():
+        child.join(10)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_batches_made_ahead_are_those_of_their_steps(processes):
     before = torch.random.get_rng_state()
     make = lambda step: (torch.randn(3, generator=generator("batch", step)), torch.tensor([step]))
-    found = list(ahead(make, range(5, 12), processes, torch.device("cpu")))
+    found = list(ahead(make, range(5, 12), processes))
     assert [int(step) for _, step in found] == list(range(5, 12))
     assert all(torch.equal(x, make(int(step))[0]) for x, step in found)
     assert torch.equal(torch.random.get_rng_state(), before)      # nothing was drawn from the global generator
 
 
-def test_a_process_that_makes_batches_and_dies_ends_the_run(tmp_path):
+@pytest.mark.parametrize("happens, line", [
+    ("os.kill(os.getpid(), 9)", "error: a worker process was killed, perhaps for want of memory; what is finished"),
+    ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "error: /dev/shm, where processes hand data to each ot"),
+    ("raise OSError(24, 'Too many open files')", "error: [Errno 24] Too many open files; allow more open files (ulimit")])
+def test_a_process_that_cannot_make_batches_ends_the_run(happens, line, tmp_path):
+    """It is killed, there is no room to hand its batch over, or something is met in it: one line, and nobody waits."""
     script = tmp_path / "run.py"
-    script.write_text("""
-import os, sys, torch
+    script.write_text(f"""
+import os, resource, sys, torch
 sys.path.insert(0, os.getcwd())
 from cmr.errors import run_script
 from cmr.workers import ahead
 def make(step):
     if step == 2:
-        os.kill(os.getpid(), 9)
-    return torch.zeros(1)
-run_script(lambda: list(ahead(make, range(5), 1, torch.device("cpu"))))
+        {happens}
+    return torch.zeros(1000)
+run_script(lambda: list(ahead(make, range(5), 1)))
 """)
     code, _, errors = process(script)
-    last = errors.strip().splitlines()[-1]
-    assert code == 5 and last.startswith("error: a process that prepares batches has died"), errors
+    assert code == 5 and one_line(errors) and errors.startswith(line), errors
+
+
+@pytest.mark.parametrize("name, gpus, ranks, words", [
+    ("cuda", 0, 1, "--device cuda: no CUDA device here; use --device cpu"),
+    ("cuda:9", 2, 1, "--device cuda:9: there are 2 GPUs here, cuda:0 to cuda:1"),
+    ("auto", 2, 4, "4 ranks, but 2 GPUs on this machine; start as many ranks as there are GPUs")])
+def test_a_gpu_that_is_not_there_is_refused(name, gpus, ranks, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(variable, str(ranks))
+    monkeypatch.setenv("LOCAL_RANK", str(ranks - 1))
+    with pytest.raises(UsageError, match=words):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("system, unit", [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_where_there_is_no_proc(system, unit, monkeypatch):
+    """In kilobytes on most systems, in bytes on macOS."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2 ** 30 // unit))
+    assert peak_memory_gb(torch.device("cpu")) == 3
+
+
+def test_inference_on_a_cpu_stays_in_float32():
+    with half_precision(torch.device("cpu"), True):
+        assert torch.ones(2, 2).mm(torch.ones(2, 2)).dtype == torch.float32

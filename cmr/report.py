@@ -39,8 +39,8 @@ SHARES = {True: "100 % of the gap closed is as good as the upper bound, the same
                  "differ in difficulty."}
 TESTS = ("Negative: better than the baseline. The primary family is {{HD95, ASSD}} x networks x {{DA, DG}} x targets, "
          "Holm-corrected; the patients of all targets pooled are a family of their own. Welch's test is the paper's; "
-         "the same patients are scored twice, so the paired signed-rank test is the one to read, and better or worse is "
-         "the sign of its rank sums. A missed structure counts as {penalty:.0f} mm. A star needs "
+         "the same patients are scored twice, so the paired signed-rank test is the one to read, and better or worse "
+         "is the sign of its rank sums. A missed structure counts as {penalty:.0f} mm. A star needs "
          f"{MINIMUM_PATIENTS} patients and Wilcoxon p < {ALPHA:g} after Holm; one training seed says nothing about "
          "training noise.")
 LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells the source's training volumes from a "

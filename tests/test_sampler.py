@@ -76,15 +76,15 @@ def test_the_first_step_is_taken_from_the_level_that_the_reference_was_noised_to
     assert torch.allclose(seen[0][1], noised(SCHEDULE, torch.from_numpy(REFERENCE)[:, None], 490, noise))
 
 
-class Halved(torch.nn.Module):
-    """v-network whose clean image is x_t / 2, so that every number of the sampler is known."""
-    def __init__(self):
+class Scaled(torch.nn.Module):
+    """v-network whose clean image is c x_t, so that every number of the sampler is known."""
+    def __init__(self, c):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.c, self.weight = c, torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, x_t, t):
         a, s = at(SCHEDULE.abar.sqrt(), t, x_t), at((1 - SCHEDULE.abar).sqrt(), t, x_t)
-        return (a * x_t - x_t / 2) / s
+        return (a * x_t - self.c * x_t) / s
 
 
 def test_every_step_is_pulled_towards_the_reference_after_it_is_taken():
@@ -95,18 +95,19 @@ def test_every_step_is_pulled_towards_the_reference_after_it_is_taken():
     x = noised(SCHEDULE, y_0, 300, z[0])
     phi = low_pass(torch.eye(256, dtype=torch.float64).view(256, 1, 16, 16), 2).reshape(256, 256)
     for t, s, noise in ((300, 76, z[1]), (76, 0, z[2])):
-        x_0 = (x / 2).clamp(-1, 1)
-        inside = ((x / 2).abs() <= 1).double()                    # the clamp passes no gradient beyond [-1, 1]
+        x_0 = (2 * x).clamp(-1, 1)
+        inside = ((2 * x).abs() <= 1).double()                    # the clamp passes no gradient beyond [-1, 1]
+        assert 0.1 < inside.mean() < 0.9
         abar_t, abar_s = float(SCHEDULE.abar[t]), float(SCHEDULE.abar[s])
         mean = abar_s ** 0.5 * (1 - abar_t / abar_s) * x_0 + (abar_t / abar_s) ** 0.5 * (1 - abar_s) * x
         after = mean / (1 - abar_t) + ((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)) ** 0.5 * noise
         for i in range(len(x)):
             r = (y_0[i] - x_0[i]).flatten() @ phi
-            gradient = -0.5 * inside[i] * (phi @ r / r.norm()).view(1, 16, 16)
+            gradient = -2 * inside[i] * (phi @ r / r.norm()).view(1, 16, 16)
             after[i] -= pull * 16 * gradient                      # 16 = sqrt(16 x 16 pixels)
         x = after
     strength = Strength(t0=300, steps=2, low_pass=2, pull=pull)
-    found = project(model(Halved()), REFERENCE, strength, (9,))
+    found = project(model(Scaled(2.0)), REFERENCE, strength, (9,))
     assert levels(300, 2) == times and np.abs(found - x[:, 0].clamp(-1, 1).numpy()).max() < 1e-4
 
 
@@ -115,7 +116,7 @@ def test_a_pull_means_the_same_on_every_grid():
     moved = []
     for size in (16, 64):
         volume = np.full((1, size, size), 0.5, np.float32)
-        one_step = lambda low_pass: project(model(Halved()), volume, Strength(t0=1, steps=1, low_pass=low_pass), (1,))
+        one_step = lambda low_pass: project(model(Scaled(0.5)), volume, Strength(t0=1, steps=1, low_pass=low_pass), (1,))
         moved.append(np.sqrt(((one_step(2) - one_step(0)) ** 2).mean()))
     assert moved[0] == pytest.approx(moved[1], rel=0.05) and moved[0] == pytest.approx(0.5 * 0.047, rel=0.1)
 

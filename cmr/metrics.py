@@ -6,7 +6,7 @@ of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the s
 Means over patients and tests are in `cmr.comparison` and `cmr.statistics`.
 
 Public: `dice`, `border`, `bounding_box`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`,
-`mean_dice`, `mean_hd95_mm`, `ejection_fraction`.
+`mean_dice`, `ejection_fraction`.
 """
 import math
 
@@ -117,16 +117,6 @@ def mean_dice(labels, mask):
     """Mean Dice over the structures present in mask; (D, H, W) labels of one numbering; nan for an empty mask."""
     values = [dice(labels == v, mask == v) for v in np.unique(mask) if v]
     return float(np.mean(values)) if values else math.nan
-
-
-def mean_hd95_mm(labels, mask, spacing_mm):
-    """Mean HD95 over the structures present in mask, as `mean_dice`; spacing (slice, row, column).
-
-    A structure that was not found counts as the volume's diagonal.  nan for an empty mask.
-    """
-    diagonal_mm = float(np.linalg.norm(np.multiply(mask.shape, spacing_mm)))
-    distances = [measure(labels == v, mask == v, spacing_mm)["hd95"] for v in np.unique(mask) if v]
-    return float(np.mean([min(d, diagonal_mm) for d in distances])) if distances else math.nan
 
 
 def ejection_fraction(edv_ml, esv_ml):

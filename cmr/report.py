@@ -299,4 +299,4 @@ def _made_of(made_of, orphans):
     """Provenance, and what of the dataset took no part."""
     lines = [f"- {what}: {why}" for what, why in orphans] or ["Nothing."]
     return ["## What this was made of", "", *markdown_table(["what", "value"], made_of), "",
-            "Left out of the dataset, neither trained on nor tested:", "", *lines, ""]
+            "Left out of the dataset in training or tests, as a whole or in part:", "", *lines, ""]

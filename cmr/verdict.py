@@ -119,7 +119,7 @@ def _words(test, p):
             "worse": f"significantly worse{by_ranks}, p {p:.2g}",
             "equal": f"as good to {MARGIN['hd95']:g} mm",
             "open": f"undecided, 90 % interval {test['bca90_low']:+.1f} to {test['bca90_high']:+.1f} mm, p {p:.2g}",
-            "few": f"{test['n']} patients are too few to decide"}[kind]
+            "few": f"{_few(test['n'])} to decide"}[kind]
 
 
 def control_lines(rows):
@@ -140,7 +140,7 @@ def _controls(found):
     if named("open"):
         parts.append(f"between DG and {_list(named('open'))} these patients do not decide")
     if named("few"):
-        parts.append(f"{found[0]['hd95']['n']} patients are too few to decide between DG and {_list(named('few'))}")
+        parts.append(f"{_few(found[0]['hd95']['n'])} to decide between DG and {_list(named('few'))}")
     return f"**Controls.** Without a diffusion model, {'; '.join(parts)}."
 
 
@@ -156,7 +156,7 @@ def _harm(rows, mean, ran, arms):
             dice, hd95 = baseline["dice"] - its["dice"], its["hd95"] - baseline["hd95"]
             if dice > HARM["dice"] or hd95 > HARM["hd95"]:
                 losses.append((dice, f"{arm} costs {network} on {domain} {dice:.3f} Dice and {hd95:+.1f} mm HD95"
-                                     f"{_few(rows, domain)}"))
+                                     f"{_beside_a_mean(rows, domain)}"))
     least = f"{HARM['dice']:g} Dice or {HARM['hd95']:g} mm HD95"
     if not losses:
         return f"**Harm.** On no target and network does {_or(arms)} lose more than {least}."
@@ -165,10 +165,14 @@ def _harm(rows, mean, ran, arms):
             f"{_or(arms)} loses more than {least}; most: {worst}.")
 
 
-def _few(rows, domain):
-    """What is said beside a mean of too few patients."""
+def _beside_a_mean(rows, domain):
+    """What is said beside a domain's mean of too few patients."""
     n = len({row["subject"] for row in rows if row["domain"] == domain})
-    return f" ({n} patients, too few to decide)" if n < MINIMUM_PATIENTS else ""
+    return f" ({_few(n)} to decide)" if n < MINIMUM_PATIENTS else ""
+
+
+def _few(n):
+    return f"{n} patients are too few" if n > 1 else "one patient is too few"
 
 
 def _rounded(value, form):

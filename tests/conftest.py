@@ -29,7 +29,7 @@ def phantom(tmp_path_factory):
     write_dataset(Config(out=str(root), counts="tiny", frames=2, target_training=1))
     record = next(r for r in find(root) if (r.vendor, r.split, r.phase) == ("D", "Testing", "ED"))
     mask = nib.load(record.label_path)
-    labels = np.array(mask.dataobj)
+    labels = np.asarray(mask.dataobj).copy()
     labels[..., record.frame][labels[..., record.frame] == VALUES["RV"]] = 0
     nib.save(nib.Nifti1Image(labels, mask.affine, mask.header), record.label_path)
     return root

@@ -12,7 +12,6 @@ from cmr.metrics import (
     ejection_fraction,
     in_plane_metrics,
     mean_dice,
-    mean_hd95_mm,
     measure,
 )
 from test_pair_audit import heart
@@ -176,11 +175,3 @@ def test_mean_dice_is_over_the_structures_of_the_mask():
     _, mask = heart()
     assert mean_dice(mask, mask) == 1.0 and mean_dice(0 * mask, mask) == 0.0 and np.isnan(mean_dice(mask, 0 * mask))
     assert abs(mean_dice(np.where(mask == 2, 0, mask), mask) - 0.5) < 1e-12
-
-
-def test_mean_hd95_counts_what_was_not_found_as_the_diagonal():
-    mask = np.zeros((3, 16, 16), np.uint8)
-    mask[:, 2:6, 2:6], mask[:, 8:12, 8:12] = 1, 3
-    assert mean_hd95_mm(mask, mask, (10, 2.5, 2.5)) == 0
-    found = np.where(mask == 3, 0, mask)
-    assert mean_hd95_mm(found, mask, (10, 2.5, 2.5)) == pytest.approx((30 ** 2 + 40 ** 2 + 40 ** 2) ** 0.5 / 2)

@@ -119,7 +119,7 @@ def test_too_few_patients_have_words_of_their_own():
     [line] = control_lines(rows_of(rows, patients=4))
     assert line.endswith("HD95 -12.0 mm, 8 patients are too few to decide.") and "nan" not in line
     harmed = said({"DA": steady(6, period=5), "DG": steady(0)}, patients=4)["harm"]
-    assert "+6.0 mm HD95 (4 patients, too few to decide)" in harmed
+    assert "+6.0 mm HD95 (4 patients are too few to decide)" in harmed
 
 
 @pytest.mark.parametrize("control,words", [

@@ -53,7 +53,7 @@ _PERMISSION = "you have no permission there: ask its owner for it (ls -l shows w
 _TO_DO = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: "choose another folder",
           errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)"}
 SHARED_MEMORY = ("/dev/shm, where processes hand data to each other, is full or cannot be used; give it more (docker: "
-                 "--shm-size=8g or --ipc=host), or train with --workers 0")
+                 "--shm-size=1g or --ipc=host), or train with --workers 0")
 
 
 def answer(error):

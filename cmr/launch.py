@@ -27,6 +27,7 @@ def main(argv=None):
     if not ranks.isdecimal() or int(ranks) < 1 or not command:
         raise UsageError(f"{' '.join([ranks, *command])}: {USAGE}")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # names it cannot resolve are no news: see HERE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
     with tempfile.TemporaryDirectory() as logs:
         # Its own address in numbers: a host's name is not known to every network, and asking for it takes minutes.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cmr import ranks
 from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, UserError, print_anything
 
-PATIENCE_S = 3600                                # for one volume or batch
+VOLUME_S, BATCH_S = 12 * 3600, 1800              # how long one is waited for, seconds: far longer than any takes
 _work = None                                     # of a worker process
 
 
@@ -89,7 +89,7 @@ def ahead(make, steps, processes):
         return
     # Forked, so that each has the volumes without reading them again.
     with _pool(processes, "fork", (lambda config: make, None, 1), "--workers") as executor:
-        yield from _in_order(executor, _batch, steps, 2 * processes)
+        yield from _in_order(executor, _batch, steps, 2 * processes, BATCH_S)
 
 
 def spawned(function, jobs, processes, build=None, config=None):
@@ -100,7 +100,7 @@ def spawned(function, jobs, processes, build=None, config=None):
     threads = max(1, cores() // processes)
     start = build, config, threads
     with _threads_of_new_processes(threads), _pool(processes, "spawn", start, "--processes") as executor:
-        yield from _in_order(executor, function, jobs, len(jobs))
+        yield from _in_order(executor, function, jobs, len(jobs), VOLUME_S)
 
 
 @contextlib.contextmanager
@@ -127,10 +127,10 @@ def _pool(processes, method, start, flag):
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_order(executor, function, jobs, at_a_time):
+def _in_order(executor, function, jobs, at_a_time, patience_s):
     """Yield function(job) of every job in order; so many jobs are given out at a time.
 
-    A process that dies is seen at once.  Raises ResourceError if one that lives does not answer.
+    A process that dies is seen at once.  Raises ResourceError if one that lives does not answer for so long.
     """
     jobs, given = iter(jobs), collections.deque()
     while True:
@@ -139,8 +139,8 @@ def _in_order(executor, function, jobs, at_a_time):
         if not given:
             return
         first = given.popleft()
-        if not wait([first], PATIENCE_S).done:
-            raise ResourceError(f"a worker process has not answered for {PATIENCE_S / 60:g} minutes; what is finished "
+        if not wait([first], patience_s).done:
+            raise ResourceError(f"a worker process has not answered for {patience_s / 60:g} minutes; what is finished "
                                 "is kept, the same command goes on from there")
         yield first.result()
 

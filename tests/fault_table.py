@@ -8,6 +8,7 @@ or without the words that are expected.  A word of a fault's name as argument as
 import gzip
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -585,7 +586,7 @@ def _(p):
 FLAGS = {"diffusion": ("--steps 0", "--lr 0", "--lr nan", "--ema 2", "--spacing-mm -2", "--head 25", "--log-every 0",
                        "--save-minutes -1", "--sample-every 0", "--size 63", "--schedule foo", "--parameterisation w",
                        "--seed -1", "--T 1", "--batch 0", "--warmup 0", "--multipliers 0", "--groups 5",
-                       "--dropout 2", "--patch 0", "--device tpu"),
+                       "--dropout 2", "--patch 0", "--device tpu", "--device mps", "--device cuda:x"),
          "train": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--memory-gb 0",
                    "--train-on reel", "--network resnet", "--batch 0"),
          "evaluate": ("--processes -1", "--projected t0=x")}
@@ -594,7 +595,7 @@ for _stage, _flags in FLAGS.items():
         def _given(p, stage=_stage, flag=_flag):
             name, value = flag.split()
             return getattr(p, stage)(name, value.strip("'"))
-        fault("flags", f"{_stage} {_flag}", 2, "use" if _flag != "--device tpu" else "--device tpu")(_given)
+        fault("flags", f"{_stage} {_flag}", 2, "use")(_given)
 fault("flags", "synthesize --shift -1", 2, "--shift")(lambda p: p.synthesize("dg", "--shift", "-1"))
 fault("flags", "synthesize --samples -2", 2, "--samples")(lambda p: p.synthesize("dg", "--samples", "-2"))
 fault("flags", "synthesize --strength t=3", 2, "strength")(lambda p: p.synthesize("dg", "--strength", "t=3"))
@@ -760,6 +761,22 @@ def _(p):
         return ask(p.train("--steps", 2, "--out", small / "run"))
     finally:
         subprocess.run(["umount", small])
+
+
+def apart(own, before, command):
+    """A command after another one that it alone sees the effect of: own `-m` mounts, own `-u` name of the host."""
+    words = shlex.join([sys.executable, *map(str, command)])
+    return ["bash", "-c", f"unshare {own} sh -c {shlex.quote(f'{before} && exec {words}')}"]
+
+
+@fault("places", "/dev/shm of 64 kB, as many a container has, and --workers", 5, "/dev/shm")
+def _(p):
+    return apart("-m", "mount -t tmpfs -o size=64k none /dev/shm", p.train("--workers", 2))
+
+
+@fault("places", "a host whose name no network knows: two ranks", 0, "mean Dice")
+def _(p):
+    return apart("-u", "hostname nameless", ["-m", "cmr.launch", 2, *p.train("--steps", 2)])
 
 
 @fault("places", "a read-only dataset", 0, "finished")

@@ -34,7 +34,7 @@ def test_memory_that_runs_out_in_the_words_of_each_library(said):
     (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"), 5,
      "/dev/shm, where processes"),
     (DistBackendError(NCCL + "Error while creating shared memory segment /dev/shm/nccl-Zn (size 33030528)"), 5,
-     "--shm-size=8g"),
+     "--shm-size=1g"),
     (DistBackendError(NCCL + "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"), 5,
      "the ranks cannot work together: Duplicate GPU detected"),
     (DistStoreError("wait timeout after 180000ms, keys: /here-1"), 5, "wait timeout after 180000ms"),

@@ -77,7 +77,8 @@ def sleepy(folder):
 
 @pytest.mark.parametrize("start", [lambda: spawned(sleepy, ["."] * 2, 2), lambda: ahead(time.sleep, [60, 60], 2)])
 def test_a_worker_that_never_answers_is_not_waited_for(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmr.workers.PATIENCE_S", 0.6)
+    monkeypatch.setattr("cmr.workers.VOLUME_S", 0.6)
+    monkeypatch.setattr("cmr.workers.BATCH_S", 0.6)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResourceError, match="a worker process has not answered for 0.01 minutes"):
         list(start())

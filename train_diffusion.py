@@ -1,6 +1,6 @@
 """Train the source-domain diffusion model (SD-DM) on all slices of the source's training studies, without labels.
 
-    slices of the source -> batches of noised slices -> denoiser -> averaged weights -> final.pt; are samples copies?
+    slices of the source -> batches of noised slices -> denoiser -> averaged weights -> final.pt
 """
 from dataclasses import asdict, dataclass
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from cmr import ranks
-from cmr.diffusion import Schedule, denoise, diffusion_loss, levels
+from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import DataError, UsageError, run_script
-from cmr.files import writable_folder, write_csv
+from cmr.files import writable_folder
 from cmr.grid import Grid
 from cmr.intensities import intensity_statistics
-from cmr.memorisation import COPIED, memorisation
 from cmr.panels import save_png, sheet, with_contours
 from cmr.records import Domain
+from cmr.sample_audit import draw_samples
 from cmr.seeds import generator, initialised
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
 from cmr.source_model import build_denoiser, placed
@@ -51,8 +51,7 @@ class Config(DataConfig):
     log_every: int        = opt(50, "steps between log rows", at_least(1))
     save_minutes: float   = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
     sample_every: int     = opt(500, "steps between sample sheets", at_least(1))
-    sheet: int            = opt(16, "samples of a sheet; those of the last are compared with the training slices",
-                                at_least(1))
+    sheet: int            = opt(16, "samples of a sheet", at_least(1))
     sheet_steps: int      = opt(40, "sampling steps of a sheet", at_least(1))
 
 
@@ -76,9 +75,7 @@ def main(argv=None):
 
     # Data: every frame and slice of the source's training subjects, in [-1, 1].
     source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
-    everyone = studies_of(c, all_frames=True)
-    workings, held_out = (prepare(in_role(everyone, source, split), grid, c.work)
-                          for split in ("Training", "Validation"))
+    workings = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)
     subjects = sorted({w.record.subject for w in workings})
     if len(slices) < c.batch:
@@ -86,7 +83,7 @@ def main(argv=None):
                         "lower it or choose a larger source")
     print(f"{source}: {len(subjects)} subjects, {len(workings)} volumes, {len(slices)} slices on {device}", flush=True)
     if len(slices) < 500:
-        print("note: under 500 slices a diffusion model tends to copy its training set; look at the memorisation audit")
+        print("note: under 500 slices a diffusion model tends to copy its training set; cmr.synthesize counts copies")
 
     # Model and optimiser.
     schedule = Schedule.make(c.schedule, c.T)
@@ -120,10 +117,8 @@ def main(argv=None):
     if not ranks.is_first():
         return
 
-    # Are samples copies of training slices?  Then the weights, and what the sampler must know of the source.
-    drawn = sample(c, schedule, run.averaged(), device)
-    draw(out, c.steps, drawn)
-    audit(out, drawn, slices[:, 0].numpy(), np.concatenate([w.image for w in held_out]) if held_out else [])
+    # A last sheet; then the weights, and what the sampler must know of the source.
+    draw(out, c.steps, sample(c, schedule, run.averaged(), device))
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
                subjects=subjects)
@@ -142,25 +137,12 @@ def require_consistent(c):
         raise UsageError(f"--sheet-steps {c.sheet_steps}: use 1 to {c.T}, there are no more in --T {c.T}")
 
 
-def audit(out, samples, training, held_out):
-    """Write and say how close the samples come to training slices; all are (N, H, W) arrays."""
-    ratios = memorisation(samples, training, held_out)
-    write_csv(out / "memorisation.csv", [{"sample": i, "ratio": r} for i, r in enumerate(ratios)], ("sample", "ratio"))
-    print("memorisation: distance to the nearest training slice over the nearest held-out one: "
-          f"mean {ratios.mean():.2f}, least {ratios.min():.2f}; "
-          f"{(ratios < COPIED).sum()} of {len(ratios)} samples are copies")
-
-
 def sample(c, schedule, weights, device):
     """Unconditional samples (n, H, W) of the averaged weights, always from the same noise."""
     averaged = build_denoiser(asdict(c)).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(weights)
-    g = generator(c.seed, "sheet")
-    noise = lambda: torch.randn(c.sheet, 1, c.size, c.size, generator=g).to(device)
-    x_T, times = noise(), levels(c.T, c.sheet_steps)
-    noises = (noise() for _ in times[1:])
     with half_precision(device, c.bfloat16):
-        return denoise(schedule, averaged, c.parameterisation, x_T, times, noises)[:, 0].cpu().numpy()
+        return draw_samples(schedule, averaged, c.parameterisation, c.sheet, c.size, c.sheet_steps, c.seed, device)
 
 
 def draw(out, step, samples):

@@ -13,7 +13,7 @@ from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_t
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_forest, draw_plots
 from cmr.files import read_csv, write_csv, write_text
-from cmr.memorisation import COPIED
+from cmr.sample_audit import COLUMNS, COPIED
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 
@@ -43,10 +43,11 @@ TESTS = ("Negative: better than the baseline. The primary family is {{HD95, ASSD
          "is the sign of its rank sums. A missed structure counts as {penalty:.0f} mm. A star needs "
          f"{MINIMUM_PATIENTS} patients and Wilcoxon p < {ALPHA:g} after Holm; one training seed says nothing about "
          "training noise.")
-LIKENESS = ("Fisher's discriminant on quantiles and spectrum of a volume tells the source's training volumes from a "
-            "target's validation volumes (DA), or from themselves with their look changed at random (DG, which "
-            "knows no target). A projection that worked is taken for the source; DG keeps part of a changed look on "
-            "purpose.")
+LIKENESS = ("A small convolutional network tells patches of the source's training volumes from those of a target's "
+            "validation volumes (DA), or from their own with the look changed at random (DG, which knows no target), "
+            "however they are turned. A volume whose patches have a mean probability above one half is taken for the "
+            "source, and a projection that worked is. Dice is the auditing segmenter's, against the reference's mask: "
+            "on held-out patients, which neither network was trained on, it should not fall.")
 
 
 def write_report(out, rows, examples, source, run, settings, made_of, orphans, boundable):
@@ -71,7 +72,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans, b
             *_figures(out, shared, examples),
             *_synthetic_set(out, run),
             "## Does it look like the source?", "", LIKENESS, "", *_likeness_table(run), "",
-            *_memorisation(out, run),
+            *_samples(out, run),
             *_made_of(made_of, orphans)]
     write_text(out / "report.md", "\n".join(text))
     print("\n" + "\n".join(verdict))
@@ -266,32 +267,44 @@ def _synthetic_set(out, run):
 
 
 def _likeness_table(run):
-    """How many volumes a classifier takes for the source, before and after the projection."""
+    """How many volumes a classifier takes for the source, and the auditing segmenter's Dice, before and after."""
+    columns = ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic", "dice_reference",
+               "dice_synthetic")
+    sets = {"DG": read_manifest(run / "dg", columns), "DA": read_manifest(run / "da", columns),
+            "DG of held-out patients": read_csv(run / "dg" / "held_out.csv", columns)}
     groups = {}
-    for name, folder in (("DG", "dg"), ("DA", "da")):
-        columns = ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic")
-        for row in read_manifest(run / folder, columns):
+    for name, rows in sets.items():
+        for row in rows:
             if row["of_source_synthetic"]:
                 groups.setdefault((name, row["domain"], row["shift"], row["strength"]), []).append(row)
     lines = []
     for (name, domain, shift, strength), rows in sorted(groups.items()):
-        taken = [sum(float(row[f"of_source_{kind}"]) > 0.5 for row in rows) for kind in ("reference", "synthetic")]
-        lines.append([name, domain, "yes" if float(shift) else "no", strength, len(rows),
-                      *(f"{n / len(rows):.0%}" for n in taken)])
-    header = ["set", "images", "look changed before", "strength", "volumes", "taken for the source before", "after"]
+        cells = [name, domain, "yes" if float(shift) else "no", strength, len(rows)]
+        for kind in ("reference", "synthetic"):
+            taken = np.mean([float(row[f"of_source_{kind}"]) > 0.5 for row in rows])
+            scores = [float(row[f"dice_{kind}"]) for row in rows if row[f"dice_{kind}"]]
+            cells += [f"{taken:.0%}", f"{np.nanmean(scores):.3f}" if scores else "-"]
+        lines.append(cells)
+    header = ["set", "images", "look changed before", "strength", "volumes", "taken for the source before",
+              "Dice before", "after: taken for the source", "Dice"]
     return markdown_table(header, lines)
 
 
-def _memorisation(out, run):
-    """Whether unconditional samples are copies, and what they look like."""
-    ratios = np.array([float(row["ratio"]) for row in read_csv(run / "diffusion" / "memorisation.csv", ("ratio",))])
-    text = [f"Memorisation: an unconditional sample of the SD-DM is {ratios.mean():.2f} times as far from the nearest "
-            f"training slice as from the nearest held-out one (least {ratios.min():.2f}; {(ratios < COPIED).sum()} of "
-            f"{len(ratios)} below {COPIED}, copies).", ""]
+def _samples(out, run):
+    """Whether the SD-DM has learnt the source: how its unconditional samples compare with held-out slices."""
+    [row] = read_csv(run / "dg" / "sd_dm.csv", COLUMNS)
+    value = {name: float(row[name]) for name in COLUMNS}
+    text = ["## Has the diffusion model learnt the source?", "",
+            f"Fréchet distance to held-out source slices, on the features of the segmenter that audits DG: "
+            f"{value['frechet_samples']:.3g} from {row['samples']} unconditional samples, "
+            f"{value['frechet_training']:.3g} from as many training slices, ratio {value['frechet_ratio']:.2f}; 1 is "
+            f"the ideal.  A sample is {value['nearest_mean']:.2f} times as far from the nearest training slice as from "
+            f"the nearest held-out one (least {value['nearest_least']:.2f}; {row['copies']} of {row['samples']} below "
+            f"{COPIED}, copies).", ""]
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
     if sheets:
         shutil.copyfile(sheets[-1], out / "samples.png")
-        text += ["Unconditional samples of the SD-DM, always from the same noise:", "", "![samples](samples.png)", ""]
+        text += ["Samples, always from the same noise:", "", "![samples](samples.png)", ""]
     return text
 
 

@@ -2,10 +2,13 @@
 
 The output is a valid nnU-Net raw dataset on the working grid, with `manifest.csv` written last: one row per image with
 its reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to
-`excluded/`.  Interrupted, it makes only what is missing.
+`excluded/`.  DG's images are made of validation patients too, for the audit alone: `held_out.csv` has their figures,
+and `sd_dm.csv` says how much the diffusion model's samples are like slices of these patients.  Interrupted, it makes
+only what is missing.
 
 Public: `Config`, `PRESETS`, `synthesize`.
 """
+import functools
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,6 +24,8 @@ from cmr.metrics import mean_dice
 from cmr.nifti import as_integers, from_integers
 from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
 from cmr.records import Domain
+from cmr.sample_audit import COLUMNS as SAMPLE_COLUMNS
+from cmr.sample_audit import audit_samples
 from cmr.sampler import translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
@@ -79,23 +84,33 @@ class Job:
     sample: int
     case: str
 
+    @property
+    def held_out(self):
+        """Whether the image is made for its audit alone, of a patient that neither network was trained on."""
+        return self.working.record.split == "Validation"
+
 
 def synthesize(c):
     """Make every missing volume of the set, then the manifest."""
     synthesis = Synthesis(c)                                      # what does not fit is found before the long work
     out, workings = synthesis.out, synthesis.workings
-    rows = over_volumes(synthesis, Synthesis, c, processes=1)
-    earlier = sum(row["segmenter"] != synthesis.segmenter.hash for row in rows)
+    made = over_volumes(synthesis, Synthesis, c, processes=1)
+    earlier = sum(row["segmenter"] != synthesis.segmenter.hash for row in made)
     if earlier:
-        print(f"note: {out}: {earlier} of {len(rows)} images were audited by another segmenter than {c.segmenter}; "
+        print(f"note: {out}: {earlier} of {len(made)} images were audited by another segmenter than {c.segmenter}; "
               "delete the folder to have all audited by this one", flush=True)
+    rows, held_out = ([row for row, job in zip(made, synthesis.jobs) if job.held_out == is_held_out]
+                      for is_held_out in (False, True))
     kept = [row for row in rows if row["kept"]]
     if c.arm == "dg":
         _report_pairs(out, rows, kept, {w.record.case: w for w in workings})
+        write_csv(out / "held_out.csv", held_out, COLUMNS)
+        _print_summary(f"{out.name}, held-out patients", held_out)
+        _report_samples(synthesis)
     draw_long_axes(out, c.arm, workings, kept)
     write_dataset_json(out, synthesis.segmenter.structures, len(kept) if c.arm == "dg" else 0)
     write_csv(out / "manifest.csv", rows, COLUMNS, sealed=True)
-    _print_summary(out, rows)
+    _print_summary(out.name, rows)
 
 
 class Synthesis:
@@ -113,17 +128,27 @@ class Synthesis:
         own, _ = fully_labelled(prepare(in_role(records, source, "Training", labelled_only=True), grid, c.work))
         if self.segmenter.settings["train_on"] == "real":
             require_trained_on(c.segmenter, self.segmenter.data_hash, own)
-        trained_on = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
-        require_trained_on(c.diffusion, self.sd_dm.data_hash, trained_on)
+        frames = studies_of(c, all_frames=True)
+        self.trained_on = prepare(in_role(frames, source, "Training"), grid, c.work)
+        require_trained_on(c.diffusion, self.sd_dm.data_hash, self.trained_on)
+        unseen = [r for r in source.select(frames) if r.split == "Validation"] if c.arm == "dg" else []
+        self.held_out = prepare(unseen, grid, c.work)
         domain_of = _training_references(records, source) if c.arm == "dg" else _test_volumes(c, records, source)
         _require_fitting(c, domain_of, strengths, self.sd_dm, self.segmenter)
 
         self.out = writable_folder(c.out, c.data)
         _keep_settings(c, self.out, self.sd_dm, shifts, strengths)
         self.workings = own if c.arm == "dg" else prepare(list(domain_of), grid, c.work)
-        self.jobs = _jobs(c, self.workings, domain_of, strengths, shifts)
+        judged, _ = fully_labelled(self.held_out)
+        domain_of.update({w.record: source for w in judged})
+        self.jobs = _jobs(c, [*self.workings, *judged], domain_of, strengths, shifts)
         _require_no_others(self.out, self.jobs)
-        self.classifiers = _classifiers(c, source, records, grid, own)
+        self._what_classifiers_see = c, source, records, grid, own
+
+    @functools.cached_property
+    def classifiers(self):
+        """{domain: SourceClassifier}; trained when the first image is made."""
+        return _classifiers(*self._what_classifiers_see)
 
     def volume(self, index):
         """Manifest row of one image."""
@@ -257,7 +282,8 @@ def _make(synthesis, job):
            "shift": job.shift, "strength": str(job.strength), "seed": c.seed, "sd_dm": synthesis.sd_dm.hash,
            "segmenter": synthesis.segmenter.hash, "redrawn": redrawn}
     row.update(_audit(synthesis, job, given, image))
-    write_pair(c.out, c.arm, row, image, working, synthesis.segmenter.structures)
+    if not job.held_out:
+        write_pair(c.out, c.arm, row, image, working, synthesis.segmenter.structures)
     return row
 
 
@@ -297,13 +323,27 @@ def _report_pairs(out, rows, kept, workings):
     draw_worst(out / "worst_excluded.png", out, excluded, workings)
 
 
-def _print_summary(out, rows):
+def _report_samples(synthesis):
+    """Say whether the SD-DM has learnt the source; not of a set that it took no part in."""
+    if all(job.strength == NONE for job in synthesis.jobs):
+        return
+    slices = [np.concatenate([w.image for w in pool]) if pool else np.zeros((0, 1, 1))
+              for pool in (synthesis.trained_on, synthesis.held_out)]
+    spacing_mm = synthesis.trained_on[0].spacing_mm
+    row = audit_samples(synthesis.sd_dm, synthesis.segmenter, *slices, spacing_mm, synthesis.c.seed)
+    write_csv(synthesis.out / "sd_dm.csv", [row], SAMPLE_COLUMNS)
+    print(f"{synthesis.out.name}: Fréchet distance to held-out source slices: {row['frechet_samples']:.3g} from "
+          f"{row['samples']} samples of the diffusion model, {row['frechet_training']:.3g} from as many training slices "
+          f"(ratio {row['frechet_ratio']:.2f}, ideally 1); {row['copies']} samples are copies")
+
+
+def _print_summary(what, rows):
     """Mean, SD and worst of each audit figure."""
     for name in SUMMARISED:
         values = np.array([row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])])
         if len(values):
             worst = values.max() if name.startswith("displacement") else values.min()
-            print(f"{out.name}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {worst:.3f} "
+            print(f"{what}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {worst:.3f} "
                   f"(n {len(values)})")
 
 

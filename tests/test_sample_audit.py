@@ -1,0 +1,113 @@
+"""Whether samples of the diffusion model are as much like held-out slices as training slices are, and not copies."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from cmr.diffusion import Schedule
+from cmr.sample_audit import (audit_samples, draw_samples, features, frechet_distance, frechet_to_held_out,
+                              memorisation)
+
+
+def smooth(seed, n, blur=4, size=64):
+    return ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((n, size, size)), (0, blur, blur)) * 5
+
+
+def test_memorisation_tells_copies_from_new_images():
+    slices = smooth(0, 90)
+    training, held_out, new = slices[:40], slices[40:80], slices[80:]
+    copies = np.roll(training[::4], (2, -2), (1, 2)) * 0.8 + 0.1  # moved by a pixel of the small image, other contrast
+    assert (memorisation(copies, training, held_out) < 0.5).all()
+    assert np.abs(memorisation(new, training, held_out) - 1).max() < 0.35
+    assert np.isnan(memorisation(new, training, [])).all()
+
+
+def with_moments(g, n, mean, covariance):
+    """(n, d) vectors whose sample mean and covariance are exactly these."""
+    x = g.standard_normal((n, len(mean)))
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x.T)), (x - x.mean(0)).T).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_of_two_gaussians_is_the_closed_form():
+    g = np.random.default_rng(0)
+    # Commuting covariances: |difference of means|^2 + sum of (sd_a - sd_b)^2.
+    turned = np.linalg.qr(g.standard_normal((3, 3)))[0]
+    diagonal = lambda *variances: turned @ np.diag(variances) @ turned.T
+    a = with_moments(g, 50, np.zeros(3), diagonal(1, 4, 9))
+    b = with_moments(g, 70, np.array([1.0, 2.0, 2.0]), diagonal(4, 4, 1))
+    assert abs(frechet_distance(a, b) - (9 + 1 + 0 + 4)) < 1e-9
+    # Covariances that do not commute: in two dimensions tr (C_a C_b)^1/2 = (tr C_a C_b + 2 (det C_a C_b)^1/2)^1/2.
+    c_a, c_b = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[4.0, 0.0], [0.0, 1.0]])
+    cross = np.sqrt(np.trace(c_a @ c_b) + 2 * np.sqrt(np.linalg.det(c_a @ c_b)))
+    a, b = with_moments(g, 30, np.zeros(2), c_a), with_moments(g, 30, np.zeros(2), c_b)
+    assert abs(frechet_distance(a, b) - (4 + 5 - 2 * cross)) < 1e-9 and abs(frechet_distance(a, a)) < 1e-9
+    flat = np.repeat(np.arange(20.0)[:, None], 2, 1)              # a singular covariance has a root too
+    assert abs(frechet_distance(flat, flat + 1) - 2) < 1e-6
+
+
+def test_the_ratio_is_one_for_the_same_distribution_and_unequal_numbers_are_refused():
+    """Few vectors alone make a distance, a third fewer a larger one: hence as many of each."""
+    g = np.random.default_rng(1)
+    draw = lambda n, shift=0.0: g.standard_normal((n, 64)) * np.linspace(3, 0.1, 64) + shift
+    training, held_out = draw(150), draw(150)
+    of_samples, of_training = frechet_to_held_out(draw(150), training, held_out)
+    assert of_training > 0.5 and 0.7 < of_samples / of_training < 1.4
+    of_moved, again = frechet_to_held_out(draw(150, 1.5), training, held_out)
+    assert again == of_training and of_moved > 3 * of_samples
+    first = lambda n: draw(n)[:, :10]
+    assert frechet_distance(first(50), first(50)) > 1.5 * frechet_distance(first(150), first(150))
+    with pytest.raises(ValueError, match="50 samples, 150 training"):
+        frechet_to_held_out(draw(50), training, held_out)
+
+
+class Net(torch.nn.Module):
+    """Two resolutions: the coarsest map is the mean of blocks of four pixels, and three times that."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.coarse, self.up = torch.nn.AvgPool2d(4), torch.nn.Conv2d(1, 2, 1), torch.nn.Upsample(None, 4)
+        self.coarse.weight.data, self.coarse.bias.data = torch.tensor([[[[1.0]]], [[[3.0]]]]), torch.zeros(2)
+
+    def forward(self, x):
+        return self.up(self.coarse(self.pool(x)))
+
+
+class Asked:
+    """A segmenter that gives its network a volume as it is."""
+    net = Net()
+
+    def logits(self, image, spacing_mm, mirror=True):
+        assert len(image) == 1 and not mirror
+        with torch.no_grad():
+            return self.net(torch.from_numpy(image)[:, None].float())
+
+
+def test_features_are_means_of_the_coarsest_map():
+    slices = smooth(2, 5, size=16)
+    found, mean = features(Asked(), slices, (10, 2.5, 2.5)), slices.mean((1, 2))
+    assert np.allclose(found, np.stack([mean, 3 * mean], 1), atol=1e-6)
+    assert not any(layer._forward_hooks for layer in Asked.net.modules())             # the segmenter is left as it was
+
+
+def test_a_samples_noise_is_its_own_whatever_the_number():
+    draw = lambda n, seed: draw_samples(Schedule.make("cosine", 50), lambda x, t: 0 * x, "v", n, 8, 4, seed, "cpu")
+    few, many = draw(2, 7), draw(40, 7)
+    assert np.array_equal(few, many[:2]) and not np.array_equal(many[0], many[32])
+    assert not np.array_equal(few, draw(2, 8))
+
+
+def test_an_audit_counts_copies_and_says_how_far_samples_are_from_held_out_slices(monkeypatch):
+    slices = smooth(3, 80)
+    training, held_out = slices[:50], slices[50:]
+    model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, parameterisation="v", device="cpu")
+    row = {}
+    for name, drawn in {"copies": training[20:] * 0.9, "noise": smooth(4, 30, blur=1)}.items():
+        monkeypatch.setattr("cmr.sample_audit.draw_samples", lambda *_, drawn=drawn: drawn)
+        row[name] = audit_samples(model, Asked(), training, held_out, (10, 2.5, 2.5), 0)
+    assert row["copies"]["samples"] == 30 and row["copies"]["copies"] == 30 and row["noise"]["copies"] == 0
+    assert row["copies"]["frechet_training"] == row["noise"]["frechet_training"]
+    assert row["copies"]["frechet_ratio"] < row["noise"]["frechet_ratio"]
+    assert np.isnan(audit_samples(model, Asked(), training, held_out[:0], (10, 2.5, 2.5), 0)["frechet_ratio"])

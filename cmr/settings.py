@@ -129,6 +129,10 @@ def parse(config_class, presets, argv, description, by=None):
               False: parser.add_argument_group("this stage")}
     for f in dataclasses.fields(config_class):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
+        if f.type is tuple:                                       # what is named without a flag
+            parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"],
+                                default=argparse.SUPPRESS)
+            continue
         own = groups[f.name in shared and f.name != "out"]
         about = _about(f, presets, by)
         own.add_argument("--" + f.name.replace("_", "-"), **kind, help=about, default=argparse.SUPPRESS)

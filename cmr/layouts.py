@@ -1,4 +1,4 @@
-"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC and nnU-Net raw are found below a folder.
+"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found.
 
 Only names, tables and headers are read here.  What lies in the folder decides, never its depth.  A new layout is one
 function that makes `Record`s, and one entry in LAYOUTS. Voxels are not read here, but by `cmr.nifti`.
@@ -15,7 +15,7 @@ import nibabel as nib
 
 from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed
-from cmr.labels import ACDC_LABELS, VALUES
+from cmr.labels import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.nifti import STORED_LIMITS
 from cmr.records import VENDOR_NAMES, Record
 
@@ -235,11 +235,63 @@ def _is_nnunet_raw(folder):
     return has_training or (folder.root / "imagesTs").is_dir()
 
 
+def read_plain(folder):
+    """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
+
+    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV beside the folders says more of each NAME or
+    subject, in any columns; of these Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.  Labels
+    are numbered as in M&Ms, or as a dataset.json of nnU-Net says.
+    """
+    root = folder.root
+    images, labels = (_named_below(root / name, folder.files) for name in ("images", "labels"))
+    subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case in images}
+    rows = _plain_table(root, {*images, *subjects.values()})
+    folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(images)))
+    label_map = _nnunet_labels(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
+    records = []
+    for case, path in images.items():
+        row = rows.get(case) or rows.get(subjects[case])
+        if rows and row is None:
+            folder.left_out.append((case, "has files but no row in the table"))
+            continue
+        row, phase = row or {}, case[len(subjects[case]) + 1:].upper() or "ED"
+        known = {name: row.get(name, "") for name in ("vendor", "centre", "pathology")}
+        split = SPLIT_FOLDERS.get(row.get("split", "").lower(), "")
+        base = Record(subjects[case], phase, str(path), labels.get(case), split=split, metadata=row,
+                      label_map=label_map, **known)
+        is_cine, frames = (_frames_in(path) or 1) > 1, [_frame_number(row.get(name, "")) for name in ("ed", "es")]
+        records += _cine(base, base.label_path, *frames, folder.all_frames) if is_cine else [base]
+    return records
+
+
+def _named_below(root, files):
+    """{name without suffix: path} of the files below a folder."""
+    below = [path for path in files if root in path.parents]
+    return {re.sub(r"\.nii(\.gz)?$", "", str(path.relative_to(root))): str(path) for path in below}
+
+
+def _plain_table(root, names):
+    """{name: row} of the CSV in a folder, by the first of its columns that holds any of the names; {} without a CSV."""
+    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
+    if not tables:
+        return {}
+    table = read_csv(tables[-1], ())
+    for column in table[0] if table else ():
+        if any(row[column] in names for row in table):
+            return _by_name([row for row in table if row[column]], column, root)
+    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add it or move the table")
+
+
+def _is_plain(folder):
+    return (folder.root / "images").is_dir() and (folder.root / "labels").is_dir()
+
+
 # The first that recognises a folder reads it.
 LAYOUTS = (Layout("nnU-Net raw", _is_nnunet_raw, read_nnunet_raw),
            Layout("M&Ms-2", lambda folder: folder.has(MMS2), read_mms2),
            Layout("ACDC", lambda folder: folder.has(ACDC), read_acdc),
-           Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1))
+           Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1),
+           Layout("images and labels", _is_plain, read_plain))
 
 
 def _frame_number(text):

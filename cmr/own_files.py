@@ -81,8 +81,9 @@ def _below(folder):
 def one_by_one(jobs, out, settings, make):
     """([what make(job) found], [why a file was left out]) of all jobs; what was finished before is not done again.
 
-    make(job) writes the results of a file and returns a dictionary of plain values, `notes` on what to mind among them.  settings : all that decides what
-    comes out; raises CheckpointError where results of others lie.  An image that cannot be used does not stop the rest.
+    make(job) writes the results of a file and returns plain values, among them `notes`: what to mind.  settings : all
+    that decides what comes out; raises CheckpointError where results of others lie.  An image that cannot be used does
+    not stop the rest.
     """
     out = writable_folder(out)
     begun = out / "settings.json"

@@ -65,7 +65,8 @@ def read_own(path):
     slices = _slice_axis(whole.shape[:3], spacing_mm, nifti.affine)
     axes = (*[axis for axis in range(3) if axis != slices], slices)
     affine = nifti.affine[:, (*axes, 3)]
-    return OwnImage(Path(path), whole.transpose(*axes, 3), affine, tuple(spacing_mm[axis] for axis in axes), axes, nifti)
+    spacing_mm = tuple(spacing_mm[axis] for axis in axes)
+    return OwnImage(Path(path), whole.transpose(*axes, 3), affine, spacing_mm, axes, nifti)
 
 
 def _slice_axis(shape, spacing_mm, affine):

@@ -42,7 +42,8 @@ COLUMNS = ("file", "frame", "LV_ml", "RV_ml", "MYO_g",
 @dataclass(frozen=True)
 class Config(OwnConfig):
     """Settings of the command."""
-    segmenter: str = opt("", "final.pt of train_unet.py; several, separated by commas, are averaged", given("a final.pt"))
+    segmenter: str = opt("", "final.pt of train_unet.py; several, separated by commas, are averaged",
+                         given("a final.pt"))
     diffusion: str = opt("", "final.pt of train_diffusion.py: segment by DA; empty: the image as it is")
     average: bool  = opt(True, "DA: average the softmax with that of the image as it is")
     labels: str    = opt("mms", "numbers in the mask: mms LV 1, MYO 2, RV 3; acdc RV 1, MYO 2, LV 3",
@@ -92,9 +93,9 @@ class Segmentation:
 def segment_file(path, segmenters, out, sd_dm=None, members=None, labels="mms", centre=None, seed=0):
     """Segment one NIfTI file, write the mask to `out` and a picture beside it; return a `Segmentation`.
 
-    segmenters : list of Segmenter.  sd_dm : a SourceModel, for DA.  members : what is averaged, Strengths and NONE; None:
-    as DA in the experiment.  labels : numbering of the mask, mms or acdc.  centre : the voxel (x, y) in the middle of the
-    field of view; None: the image's middle.  Raises DataError for a file that is no image.
+    segmenters : list of Segmenter.  sd_dm : a SourceModel, for DA.  members : what is averaged, Strengths and NONE;
+    None: as DA in the experiment.  labels : numbering of the mask, mms or acdc.  centre : the voxel (x, y) in the middle
+    of the field of view; None: the image's middle.  Raises DataError for a file that is no image.
     """
     if members is None:
         members = projected_members(DEFAULT_STRENGTH["da"]) if sd_dm else [NONE]
@@ -107,7 +108,8 @@ def segment_file(path, segmenters, out, sd_dm=None, members=None, labels="mms", 
     own.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
     of_lv = study_of([row["LV_ml"] for row in volumes])
     shown = [of_lv["ED"], of_lv["ES"]] if of_lv else [0]
-    save_png(picture_of(out), sheet([row for t in shown for row in way.picture(own.frames[..., t], found[..., t], members)]))
+    pictures = [way.picture(own.frames[..., t], found[..., t], members) for t in shown]
+    save_png(picture_of(out), sheet(sum(pictures, [])))
     return Segmentation(found, volumes, notes_on(own, field, segmenters, found))
 
 
@@ -211,9 +213,10 @@ def notes_on(own, field, segmenters, labels):
     unknown = [name for name in VALUES if name not in structures]
     if unknown:
         notes.append(f"the network was not trained on {', '.join(unknown)}: none is found")
-    least, most = (f(s.slices_mm[i] for s in segmenters) for i, f in enumerate((min, max)))
+    least, most = min(s.slices_mm[0] for s in segmenters), max(s.slices_mm[1] for s in segmenters)
     if not least / SIMILAR <= own.spacing_mm[2] <= most * SIMILAR:
-        notes.append(f"slices {own.spacing_mm[2]:.1f} mm apart; the network was trained on {least:.1f} to {most:.1f} mm")
+        apart = f"slices {own.spacing_mm[2]:.1f} mm apart"
+        notes.append(f"{apart}; the network was trained on {least:.1f} to {most:.1f} mm")
     for name in structures:
         frames = [str(t) for t in np.flatnonzero(~(labels == VALUES[name]).any((0, 1, 2)))]
         if frames:

@@ -65,8 +65,8 @@ def opt(default, help, allowed=None):
 @dataclass(frozen=True)
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
-    data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC or nnU-Net raw; several, separated by commas, are taken "
-                        "together", given("the folder of a dataset"))
+    data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC, nnU-Net raw, or images and labels; several, "
+                        "separated by commas, are taken together", given("the folder of a dataset"))
     source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
     out: str = opt("", "output folder of this stage")
     work: str = opt("runs/work", "cache of working volumes")

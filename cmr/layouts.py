@@ -279,7 +279,7 @@ def _plain_table(root, names):
     for column in table[0] if table else ():
         if any(row[column] in names for row in table):
             return _by_name([row for row in table if row[column]], column, root)
-    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add it or move the table")
+    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add one, or move it away")
 
 
 def _is_plain(folder):

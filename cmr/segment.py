@@ -94,8 +94,8 @@ def segment_file(path, segmenters, out, sd_dm=None, members=None, labels="mms", 
     """Segment one NIfTI file, write the mask to `out` and a picture beside it; return a `Segmentation`.
 
     segmenters : list of Segmenter.  sd_dm : a SourceModel, for DA.  members : what is averaged, Strengths and NONE;
-    None: as DA in the experiment.  labels : numbering of the mask, mms or acdc.  centre : the voxel (x, y) in the middle
-    of the field of view; None: the image's middle.  Raises DataError for a file that is no image.
+    None: as DA in the experiment.  labels : numbering of the mask, mms or acdc.  centre : the voxel (x, y) in the
+    middle of the field of view; None: the image's middle.  Raises DataError for a file that is no image.
     """
     if members is None:
         members = projected_members(DEFAULT_STRENGTH["da"]) if sd_dm else [NONE]

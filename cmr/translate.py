@@ -1,6 +1,6 @@
 """Give one's own images the look of the source: `python -m cmr.translate IMAGE... --diffusion final.pt --out FOLDER`.
 
-    image -> working grid -> noised to t0, denoised by the SD-DM -> what changed, on the image's grid, added to the image
+    image -> working grid -> noised to t0 and denoised by the SD-DM -> what changed is added, on the image's own grid
 
 Every result has the size, affine, header and data type of its image.  Outside the working field of view the image stays
 as it is.  A cine is scaled and matched as a whole, so that no frame is brighter than the next; a single volume is

@@ -238,9 +238,8 @@ def _is_nnunet_raw(folder):
 def read_plain(folder):
     """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
 
-    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV beside the folders says more of each NAME or
-    subject, in any columns; of these Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.  Labels
-    are numbered as in M&Ms, or as a dataset.json of nnU-Net says.
+    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV says more of each NAME or subject, in any
+    columns; Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.
     """
     root = folder.root
     images, labels = (_named_below(root / name, folder.files) for name in ("images", "labels"))
@@ -254,12 +253,12 @@ def read_plain(folder):
         if rows and row is None:
             folder.left_out.append((case, "has files but no row in the table"))
             continue
-        row, phase = row or {}, case[len(subjects[case]) + 1:].upper() or "ED"
-        known = {name: row.get(name, "") for name in ("vendor", "centre", "pathology")}
-        split = SPLIT_FOLDERS.get(row.get("split", "").lower(), "")
-        base = Record(subjects[case], phase, str(path), labels.get(case), split=split, metadata=row,
-                      label_map=label_map, **known)
-        is_cine, frames = (_frames_in(path) or 1) > 1, [_frame_number(row.get(name, "")) for name in ("ed", "es")]
+        said, phase = (row or {}).get, case[len(subjects[case]) + 1:].upper() or "ED"
+        base = Record(subjects[case], phase, str(path), labels.get(case), vendor=said("vendor", ""),
+                      split=SPLIT_FOLDERS.get(said("split", "").lower(), ""), centre=said("centre", ""),
+                      pathology=said("pathology", ""), metadata=row or {}, label_map=label_map)
+        frames = [_frame_number(said(name, "")) for name in ("ed", "es")]
+        is_cine = (_frames_in(path) or 1) > 1
         records += _cine(base, base.label_path, *frames, folder.all_frames) if is_cine else [base]
     return records
 
@@ -279,11 +278,7 @@ def _plain_table(root, names):
     for column in table[0] if table else ():
         if any(row[column] in names for row in table):
             return _by_name([row for row in table if row[column]], column, root)
-    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add one, or move it away")
-
-
-def _is_plain(folder):
-    return (folder.root / "images").is_dir() and (folder.root / "labels").is_dir()
+    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add or move it")
 
 
 # The first that recognises a folder reads it.
@@ -291,7 +286,7 @@ LAYOUTS = (Layout("nnU-Net raw", _is_nnunet_raw, read_nnunet_raw),
            Layout("M&Ms-2", lambda folder: folder.has(MMS2), read_mms2),
            Layout("ACDC", lambda folder: folder.has(ACDC), read_acdc),
            Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1),
-           Layout("images and labels", _is_plain, read_plain))
+           Layout("images and labels", lambda folder: (folder.root / "images").is_dir(), read_plain))
 
 
 def _frame_number(text):

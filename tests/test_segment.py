@@ -16,7 +16,7 @@ from helpers import ROOT, one_line, script
 
 
 @pytest.mark.parametrize("network,row,more", [
-    ("nnunet2d", "baseline", []), ("vanilla", "DA fixed", ["--diffusion", "diffusion"])])
+    ("nnunet2d", "baseline", []), ("vanilla", "DA, guided, averaged", ["--diffusion", "diffusion"])])
 def test_dice_is_that_of_the_report_to_the_last_digit(run, phantom, tmp_path, network, row, more):
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing" and r.phase == "ES")
     more = [run / word / "final.pt" if word == "diffusion" else word for word in more]
@@ -69,7 +69,7 @@ def test_masks_of_any_orientation_with_notes_and_numbers_as_asked(run, phantom, 
     segmenters = [Segmenter.load(run / f"segmenter-{name}-real" / "final.pt", "cpu") for name in ("vanilla", "nnunet2d")]
     done = segment.segment_file(tmp_path / "turned.nii.gz", segmenters, tmp_path / "m" / "mask.nii.gz", labels="acdc")
     mask = nib.load(tmp_path / "m" / "mask.nii.gz")
-    assert mask.shape == first.transpose(2, 0, 1).shape and np.array_equal(mask.affine, affine)
+    assert mask.shape == first.transpose(2, 0, 1).shape and np.array_equal(mask.affine, nib.load(tmp_path / "turned.nii.gz").affine)
     assert np.array_equal(np.array([0, 3, 2, 1])[mask.dataobj], done.labels[..., 0].transpose(2, 0, 1))
     assert any("mm apart; the network was trained on" in note for note in done.notes)
     assert (tmp_path / "m" / "mask.png").exists()

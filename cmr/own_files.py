@@ -94,9 +94,9 @@ def one_by_one(jobs, out, settings, make):
     for n, job in enumerate(jobs, 1):
         try:
             found.append(_finished(job, out) or _made(job, out, make, f"{n} of {len(jobs)}"))
-        except (DataError, NumericalError) as error:
-            left_out.append(str(error))
-            print(f"left out: {error}", flush=True)
+        except (DataError, NumericalError, PermissionError) as error:
+            left_out.append(f"{job.path}: permission denied" if isinstance(error, PermissionError) else str(error))
+            print(f"left out: {left_out[-1]}", flush=True)
             continue
         for note in found[-1]["notes"]:
             print(f"note: {job.path}: {note}", flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.errors import DataError, UsageError
+from cmr.errors import DataError
 from cmr.grid import CANONICAL, canonical, orientation, resample_to_original, stored, to_working
 from cmr.nifti import Nifti, read_stored, write_changed, write_like
 
@@ -91,7 +91,8 @@ def _slice_axis(shape, spacing_mm, affine):
 class Field:
     """The working field of view on an image: the way of a volume (X, Y, Z) to the working grid, and back.
 
-    Its middle is the image's, or the voxel `centre` (x, y): then the image is padded until that is its middle.
+    Its middle is the image's, or the voxel `centre` (x, y): then the image is padded until that is its middle.  Raises
+    DataError for a voxel outside the image.
     """
 
     def __init__(self, own, grid, centre=None):
@@ -99,8 +100,8 @@ class Field:
         for axis, at in enumerate(centre or ()):
             n = own.frames.shape[axis]
             if not 0 <= at <= n - 1:
-                raise UsageError(f"{own.path}: --centre {centre[0]:g},{centre[1]:g} lies outside its "
-                                 f"{' x '.join(map(str, own.frames.shape[:2]))} pixels")
+                raise DataError(f"{own.path}: --centre {centre[0]:g},{centre[1]:g} lies outside its "
+                                f"{own.frames.shape[0]} x {own.frames.shape[1]} pixels")
             missing = round(2 * at - (n - 1))
             self.before[axis], self.after[axis] = max(0, -missing), max(0, missing)
 

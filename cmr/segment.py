@@ -9,10 +9,12 @@ the image is also projected to the source, and the softmax averaged with that of
 
 Public: `Config`, `Segmentation`, `segment_file`.
 """
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
@@ -102,7 +104,8 @@ def segment_file(path, segmenters, out, sd_dm=None, members=None, labels="mms", 
     own = read_own(path)
     field, subject = Field(own, Grid.of(segmenters[0].settings), centre), subject_and_phase(path)[0]
     way = _Way(field, segmenters, sd_dm, (seed, subject, 0))
-    found = np.stack([way.labels(frame, members) for frame in np.moveaxis(own.frames, 3, 0)], 3)
+    frames = tqdm(np.moveaxis(own.frames, 3, 0), "frames", leave=False, disable=not sys.stderr.isatty())
+    found = np.stack([way.labels(frame, members) for frame in frames], 3)
     volumes = volumes_of(found, own.voxel_ml, segmenters[0].structures)
     on_disk = {ours: value for value, ours in NUMBERING[labels].items()}
     own.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
@@ -126,7 +129,7 @@ class _Way:
         if member == NONE:
             return working
         projected, _ = translate(self.sd_dm, working, self.field.grid.spacing_mm, member, *self.key)
-        return from_integers(as_integers(projected)).astype(np.float32)
+        return from_integers(as_integers(projected))
 
     def labels(self, volume, members):
         """(X, Y, Z) uint8 from the softmax of all members and segmenters; nothing is found in a blank frame."""

@@ -3,7 +3,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmr.errors import DataError, UsageError
+from cmr.errors import DataError
 from cmr.grid import CANONICAL, Grid, to_original
 from cmr.own_image import Field, read_own
 
@@ -127,5 +127,5 @@ def test_a_field_around_another_voxel_sees_the_heart_that_the_middle_misses(tmp_
     working, geometry = field.to_working(own.frames[..., 0])
     assert (working[:, 30:34, 30:34] > 0.5).all()
     assert (field.cut(to_original(np.stack([-working, working]), geometry)) == mask)[80:].mean() > 0.97
-    with pytest.raises(UsageError, match="outside its 240 x 200 pixels"):
+    with pytest.raises(DataError, match="outside its 240 x 200 pixels"):
         Field(own, GRID, (240, 3))

@@ -49,8 +49,10 @@ def test_the_command_goes_on_and_refuses_another_strength(run, study, tmp_path):
     when = made.stat().st_mtime_ns
     assert call("--t0", 30)[0] == 3 and made.stat().st_mtime_ns == when
     assert call("--t0", 40)[0] == 4
-    for arguments, words in ((["--strength", "none"], "one projection"), (["--t0", 3000], "exceeds"),
-                             (["--centre", "9999,1"], "lies outside"), (["--out", study.parent], "would replace")):
-        code, _, errors = call(*arguments, *([] if "--out" in arguments else ["--out", tmp_path / "other"]))
-        assert code == 2 and words in errors and one_line(errors), errors
+    for wanted, words, arguments in ((2, "one projection", ["--strength", "none"]), (2, "exceeds", ["--t0", 3000]),
+                                     (2, "two voxel numbers", ["--centre", "left"]),
+                                     (2, "would replace", ["--out", study.parent]),
+                                     (3, "2 of 2 images", ["--centre", "9999,1"])):
+        code, _, errors = call(*([] if "--out" in arguments else ["--out", tmp_path / "other"]), *arguments)
+        assert code == wanted and words in errors and one_line(errors), errors
     assert not list(tmp_path.rglob("*.tmp.*")) and not (tmp_path / "other" / study.name).exists()

@@ -20,6 +20,7 @@ from cmr.nifti import STORED_LIMITS
 from cmr.records import VENDOR_NAMES, Record
 
 CINE = re.compile(r"(.+)_sa(?:_(E[DS]))?\.nii(?:\.gz)?")          # M&Ms-1: a 4D cine, or one file for each phase
+SUFFIX = re.compile(r"\.nii(?:\.gz)?$")
 MMS2 = re.compile(r"(\d+)_SA_(E[DS])\.nii(?:\.gz)?")
 ACDC = re.compile(r"patient\d+_frame\d+\.nii(?:\.gz)?")
 SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
@@ -241,44 +242,37 @@ def read_plain(folder):
     NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV says more of each NAME or subject, in any
     columns; Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.
     """
-    root = folder.root
-    images, labels = (_named_below(root / name, folder.files) for name in ("images", "labels"))
+    root, records = folder.root, []
+    below = lambda name: [path for path in folder.files if root / name in path.parents]
+    named = lambda name: {SUFFIX.sub("", str(path.relative_to(root / name))): str(path) for path in below(name)}
+    images, labels = named("images"), named("labels")
     subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case in images}
-    rows = _plain_table(root, {*images, *subjects.values()})
+    rows = _plain_table(root, {*images, *subjects.values()}) if any(root.glob("[!.]*.csv")) else {}
     folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(images)))
     label_map = _nnunet_labels(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
-    records = []
     for case, path in images.items():
-        row = rows.get(case) or rows.get(subjects[case])
-        if rows and row is None:
+        row = rows.get(case) or rows.get(subjects[case]) or {}
+        if rows and not row:
             folder.left_out.append((case, "has files but no row in the table"))
             continue
-        said, phase = (row or {}).get, case[len(subjects[case]) + 1:].upper() or "ED"
-        base = Record(subjects[case], phase, str(path), labels.get(case), vendor=said("vendor", ""),
+        said, phase = row.get, case[len(subjects[case]) + 1:].upper() or "ED"
+        base = Record(subjects[case], phase, path, labels.get(case), vendor=said("vendor", ""),
                       split=SPLIT_FOLDERS.get(said("split", "").lower(), ""), centre=said("centre", ""),
-                      pathology=said("pathology", ""), metadata=row or {}, label_map=label_map)
-        frames = [_frame_number(said(name, "")) for name in ("ed", "es")]
+                      pathology=said("pathology", ""), metadata=row, label_map=label_map)
+        ed, es = _frame_number(said("ed", "")), _frame_number(said("es", ""))
         is_cine = (_frames_in(path) or 1) > 1
-        records += _cine(base, base.label_path, *frames, folder.all_frames) if is_cine else [base]
+        records += _cine(base, base.label_path, ed, es, folder.all_frames) if is_cine else [base]
     return records
 
 
-def _named_below(root, files):
-    """{name without suffix: path} of the files below a folder."""
-    below = [path for path in files if root in path.parents]
-    return {re.sub(r"\.nii(\.gz)?$", "", str(path.relative_to(root))): str(path) for path in below}
-
-
 def _plain_table(root, names):
-    """{name: row} of the CSV in a folder, by the first of its columns that holds any of the names; {} without a CSV."""
-    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
-    if not tables:
-        return {}
-    table = read_csv(tables[-1], ())
+    """{name: row} of the last CSV in a folder, by the first of its columns that holds any of the names."""
+    path = max(root.glob("[!.]*.csv"))
+    table = read_csv(path, ())
     for column in table[0] if table else ():
         if any(row[column] in names for row in table):
             return _by_name([row for row in table if row[column]], column, root)
-    raise DataError(f"{tables[-1]}: no column holds the names of images, such as {min(names)}; add or move it")
+    raise DataError(f"{path}: no column holds the names of images, such as {min(names)}; add or move it")
 
 
 # The first that recognises a folder reads it.

@@ -20,7 +20,6 @@ from cmr.nifti import STORED_LIMITS
 from cmr.records import VENDOR_NAMES, Record
 
 CINE = re.compile(r"(.+)_sa(?:_(E[DS]))?\.nii(?:\.gz)?")          # M&Ms-1: a 4D cine, or one file for each phase
-SUFFIX = re.compile(r"\.nii(?:\.gz)?$")
 MMS2 = re.compile(r"(\d+)_SA_(E[DS])\.nii(?:\.gz)?")
 ACDC = re.compile(r"patient\d+_frame\d+\.nii(?:\.gz)?")
 SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
@@ -239,18 +238,17 @@ def _is_nnunet_raw(folder):
 def read_plain(folder):
     """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
 
-    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV says more of each NAME or subject, in any
-    columns; Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.
+    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  Columns of a table are as in M&Ms-1.
     """
     root, records = folder.root, []
     below = lambda name: [path for path in folder.files if root / name in path.parents]
-    named = lambda name: {SUFFIX.sub("", str(path.relative_to(root / name))): str(path) for path in below(name)}
-    images, labels = named("images"), named("labels")
-    subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case in images}
-    rows = _plain_table(root, {*images, *subjects.values()}) if any(root.glob("[!.]*.csv")) else {}
-    folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(images)))
+    named = lambda name: [(str(path.relative_to(root / name)).split(".nii")[0], str(path)) for path in below(name)]
+    images, labels = named("images"), dict(named("labels"))
+    subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case, _ in images}
+    rows = _plain_table(root, {*subjects, *subjects.values()}) if any(root.glob("[!.]*.csv")) else {}
+    folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(subjects)))
     label_map = _nnunet_labels(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
-    for case, path in images.items():
+    for case, path in images:
         row = rows.get(case) or rows.get(subjects[case]) or {}
         if rows and not row:
             folder.left_out.append((case, "has files but no row in the table"))

@@ -117,6 +117,10 @@ def test_images_and_labels_with_and_without_a_table(tmp_path):
     with pytest.raises(DataError, match="no column holds the names"):
         find(tmp_path)
     table.unlink()
+    nifti(tmp_path / "images" / "bert.nii", image[..., 0])
+    with pytest.raises(DataError, match="bert_ED is there twice"):
+        find(tmp_path)
+    (tmp_path / "images" / "bert.nii").unlink()
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3}}))
     assert (read_volume(find(tmp_path)[0])[1] == np.array([0, 3, 2, 1])[label[..., 0]]).all()
 

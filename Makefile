@@ -7,7 +7,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce estimate rehearse plan report test check bench clean
+.PHONY: help reproduce example estimate rehearse plan report test check bench clean
 
 # ---- Settings ----------------------------------------------------------------------------------------------------
 
@@ -118,6 +118,25 @@ reproduce: ## run what is missing of both experiments and print the table
 	@for run in $(ALL_R); do OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j $(JOBS) SEED=$${run##*-seed} report; done
 	@for run in $(ALL_R); do cat "$$run/results/report.md"; echo; echo "figures and per-case numbers: $$run/results"; done
 	@$(if $(filter-out 1,$(SEEDS)),$(PY) -m cmr.seed_spread --runs "$(call commas,$(ALL_R))" --out "$(R)/results/seeds.md")
+
+EXAMPLE := runs/example
+example: $(VENV) data/phantom-example/phantom_params.json ## five minutes: train a little, translate an image of another vendor, segment it with and without
+	$(MAKE) --no-print-directory -j $(JOBS) $(EXAMPLE)/diffusion/final.pt $(EXAMPLE)/segmenter/final.pt
+	cp data/phantom-example/OpenDataset/Testing/*/*_sa.nii.gz $(EXAMPLE)/heart.nii.gz
+	$(PY) -m cmr.translate $(EXAMPLE)/heart.nii.gz --diffusion $(EXAMPLE)/diffusion/final.pt --out $(EXAMPLE)/translated
+	$(PY) -m cmr.segment $(EXAMPLE)/heart.nii.gz --segmenter $(EXAMPLE)/segmenter/final.pt --out $(EXAMPLE)/masks
+	$(PY) -m cmr.segment $(EXAMPLE)/heart.nii.gz --segmenter $(EXAMPLE)/segmenter/final.pt --diffusion $(EXAMPLE)/diffusion/final.pt --out $(EXAMPLE)/masks-da
+	@echo "look at $(EXAMPLE)/masks-da/heart.png: each slice as it is segmented, given the look of vendor A, segmented with both"
+
+IN_EXAMPLE = --data data/phantom-example --work $(EXAMPLE)/work --out $(@D)
+$(EXAMPLE)/diffusion/final.pt: data/phantom-example/phantom_params.json
+	OMP_NUM_THREADS=$(THREADS) $(PY) train_diffusion.py $(IN_EXAMPLE) --steps 1000
+
+$(EXAMPLE)/segmenter/final.pt: data/phantom-example/phantom_params.json
+	OMP_NUM_THREADS=$(THREADS) $(PY) train_unet.py $(IN_EXAMPLE) --steps 1200
+
+data/phantom-example/phantom_params.json: | $(VENV)
+	$(PY) -m cmr.phantom --counts example --out $(@D)
 
 estimate: $(VENV) $(PHANTOM) ## what reproduce will take here, by some real steps of every stage: hours, memory, disk
 	$(call estimated,)

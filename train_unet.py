@@ -25,7 +25,7 @@ from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
 from cmr.workers import ahead, pick_device, to_device
-from cmr.working import fingerprint, fully_labelled, prepare
+from cmr.working import fingerprint, fully_labelled, prepare, slices_mm
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def main(argv=None):
     if not ranks.is_first():
         return
     subjects = sorted({w.record.subject for w in training})
-    run.finish(structures=list(structures), subjects=subjects, made_by=made_by(pairs), plan=recipe.plan, **run.state)
+    run.finish(structures=list(structures), subjects=subjects, made_by=made_by(pairs),
+               slices_mm=list(slices_mm(real)), plan=recipe.plan, **run.state)
 
     # One number for the eye, on the domain's validation subjects; nothing is chosen by it.
     score = mean_dice_on(validation, Segmenter.load(run.final, device), structures)

@@ -29,6 +29,11 @@ class Grid:
     spacing_mm: float
     size: int
 
+    @classmethod
+    def of(cls, settings):
+        """The grid that a model was trained on, by its settings."""
+        return cls(settings["spacing_mm"], settings["size"])
+
 
 @dataclass(frozen=True)
 class Geometry:

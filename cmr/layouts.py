@@ -1,4 +1,4 @@
-"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC and nnU-Net raw are found below a folder.
+"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found.
 
 Only names, tables and headers are read here.  What lies in the folder decides, never its depth.  A new layout is one
 function that makes `Record`s, and one entry in LAYOUTS. Voxels are not read here, but by `cmr.nifti`.
@@ -15,7 +15,7 @@ import nibabel as nib
 
 from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed
-from cmr.labels import ACDC_LABELS, VALUES
+from cmr.labels import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.nifti import STORED_LIMITS
 from cmr.records import VENDOR_NAMES, Record
 
@@ -235,11 +235,50 @@ def _is_nnunet_raw(folder):
     return has_training or (folder.root / "imagesTs").is_dir()
 
 
+def read_plain(folder):
+    """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
+
+    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  Columns of a table are as in M&Ms-1.
+    """
+    root, records = folder.root, []
+    below = lambda name: [path for path in folder.files if root / name in path.parents]
+    named = lambda name: [(str(path.relative_to(root / name)).split(".nii")[0], str(path)) for path in below(name)]
+    images, labels = named("images"), dict(named("labels"))
+    subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case, _ in images}
+    rows = _plain_table(root, {*subjects, *subjects.values()}) if any(root.glob("[!.]*.csv")) else {}
+    folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(subjects)))
+    label_map = _nnunet_labels(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
+    for case, path in images:
+        row = rows.get(case) or rows.get(subjects[case]) or {}
+        if rows and not row:
+            folder.left_out.append((case, "has files but no row in the table"))
+            continue
+        said, phase = row.get, case[len(subjects[case]) + 1:].upper() or "ED"
+        base = Record(subjects[case], phase, path, labels.get(case), vendor=said("vendor", ""),
+                      split=SPLIT_FOLDERS.get(said("split", "").lower(), ""), centre=said("centre", ""),
+                      pathology=said("pathology", ""), metadata=row, label_map=label_map)
+        ed, es = _frame_number(said("ed", "")), _frame_number(said("es", ""))
+        is_cine = (_frames_in(path) or 1) > 1
+        records += _cine(base, base.label_path, ed, es, folder.all_frames) if is_cine else [base]
+    return records
+
+
+def _plain_table(root, names):
+    """{name: row} of the last CSV in a folder, by the first of its columns that holds any of the names."""
+    path = max(root.glob("[!.]*.csv"))
+    table = read_csv(path, ())
+    for column in table[0] if table else ():
+        if any(row[column] in names for row in table):
+            return _by_name([row for row in table if row[column]], column, root)
+    raise DataError(f"{path}: no column holds the names of images, such as {min(names)}; add or move it")
+
+
 # The first that recognises a folder reads it.
 LAYOUTS = (Layout("nnU-Net raw", _is_nnunet_raw, read_nnunet_raw),
            Layout("M&Ms-2", lambda folder: folder.has(MMS2), read_mms2),
            Layout("ACDC", lambda folder: folder.has(ACDC), read_acdc),
-           Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1))
+           Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1),
+           Layout("images and labels", lambda folder: (folder.root / "images").is_dir(), read_plain))
 
 
 def _frame_number(text):

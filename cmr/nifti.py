@@ -2,8 +2,8 @@
 
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
-Public: `Nifti`, `read_nifti`, `read_volume`, `write_nifti`, `write_like`, `without_words`, `STORED_LIMITS`,
-`as_integers`, `from_integers`.
+Public: `Nifti`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`, `write_changed`,
+`without_words`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip
@@ -34,39 +34,50 @@ class Nifti:
 
 @functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
 def read_nifti(path):
-    """Read a NIfTI file whole, with its checksum; raises DataError for anything that cannot be trusted.
+    """Read a short-axis stack (X, Y, Z) or cine (X, Y, Z, T); raises DataError for anything that cannot be trusted."""
+    nifti = read_stored(path)
+    array, notes = nifti.array, list(nifti.notes)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+        notes.append("trailing axis of size 1")
+    if array.ndim not in (3, 4):
+        raise DataError(f"{path}: shape {nifti.array.shape}, expected (X, Y, Z) or (X, Y, Z, T)")
+    _require_short_axis(nifti)
+    notes += _odd_affine(nifti.affine, nifti.spacing_mm)
+    return replace(nifti, array=array, notes=tuple(notes))
+
+
+def read_stored(path):
+    """Read a NIfTI file whole, with its checksum, in the axes it has; raises DataError for what is no grey image.
 
     NaN and infinite voxels become 0 and are counted; the notes name them with the file.
     """
     path = str(path)
-    image, n_bytes = _decoded(path)
+    image, data = _decoded(path)
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
     expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * kind.itemsize
-    if n_bytes < expected:
-        raise DataError(f"{path}: {n_bytes} bytes, expected {expected} from the header; copy or download it again")
+    if len(data) < expected:
+        raise DataError(f"{path}: {len(data)} bytes, expected {expected} from the header; copy or download it again")
     array = np.asarray(image.dataobj, np.float32)
+    if not array.size:
+        raise DataError(f"{path}: shape {image.shape} holds no voxel; export it again")
     notes = []
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-        notes.append("trailing axis of size 1")
-    if array.ndim not in (3, 4) or min(array.shape) < 1:
-        raise DataError(f"{path}: shape {image.shape}, expected (X, Y, Z) or (X, Y, Z, T)")
     broken = ~np.isfinite(array)
     if broken.any():
         array = np.where(broken, 0, array)
         notes.append(f"{int(broken.sum())} non-finite voxels set to 0 in {path}")
-    spacing_mm = _spacing(path, image)
-    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+    columns_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if abs(np.linalg.det(image.affine[:3, :3])) <= 1e-6 * np.prod(columns_mm):
         raise DataError(f"{path}: its affine {image.affine[:3].tolist()} cannot be inverted; correct the header")
-    notes += _odd_affine(image.affine, spacing_mm)
     array.setflags(write=False)
+    spacing_mm = tuple(float(s) for s in image.header.get_zooms()[:3])
     return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header, int(broken.sum()))
 
 
 def _decoded(path):
-    """(nibabel image, number of bytes) of a file.
+    """(nibabel image, its bytes) of a file.
 
     The gzip stream is decompressed to its end first: nibabel alone stops before the checksum and returns wrong voxels
     for a flipped bit.
@@ -76,7 +87,7 @@ def _decoded(path):
         if not raw:                                               # gzip takes nothing for an empty archive
             raise EOFError
         data = gzip.decompress(raw) if path.endswith(".gz") else raw
-        return nib.Nifti1Image.from_bytes(data), len(data)
+        return nib.Nifti1Image.from_bytes(data), data
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except PermissionError:                                       # not damage: `run_script` says it
@@ -90,14 +101,13 @@ def _decoded(path):
         raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
 
 
-def _spacing(path, image):
-    """Voxel size (x, y, z) in mm; raises DataError for what cannot be a short-axis stack in mm."""
-    spacing = tuple(float(s) for s in image.header.get_zooms()[:3])
-    if all(0.4 <= s <= 4 for s in spacing[:2]) and 2 <= spacing[2] <= 25:
-        return spacing
-    units = image.header.get_xyzt_units()[0]
-    raise DataError(f"{path}: voxel size {spacing} ({units}), expected 0.4-4 mm in-plane and 2-25 mm between slices; "
-                    "correct the header")
+def _require_short_axis(nifti):
+    """Raise DataError for a voxel size that cannot be a short-axis stack's in mm."""
+    spacing = nifti.spacing_mm
+    if not all(0.4 <= s <= 4 for s in spacing[:2]) or not 2 <= spacing[2] <= 25:
+        units = nifti.header.get_xyzt_units()[0]
+        raise DataError(f"{nifti.path}: voxel size {spacing} ({units}), expected 0.4-4 mm in-plane and 2-25 mm between "
+                        "slices; correct the header")
 
 
 def _odd_affine(affine, spacing_mm):
@@ -242,6 +252,26 @@ def without_words(nifti):
         header[name] = b""
     header.extensions.clear()
     return replace(nifti, header=header)
+
+
+def write_changed(path, values, changed, original):
+    """Write the file `original` again atomically with other voxels; header, data type and all else to the byte.
+
+    values : grey values, of the shape in the file.  changed : boolean, which voxels they are written to.  They are
+    rounded and clipped to what the file's data type and scaling can hold.
+    """
+    image, data = _decoded(str(original))
+    proxy = image.dataobj
+    raw = np.array(proxy.get_unscaled())
+    stored = (values[changed] - proxy.inter) / proxy.slope
+    if raw.dtype.kind in "iu":
+        limits = np.iinfo(raw.dtype)
+        stored = np.clip(np.rint(stored), limits.min, limits.max)
+    raw[changed] = stored
+    voxels = raw.tobytes("F")
+    whole = data[:proxy.offset] + voxels + data[proxy.offset + len(voxels):]
+    with atomic(path) as temporary:
+        temporary.write_bytes(gzip.compress(whole, 1, mtime=0) if str(path).endswith(".gz") else whole)
 
 
 def as_integers(image):

@@ -2,7 +2,7 @@
 
 Words in pictures are in `cmr.svg`.
 
-Public: `with_contours`, `difference`, `long_axis`, `sheet`, `save_png`.
+Public: `with_contours`, `difference`, `long_axis`, `two_a_row`, `sheet`, `save_png`.
 """
 import numpy as np
 from skimage.io import imsave
@@ -47,6 +47,11 @@ def _grey(image, zoom):
 def _enlarged(image, zoom):
     height, width = image.shape
     return resize(np.asarray(image, np.float64), (height * zoom, width * zoom), order=1)
+
+
+def two_a_row(rows):
+    """Rows of panels, two of them beside each other."""
+    return [a + b for a, b in zip(rows[::2], [*rows[1::2], []])]
 
 
 def sheet(rows, gap=2):

@@ -31,12 +31,13 @@ class Segmenter:
     hash: str
     data_hash: str = ""                          # of the volumes it was trained on
     made_by: tuple = ()                          # hashes of the SD-DMs that made the images among them
+    slices_mm: tuple = (0.0, np.inf)             # least and largest spacing of their slices
 
     @classmethod
     def load(cls, path, device):
         """Read `final.pt` of train_unet.py; raises CheckpointError for anything else."""
         saved = checkpoint.load(path)
-        if not {"structures", "plan", "made_by"} <= saved.keys():
+        if not {"structures", "plan", "made_by", "slices_mm"} <= saved.keys():
             raise CheckpointError(f"{path}: not a finished segmenter of this version; give final.pt of train_unet.py")
         settings, structures = saved["config"], tuple(saved["structures"])
         if settings["network"] not in NETWORKS:
@@ -45,7 +46,7 @@ class Segmenter:
         checkpoint.fill(net, saved["net"], path)
         return cls(net=net.to(device).eval(), structures=structures, settings=settings, plan=saved["plan"],
                    subjects=tuple(saved["subjects"]), hash=sha256(path)[:16], data_hash=saved["data_hash"],
-                   made_by=tuple(saved["made_by"]))
+                   made_by=tuple(saved["made_by"]), slices_mm=tuple(saved["slices_mm"]))
 
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32, in the project's label order, of a working volume (D, H, W) in [-1, 1].

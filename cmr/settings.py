@@ -65,8 +65,8 @@ def opt(default, help, allowed=None):
 @dataclass(frozen=True)
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
-    data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC or nnU-Net raw; several, separated by commas, are taken "
-                        "together", given("the folder of a dataset"))
+    data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC, nnU-Net raw, or images and labels; several, "
+                        "separated by commas, are taken together", given("the folder of a dataset"))
     source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
     out: str = opt("", "output folder of this stage")
     work: str = opt("runs/work", "cache of working volumes")
@@ -129,6 +129,10 @@ def parse(config_class, presets, argv, description, by=None):
               False: parser.add_argument_group("this stage")}
     for f in dataclasses.fields(config_class):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
+        if f.type is tuple:                                       # what is named without a flag
+            parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"],
+                                default=argparse.SUPPRESS)
+            continue
         own = groups[f.name in shared and f.name != "out"]
         about = _about(f, presets, by)
         own.add_argument("--" + f.name.replace("_", "-"), **kind, help=about, default=argparse.SUPPRESS)

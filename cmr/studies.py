@@ -68,7 +68,7 @@ def _read(root, use_unlabeled_masks, all_frames):
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise DataError(f"{root}: no files of a known layout ({known}) found, {len(files)} NIfTI files of other names; "
-                        "see the README on data layouts")
+                        "the smallest is images/NAME.nii.gz with labels/NAME.nii.gz")
     records = layout.read(folder)
     if not records:
         raise DataError(f"{root}: no usable volume; run `make check DATA={root}` for the reasons")

@@ -14,7 +14,7 @@ from cmr.files import read_csv, require_sealed, write_json
 from cmr.grid import working_affine
 from cmr.labels import network_classes
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
-from cmr.panels import long_axis, save_png, sheet, with_contours
+from cmr.panels import long_axis, save_png, sheet, two_a_row, with_contours
 from cmr.strength import NONE
 from cmr.studies import find
 
@@ -104,8 +104,7 @@ def draw_worst(path, out, rows, workings):
         images = working.image[k], _read_image(out, "dg", row)[k]
         panels.append([with_contours(image, mask) for mask in (None, working.label[k]) for image in images])
     if panels:
-        left, right = panels[::2], [*panels[1::2], []]            # two pairs a row
-        save_png(path, sheet([a + b for a, b in zip(left, right)]))
+        save_png(path, sheet(two_a_row(panels)))
 
 
 def draw_long_axes(out, arm, workings, rows):

@@ -1,6 +1,6 @@
 """Working volumes of records, made once and kept in a cache.  What a working volume is, `cmr.grid` says.
 
-Public: `Working`, `prepare`, `with_labels`, `fully_labelled`, `fingerprint`.
+Public: `Working`, `prepare`, `with_labels`, `fully_labelled`, `fingerprint`, `slices_mm`.
 """
 import hashlib
 import json
@@ -147,3 +147,9 @@ def _why_not(working, names):
 def fingerprint(workings):
     """Hash of what a set of working volumes contains, whatever their order and place."""
     return hashlib.sha256("".join(sorted(w.content for w in workings)).encode()).hexdigest()[:16]
+
+
+def slices_mm(workings):
+    """(least, largest) spacing between the slices of these volumes, mm."""
+    found = [w.geometry.spacing_mm[2] for w in workings]
+    return min(found), max(found)

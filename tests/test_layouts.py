@@ -93,6 +93,38 @@ def test_nnunet_raw_both_versions(tmp_path):
         assert (read_volume(record)[1] == np.where(label[..., 0] == 2, 0, label[..., 0])).all()
 
 
+def test_images_and_labels_with_and_without_a_table(tmp_path):
+    image, label = cine(0)
+    for name, f in (("anna_ed", 0), ("anna_es", 2), ("bert", 0)):
+        nifti(tmp_path / "images" / f"{name}.nii.gz", image[..., f])
+        nifti(tmp_path / "labels" / f"{name}.nii", label[..., f])
+    nifti(tmp_path / "images" / "carla.nii.gz", image)
+    nifti(tmp_path / "labels" / "carla.nii.gz", label)
+    nifti(tmp_path / "labels" / "dora.nii.gz", label)
+    cases = lambda: [(r.case, r.frame, r.vendor, r.split) for r in find(tmp_path)]
+    two = [("anna_ED", None, "", ""), ("anna_ES", None, "", "")]
+    assert cases() == [*two, ("bert_ED", None, "", ""), ("carla_F00", 0, "", "")]
+    assert all(read_volume(r)[1].any() for r in find(tmp_path) if r.subject != "carla")
+    assert ("labels/dora", "has no image") in left_out(tmp_path)
+
+    table = tmp_path / "about.csv"
+    table.write_text("Age,Patient,Vendor,Split,ED,ES\n50,anna,GE,test,,\n51,carla,Philips,Training,2,0\n")
+    assert cases() == [("anna_ED", None, "GE", "Testing"), ("anna_ES", None, "GE", "Testing"),
+                       ("carla_ED", 2, "Philips", "Training"), ("carla_ES", 0, "Philips", "Training")]
+    assert ("bert", "has files but no row in the table") in left_out(tmp_path)
+    assert find(tmp_path)[0].metadata["age"] == "50"
+    table.write_text("Patient\nsomebody else\n")
+    with pytest.raises(DataError, match="no column holds the names"):
+        find(tmp_path)
+    table.unlink()
+    nifti(tmp_path / "images" / "bert.nii", image[..., 0])
+    with pytest.raises(DataError, match="bert_ED is there twice"):
+        find(tmp_path)
+    (tmp_path / "images" / "bert.nii").unlink()
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3}}))
+    assert (read_volume(find(tmp_path)[0])[1] == np.array([0, 3, 2, 1])[label[..., 0]]).all()
+
+
 def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
     unlabelled = {"folder": "Training/Unlabeled"}
     mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {**unlabelled, "ED": 0, "ES": 0}, "D0S9V9": unlabelled})
@@ -135,7 +167,7 @@ def test_all_that_is_left_out_is_named(tmp_path):
 def test_missing_things_are_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no files of a known layout .nnU-Net raw, M&Ms-2, ACDC, M&Ms-1. found"):
+    with pytest.raises(DataError, match="no files of a known layout .nnU-Net raw, .*, images and labels. .* images/NAME.nii.gz"):
         find(tmp_path)
     mms(tmp_path, {"A0S9V9": {}}, header=[h for h in HEADER if h != "ED"])
     with pytest.raises(DataError, match="column ED missing; found External code"):

@@ -67,7 +67,7 @@ def test_every_make_target_in_the_readme_exists():
 
 
 def test_the_readme_is_read_in_ten_minutes_and_every_page_says_who_needs_it():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 220
     for path in EACH[1:]:
         title, _, who = path.read_text().splitlines()[:3]
         assert title.startswith("# ") and who.startswith("For anyone "), f"{path.name} does not say who needs it"

@@ -1,0 +1,115 @@
+"""Masks and volumes of one's own images: as in the experiment, whatever the way they are stored."""
+import csv
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cmr import segment
+from cmr.labels import VALUES
+from cmr.metrics import dice
+from cmr.nifti import read_nifti
+from cmr.segment import ejected, study_of, table, volumes_of
+from cmr.segmenter import Segmenter
+from cmr.studies import find
+from helpers import ROOT, one_line, script
+
+
+@pytest.mark.parametrize("network,row,more", [
+    ("nnunet2d", "baseline", []), ("vanilla", "DA, guided, averaged", ["--diffusion", "diffusion"])])
+def test_dice_is_that_of_the_report_to_the_last_digit(run, phantom, tmp_path, network, row, more):
+    record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing" and r.phase == "ES")
+    more = [run / word / "final.pt" if word == "diffusion" else word for word in more]
+    code, _, errors = script("-m", "cmr.segment", record.image_path, "--segmenter",
+                             run / f"segmenter-{network}-real" / "final.pt", "--out", tmp_path, *more)
+    assert code == 0, errors
+    mask = nib.load(next(tmp_path.glob("*.nii.gz")))
+    assert mask.shape == nib.load(record.image_path).shape and mask.get_data_dtype() == np.uint8
+    found, truth = (np.asarray(x)[..., record.frame] for x in (mask.dataobj, read_nifti(record.label_path).array))
+    with open(run / "results" / "metrics.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["network"], r["arm"], r["subject"], r["phase"]) ==
+                (network, row, record.subject, "ES")]
+    assert len(rows) == 3
+    for r in rows:
+        value = VALUES[r["structure"]]
+        assert f"{dice(found == value, truth == value):.6f}".rstrip("0").rstrip(".") == r["dice"]
+
+
+def test_volumes_and_ejection_fractions_of_a_cine():
+    labels = np.zeros((10, 10, 2, 3), np.uint8)
+    labels[:8, :5, 0, 0], labels[:6, :5, 0, 1], labels[:2, :5, 0, 2] = 1, 1, 1
+    labels[:, 7, 1] = 2
+    labels[:4, 9, 1, :2] = 3
+    rows = volumes_of(labels, 0.5, ("LV", "MYO", "RV"))
+    assert [r["LV_ml"] for r in rows] == [20, 15, 5] and [r["RV_ml"] for r in rows] == [2, 2, 0]
+    assert rows[0]["MYO_g"] == pytest.approx(10 * 0.5 * 1.05)
+    assert study_of([20, 15, 5]) == {"EDV_ml": 20, "ESV_ml": 5, "EF_percent": 75, "ED": 0, "ES": 2}
+    assert study_of([2, 2, 0])["EF_percent"] is None              # a ventricle that was not found ejects nothing
+    assert study_of([20]) == study_of([None, None]) == {}
+    assert volumes_of(labels, 0.5, ("LV",))[0] == {"LV_ml": 20, "RV_ml": None, "MYO_g": None}
+
+
+def test_a_pair_of_files_is_a_study_whatever_their_volumes_say():
+    frame = lambda lv: [{"LV_ml": lv, "RV_ml": None, "MYO_g": None}]
+    found = [{"file": "p/x_sa_ES.nii.gz", "volumes": frame(50.0)}, {"file": "p/x_sa_ED.nii.gz", "volumes": frame(40.0)},
+             {"file": "q/x_ED.nii", "volumes": frame(9.0)}]
+    of_es, of_ed, alone = table(found)
+    assert of_ed["LV_EF_percent"] == -25 and (of_ed["LV_ED"], of_ed["LV_ES"]) == ("p/x_sa_ED.nii.gz", "p/x_sa_ES.nii.gz")
+    assert "LV_EF_percent" not in of_es and "LV_EF_percent" not in alone and "RV_EF_percent" not in of_ed
+    assert ejected(0.0, 3.0)["EF_percent"] is None
+
+
+def test_masks_of_any_orientation_with_notes_and_numbers_as_asked(run, phantom, tmp_path):
+    """A study with its slices first; ACDC's numbers; what the network was not trained for is said."""
+    original = nib.load(sorted(phantom.rglob("Testing/*/*_sa.nii.gz"))[0])
+    first = np.asarray(original.dataobj)[..., 0]
+    affine = original.affine[:, [2, 0, 1, 3]].copy()
+    affine[:3, 0] *= 3                                            # slices three times as far apart as in training
+    nib.save(nib.Nifti1Image(first.transpose(2, 0, 1), affine), tmp_path / "turned.nii.gz")
+    segmenters = [Segmenter.load(run / f"segmenter-{name}-real" / "final.pt", "cpu") for name in ("vanilla", "nnunet2d")]
+    done = segment.segment_file(tmp_path / "turned.nii.gz", segmenters, tmp_path / "m" / "mask.nii.gz", labels="acdc")
+    mask = nib.load(tmp_path / "m" / "mask.nii.gz")
+    assert mask.shape == first.transpose(2, 0, 1).shape and np.array_equal(mask.affine, nib.load(tmp_path / "turned.nii.gz").affine)
+    assert np.array_equal(np.array([0, 3, 2, 1])[mask.dataobj], done.labels[..., 0].transpose(2, 0, 1))
+    assert any("mm apart; the network was trained on" in note for note in done.notes)
+    assert (tmp_path / "m" / "mask.png").exists()
+
+
+def test_a_structure_it_does_not_know_and_a_heart_at_the_border_are_said(run, phantom, tmp_path, monkeypatch):
+    path = next(phantom.rglob("Testing/*/*_sa.nii.gz"))
+    segmenter = Segmenter.load(run / "segmenter-vanilla-real" / "final.pt", "cpu")
+    object.__setattr__(segmenter, "structures", ("LV", "MYO"))
+
+    def logits(self, image, spacing_mm):
+        scores = np.zeros((4, *image.shape), np.float32)
+        scores[1, :, :, :9] = 1                                   # LV at the left border
+        return scores
+
+    monkeypatch.setattr(Segmenter, "logits", logits)
+    done = segment.segment_file(path, [segmenter], tmp_path / "x.nii.gz")
+    for words in ("not trained on RV", "no MYO found in frame 0, 1", "reaches the border"):
+        assert any(words in note for note in done.notes), done.notes
+
+
+def test_networks_of_other_grids_are_refused_and_flags_that_do_not_fit(run, phantom, tmp_path):
+    path = next(phantom.rglob("Testing/*/*_sa.nii.gz"))
+    real = run / "segmenter-vanilla-real" / "final.pt"
+    for code, words, arguments in ((2, "no image given", ["--segmenter", real]),
+                                   (4, "not a finished segmenter", [path, "--segmenter", run / "diffusion" / "final.pt"]),
+                                   (2, "--labels", [path, "--segmenter", real, "--labels", "ours"]),
+                                   (3, "no such file", [tmp_path / "none.nii", "--segmenter", real])):
+        got, _, errors = script("-m", "cmr.segment", *arguments, "--out", tmp_path / "out")
+        assert got == code and words in errors and one_line(errors), errors
+
+
+def test_the_lines_of_the_readme_run_as_they_stand(run, phantom, tmp_path, monkeypatch):
+    section = (ROOT / "README.md").read_text().split("## Use it on your own image")[1]
+    lines = section.split("```python")[1].split("```")[0].strip().splitlines()
+    assert len(lines) <= 10
+    (tmp_path / "runs" / "example").mkdir(parents=True)
+    for name, made in (("diffusion", "diffusion"), ("segmenter", "segmenter-vanilla-real")):
+        (tmp_path / "runs" / "example" / name).symlink_to(run / made)
+    (tmp_path / "runs" / "example" / "heart.nii.gz").symlink_to(next(phantom.rglob("Testing/*/*_sa.nii.gz")))
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines), {})
+    assert (tmp_path / "mine" / "mask.png").exists() and (tmp_path / "mine" / "translated.nii.gz").exists()

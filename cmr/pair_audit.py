@@ -3,7 +3,7 @@
 The segmenter shares the biases of whatever it was trained on, so the displacement needs no network: small patches
 around the boundary of the mask are looked for in the synthetic image by normalised cross-correlation.
 
-Public: `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`.
+Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`.
 """
 import math
 
@@ -11,10 +11,37 @@ import numpy as np
 from scipy import ndimage
 from skimage.feature import match_template
 
-from cmr.metrics import border
+from cmr.metrics import border, mean_dice
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image
 PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
+
+
+def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
+    """Figures of one synthetic image, named as in manifest.csv, and whether it is kept.
+
+    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier, or None where none is known.
+    working : the reference.  given, image : (D, H, W) in [-1, 1], the reference as it was given to the sampler, and its
+    projection.
+    knows_mask : the reference's mask may be used; a target's is unknown at adaptation time, and the segmenter's own
+    boundary on the reference is followed in its place.
+    """
+    reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
+    found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
+    figures, boundary = {}, found_on_given
+    if knows_mask:
+        boundary = working.label
+        before, after = (mean_dice(found, working.label) for found in (found_on_given, found_on_image))
+        figures.update(dice_reference=before, dice_synthetic=after, dice_change=after - before)
+    median, p95 = boundary_displacement_mm(reference, image, boundary, spacing_mm)
+    kept = not may_be_excluded or still_fits(median, figures["dice_change"], spacing_mm)
+    figures.update(displacement_median_mm=median, displacement_p95_mm=p95, kept=int(kept),
+                   through_plane_reference=through_plane_correlation(reference),
+                   through_plane_synthetic=through_plane_correlation(image))
+    if classifier:
+        figures.update(of_source_reference=classifier.probability(given),
+                       of_source_synthetic=classifier.probability(image))
+    return figures
 
 
 def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_slice=24):

@@ -20,9 +20,8 @@ from cmr.errors import CheckpointError, DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
-from cmr.metrics import mean_dice
 from cmr.nifti import as_integers, from_integers
-from cmr.pair_audit import boundary_displacement_mm, still_fits, through_plane_correlation
+from cmr.pair_audit import audit
 from cmr.records import Domain
 from cmr.sample_audit import COLUMNS as SAMPLE_COLUMNS
 from cmr.sample_audit import audit_samples
@@ -281,34 +280,12 @@ def _make(synthesis, job):
            "split": record.split, "reference": record.case, "reference_content": working.content[:16],
            "shift": job.shift, "strength": str(job.strength), "seed": c.seed, "sd_dm": synthesis.sd_dm.hash,
            "segmenter": synthesis.segmenter.hash, "redrawn": redrawn}
-    row.update(_audit(synthesis, job, given, image))
+    may_be_excluded = c.arm == "dg" and job.strength != NONE
+    row.update(audit(synthesis.segmenter, synthesis.classifiers.get(job.domain), working, given, image,
+                     knows_mask=c.arm == "dg", may_be_excluded=may_be_excluded))
     if not job.held_out:
         write_pair(c.out, c.arm, row, image, working, synthesis.segmenter.structures)
     return row
-
-
-def _audit(synthesis, job, given, image):
-    """Figures of one image, and whether it is kept.  given : the reference as it was projected."""
-    c, working, figures = synthesis.c, job.working, {}
-    reference, mask = np.asarray(working.image), working.label
-    found_on_given, found_on_image = (synthesis.segmenter.labels(x, working.spacing_mm) for x in (given, image))
-    # A target's mask is unknown at adaptation time: there the segmenter's own boundary on the reference is followed.
-    boundary = found_on_given
-    if c.arm == "dg":
-        boundary = mask
-        before, after = mean_dice(found_on_given, mask), mean_dice(found_on_image, mask)
-        figures.update(dice_reference=before, dice_synthetic=after, dice_change=after - before)
-    median, p95 = boundary_displacement_mm(reference, image, boundary, c.spacing_mm)
-    may_be_excluded = c.arm == "dg" and job.strength != NONE
-    kept = not may_be_excluded or still_fits(median, figures["dice_change"], c.spacing_mm)
-    figures.update(displacement_median_mm=median, displacement_p95_mm=p95, kept=int(kept),
-                   through_plane_reference=through_plane_correlation(reference),
-                   through_plane_synthetic=through_plane_correlation(image))
-    classifier = synthesis.classifiers.get(job.domain)
-    if classifier:
-        figures.update(of_source_reference=classifier.probability(given),
-                       of_source_synthetic=classifier.probability(image))
-    return figures
 
 
 def _report_pairs(out, rows, kept, workings):
@@ -333,8 +310,8 @@ def _report_samples(synthesis):
     row = audit_samples(synthesis.sd_dm, synthesis.segmenter, *slices, spacing_mm, synthesis.c.seed)
     write_csv(synthesis.out / "sd_dm.csv", [row], SAMPLE_COLUMNS)
     print(f"{synthesis.out.name}: Fréchet distance to held-out source slices: {row['frechet_samples']:.3g} from "
-          f"{row['samples']} samples of the diffusion model, {row['frechet_training']:.3g} from as many training slices "
-          f"(ratio {row['frechet_ratio']:.2f}, ideally 1); {row['copies']} samples are copies")
+          f"{row['samples']} samples of the diffusion model, {row['frechet_training']:.3g} from as many training "
+          f"slices (ratio {row['frechet_ratio']:.2f}, ideally 1); {row['copies']} samples are copies")
 
 
 def _print_summary(what, rows):

@@ -37,7 +37,7 @@ def test_stages_write_what_they_promise(run):
     da = [r.metadata for r in find(run / "da")]
     assert {row["split"] for row in da} == {"Testing"}
     made = {(row["vendor"], row["strength"].split(",")[0]) for row in da}
-    assert made == {(vendor, start) for vendor in "ABD" for start in ("t0=490", "t0=500")}
+    assert made == {(vendor, start) for vendor in "ABD" for start in ("t0=50", "t0=500")}
 
 
 IN_THE_REPORT = (
@@ -81,7 +81,7 @@ def test_the_upper_bound_was_trained_on_its_target_and_is_the_baseline_on_the_so
 def test_a_test_input_of_two_images_is_the_mean_of_their_softmax(run, phantom):
     record = next(r for r in find(phantom) if r.vendor == "D" and r.split == "Testing")
     translated = next(r for r in find(run / "da") if r.metadata["reference"] == record.case
-                      and r.metadata["strength"].startswith("t0=490,"))
+                      and r.metadata["strength"].startswith("t0=50,"))
     workings = prepare([record, translated], Grid(2.5, 64), run / "work")
     segmenter = Segmenter.load(run / "segmenter-vanilla-real" / "final.pt", "cpu")
     logits = [segmenter.logits(np.asarray(w.image), w.spacing_mm) for w in workings]

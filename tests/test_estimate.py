@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do(stage, line):
 def test_an_upper_bound_of_few_studies_that_cannot_be_dealt_to_the_ranks_is_said():
     """Its batch is planned from a target's own training studies; that of the source may be large enough."""
     data = SimpleNamespace(domains=[Domain.parse("Vendor=A"), Domain.parse("Vendor=B")],
-                           of_target=lambda domain: [noise_volume(0)])
+                           training_of=lambda domain: [noise_volume(0)])
     watched = {"nnunet3d": SimpleNamespace(settings={"features": 4, "memory_gb": 0.08}, plan={"patch": [8, 64, 64]})}
     ask = lambda ranks, name: _Data.require_dealable(data, Config(data="x", ranks=ranks, segmenters=name), watched)
     ask(2, "nnunet3d-Vendor-B")

@@ -2,7 +2,7 @@
 
 Words in pictures are in `cmr.svg`.
 
-Public: `with_contours`, `difference`, `long_axis`, `two_a_row`, `sheet`, `save_png`.
+Public: `with_contours`, `difference`, `long_axis`, `enlargement`, `two_a_row`, `sheet`, `save_png`.
 """
 import numpy as np
 from skimage.io import imsave
@@ -47,6 +47,11 @@ def _grey(image, zoom):
 def _enlarged(image, zoom):
     height, width = image.shape
     return resize(np.asarray(image, np.float64), (height * zoom, width * zoom), order=1)
+
+
+def enlargement(slices):
+    """How many pixels of a picture a pixel of these slices (D, H, W) becomes, for panels of some 200 pixels."""
+    return max(1, round(200 / slices.shape[1]))
 
 
 def two_a_row(rows):

@@ -32,7 +32,7 @@ CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 # studies in M&Ms either; A is the source.  Stand-ins are the targets of whoever settles a recipe, beside the A of
 # another phantom.
 COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
-          "example": {"A": (12, 0, 2, 0), "D": (0, 0, 0, 1)},
+          "example": {"A": (24, 0, 2, 0), "D": (0, 0, 0, 1)},
           "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
           "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},
           "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)},

@@ -24,7 +24,7 @@ from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
-from cmr.panels import save_png, sheet, two_a_row, with_contours
+from cmr.panels import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import given, one_of, opt, parse
@@ -146,13 +146,14 @@ class _Way:
         working, geometry = self.field.to_working(volume)
         view = lambda label: self.field.view(label, geometry)
         grey = self.field.grey_view(volume, geometry)
-        found = [with_contours(*slice_and_label, zoom=2) for slice_and_label in zip(grey, view(labels))]
+        zoom = enlargement(grey)
+        found = [with_contours(image, label, zoom) for image, label in zip(grey, view(labels))]
         projected = next((member for member in members if member != NONE), NONE)
         if projected == NONE:
             return [found[k:k + 6] for k in range(0, len(found), 6)]
         changed = self.field.changed(volume, working, self.image(working, projected), geometry)
         before = zip(grey, view(self.labels(volume, [NONE])), self.field.grey_view(changed, geometry), found)
-        return two_a_row([[with_contours(a, label, zoom=2), with_contours(b, zoom=2), c] for a, label, b, c in before])
+        return two_a_row([[with_contours(a, label, zoom), with_contours(b, zoom=zoom), c] for a, label, b, c in before])
 
 
 def volumes_of(labels, voxel_ml, structures):

@@ -15,7 +15,7 @@ from cmr.errors import UsageError, run_script
 from cmr.grid import Grid
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
-from cmr.panels import difference, save_png, sheet, two_a_row, with_contours
+from cmr.panels import difference, enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import translate
 from cmr.settings import given, opt, parse
 from cmr.source_model import SourceModel
@@ -84,7 +84,8 @@ def translate_file(path, sd_dm, out, strength=None, centre=None, seed=0):
 
 def _draw(path, before, after):
     """The slices of the first frame (D, H, W), two a row: before, after, difference."""
-    panels = [[with_contours(a, zoom=2), with_contours(b, zoom=2), difference(a, b, FULL_COLOUR, zoom=2)]
+    zoom = enlargement(before)
+    panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, FULL_COLOUR, zoom)]
               for a, b in zip(before, after)]
     save_png(path, sheet(two_a_row(panels)))
 

@@ -113,6 +113,8 @@ def test_images_and_labels_with_and_without_a_table(tmp_path):
                        ("carla_ED", 2, "Philips", "Training"), ("carla_ES", 0, "Philips", "Training")]
     assert ("bert", "has files but no row in the table") in left_out(tmp_path)
     assert find(tmp_path)[0].metadata["age"] == "50"
+    table.write_text("Patient\nanna\n")
+    assert [r.case for r in find(tmp_path)] == ["anna_ED", "anna_ES"]
     table.write_text("Patient\nsomebody else\n")
     with pytest.raises(DataError, match="no column holds the names"):
         find(tmp_path)

@@ -69,6 +69,12 @@ def test_any_orientation_spacing_and_size_there_and_back(tmp_path, seed):
     assert np.array_equal(back.dataobj, array.astype(np.int16).astype(np.uint8) // 2)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_where_spacing_and_size_are_alike_the_affine_says_along_which_axis_the_slices_run(tmp_path, axes):
+    image, _ = heart((50, 60, 55), (2, 2, 2))
+    assert read_own(save(tmp_path / "x.nii", *stored_as(image, axes, (0, 1, 0), (2, 2, 2)))).axes[2] == axes.index(2)
+
+
 @pytest.mark.parametrize("shape", [(60, 50), (60, 50, 1), (60, 50, 1, 5), (60, 50, 6, 4, 1), (1, 60, 50)])
 def test_a_slice_a_cine_and_axes_of_one_keep_their_shape(tmp_path, shape):
     array = np.random.default_rng(0).integers(1, 900, shape)
@@ -123,6 +129,7 @@ def test_a_field_around_another_voxel_sees_the_heart_that_the_middle_misses(tmp_
     x, y, _ = (at.mean() for at in np.nonzero(mask))
     assert Field(own, GRID).is_touched(mask)
     field = Field(own, GRID, (x, y))
+    assert np.unravel_index(field.depth_mm().argmax(), mask.shape[:2]) == (round(x), round(y))
     assert not field.is_touched(mask)
     working, geometry = field.to_working(own.frames[..., 0])
     assert (working[:, 30:34, 30:34] > 0.5).all()

@@ -2,6 +2,7 @@
 
     slices of the source -> batches of noised slices -> denoiser -> averaged weights -> final.pt
 """
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -42,28 +43,35 @@ class Config(DataConfig):
     dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets", within(0, 0.9))
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1",
                                 at_least(1))
-    steps: int            = opt(600, "optimiser steps", at_least(1))
-    batch: int            = opt(16, "slices per step", at_least(1))
-    lr: float             = opt(6e-4, "AdamW learning rate, after a linear warm-up", above(0))
+    steps: int            = opt(3500, "optimiser steps", at_least(1))
+    batch: int            = opt(8, "slices per step", at_least(1))
+    lr: float             = opt(2e-3, "AdamW learning rate, after a linear warm-up", above(0))
     warmup: int           = opt(100, "steps of the warm-up", at_least(1))
+    decay: str            = opt("cosine", "the rate from then on: falls to 0 as a cosine, or stays",
+                                one_of("cosine", "constant"))
     ema: float            = opt(0.998, "decay of the averaged weights, per step; 0: none", within(0, 0.999999))
     bfloat16: bool        = opt(False, "run the network in bfloat16 (GPU)")
     log_every: int        = opt(50, "steps between log rows", at_least(1))
     save_minutes: float   = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
-    sample_every: int     = opt(500, "steps between sample sheets", at_least(1))
+    sample_every: int     = opt(1000, "steps between sample sheets", at_least(1))
     sheet: int            = opt(16, "samples of a sheet", at_least(1))
     sheet_steps: int      = opt(40, "sampling steps of a sheet", at_least(1))
 
 
-FULL_SIZE = dict(**FULL_GRID, multipliers="1,2,3,4", blocks=2, attention_at="16", head=64, groups=32,
-                 patch=1, batch=32, warmup=1000, bfloat16=True, log_every=200, save_minutes=10)
+FULL_SIZE = dict(**FULL_GRID, attention_at="16", head=64, groups=32, patch=1, batch=32, warmup=1000, bfloat16=True,
+                 log_every=200, save_minutes=10)
+# `paper` has the settings of the first author's working scripts where they are known: schedule, width, blocks, attention,
+# steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels; that the network predicts v and
+# does not learn its variance, and how the loss is weighted, are ours.
 PRESETS = {
-    "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", batch=8, head=16, warmup=10, log_every=20,
+    "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
     "demo": {},
-    "small": dict(**FULL_GRID, attention_at="16", batch=8, steps=10_000, sample_every=2_500),
-    "lab": dict(**FULL_SIZE, base=64, steps=40_000, lr=2e-4, ema=0.9995, sample_every=5_000),
-    "paper": dict(**FULL_SIZE, base=96, steps=100_000, lr=1e-4, ema=0.9999, sample_every=10_000),
+    "small": dict(**FULL_GRID, attention_at="16", steps=10_000, lr=1e-3, sample_every=2_500),
+    "lab": dict(**FULL_SIZE, base=64, multipliers="1,2,3,4", blocks=2, steps=40_000, lr=2e-4, ema=0.9995,
+                sample_every=5_000),
+    "paper": dict(**FULL_SIZE, schedule="linear", base=128, multipliers="1,1,2,3,4", blocks=1, steps=120_000, lr=1e-4,
+                  decay="constant", ema=0.9999, sample_every=10_000),
 }
 
 
@@ -107,7 +115,7 @@ def main(argv=None):
             batch = slices[torch.randint(len(slices), (c.batch,), generator=g)]                    # (N, 1, H, W)
             x_0, = to_device([batch], device)
         for group in optimizer.param_groups:
-            group["lr"] = c.lr * min(1.0, (step + 1) / c.warmup)
+            group["lr"] = learning_rate(c, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
             loss = diffusion_loss(schedule, predict, x_0, g, c.parameterisation, c.weighting)
         run.update(loss)
@@ -122,6 +130,12 @@ def main(argv=None):
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
                subjects=subjects)
+
+
+def learning_rate(c, step):
+    """Of step 0 .. steps - 1: a linear warm-up to c.lr, then half a cosine down to 0 or no change."""
+    share_left = 0.5 * (1 + math.cos(math.pi * step / c.steps)) if c.decay == "cosine" else 1.0
+    return c.lr * min(1.0, (step + 1) / c.warmup) * share_left
 
 
 def require_consistent(c):

@@ -58,8 +58,8 @@ def test_help_says_what_is_allowed(capsys):
     with pytest.raises(SystemExit):
         train_diffusion.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "optimiser steps (1 or more; default: 600, tiny: 60, small: 10000, lab: 40000, paper: 100000)" in shown
-    assert "(cosine or linear; default: 'cosine')" in shown and "what all stages must agree on, and where" in shown
+    assert "optimiser steps (1 or more; default: 3500, tiny: 60, small: 10000, lab: 40000, paper: 120000)" in shown
+    assert "(cosine or linear; default: 'cosine', paper: 'linear')" in shown and "what all stages must agree on, and where" in shown
     with pytest.raises(SystemExit):
         train_unet.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())

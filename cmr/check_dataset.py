@@ -12,19 +12,18 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import rows_to_measure
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
-from cmr.labels import STRUCTURES, VALUES
+from cmr.labels import STRUCTURES, VALUES, looks_swapped
 from cmr.metrics import dice
 from cmr.networks import split_name
-from cmr.nifti import read_volume
+from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, Domain
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import in_role, left_out, require_apart, studies_of
+from cmr.studies import in_role, left_out, require_apart, splits_drawn, studies_of
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,13 @@ def check_dataset(config):
     for record in records:
         survey.add(record)
     orphans = [*left_out(config.data, config.use_unlabeled_masks), *survey.without_labels]
-    findings = {**survey.findings(), "left_out": [f"{what}: {why}" for what, why in orphans]}
+    findings = {**survey.findings(), "left_out": [f"{what}: {why}" for what, why in orphans],
+                "splits_drawn": splits_drawn(config, records)}
     _print(findings)
     _refuse(config.data, findings)
+    if not survey.trained:
+        empty = f"; {': '.join(survey.without_labels[0])}" if survey.without_labels else ""
+        raise DataError(f"{config.data}: no mask of the training volumes of {source} labels anything{empty}")
     if config.out:
         _keep(writable_folder(config.out, config.data) / "check.json", findings)
     return findings
@@ -103,8 +106,14 @@ class _Survey:
         try:
             image, label, nifti, notes = read_volume(record)
         except DataError as error:
-            self.unusable.append(str(error))
+            is_spare = record.is_extra_frame and isinstance(error, BlankImage)
+            if is_spare:
+                self.without_labels.append((record.case, str(error)))
+            else:
+                self.unusable.append(str(error))
             return
+        if record.label_path and label is None:
+            self.without_labels.append((record.case, notes.pop()))
         self.notes.update(notes)
         self.spacings[" x ".join(f"{s:.2f}" for s in nifti.spacing_mm)] += 1
         voxels = hashlib.sha256(image.tobytes())
@@ -115,8 +124,6 @@ class _Survey:
         self.counts[record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled] += 1
         if label is not None:
             self._add_label(record, image, nifti, label)
-        elif record.label_path:
-            self.without_labels.append((record.case, "its mask is all zero"))
 
     def _add_label(self, record, image, nifti, label):
         """What the working grid does to a mask: how it comes back, how much of it lies outside the field of view."""
@@ -172,19 +179,6 @@ class _Survey:
                 "unusable": self.unusable}
 
 
-def looks_swapped(label):
-    """Whether the myocardium of a labelled volume (X, Y, Z) encloses the RV rather than the LV."""
-    present = {name for name, value in VALUES.items() if (label == value).any()}
-    return present == set(VALUES) and _enclosed(label, VALUES["RV"]) > _enclosed(label, VALUES["LV"])
-
-
-def _enclosed(label, value):
-    """Share of the pixels around a structure, slice by slice, that are myocardium."""
-    inside = label == value
-    around = ndimage.binary_dilation(inside, np.ones((3, 3, 1))) & ~inside
-    return (label[around] == VALUES["MYO"]).mean()
-
-
 def _refuse(data, findings):
     """Raise DataError for what must not be trained on: unusable files, leakage between splits, no label at all."""
     unusable, shared = findings["unusable"], findings["subject_in_two_splits"]
@@ -223,7 +217,8 @@ def _print(findings):
                        ("not fully labelled (training leaves the volume out, evaluation the structure)",
                         "incompletely_labelled"),
                        ("LV and RV look swapped (the myocardium encloses what is labelled RV)", "lv_and_rv_swapped"),
-                       ("left out", "left_out"), ("the same image twice", "same_image_twice"),
+                       ("split", "splits_drawn"), ("left out", "left_out"),
+                       ("the same image twice", "same_image_twice"),
                        ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
         for item in findings[key]:
             print(f"{title}: {item}")

@@ -4,7 +4,8 @@ A *sealed* file can be asked whether it is what was written: text that a flipped
 reads well.
 
 Public: `atomic`, `write_text`, `encoded`, `json_text`, `write_json`, `read_json`, `write_sealed_json`,
-`read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_csv`, `writable_folder`, `unlock`, `sweep`, `sha256`.
+`read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_bytes`, `read_text`, `read_csv`, `writable_folder`,
+`unlock`, `sweep`, `sha256`.
 """
 import atexit
 import contextlib
@@ -179,7 +180,7 @@ def read_csv(path, required):
 
     required : columns that must be there, in any case.  Raises DataError naming those that are not.
     """
-    lines = _decoded(Path(path).read_bytes()).splitlines()
+    lines = read_text(path).splitlines()
     head = lines[0] if lines else ""
     separator = ";" if head.count(";") > head.count(",") else ","
     cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
@@ -194,10 +195,23 @@ def read_csv(path, required):
     return [{columns[i]: row[i] if i < len(row) else "" for i in kept} for row in table[1:]]
 
 
-def _decoded(data):
-    """Text as UTF-8, or as Excel writes it: UTF-16 with its mark, or the Windows code page of western Europe."""
+def read_bytes(path):
+    """What a file of the user's holds; raises DataError if it is not there or cannot be read, PermissionError as is."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except PermissionError:                                       # not damage: `run_script` says it
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); is its disk there and sound?") from error
+
+
+def read_text(path):
+    """Text as UTF-8, or as Excel and Notepad write it: UTF-16 with its mark, or the code page of western Europe."""
+    data = read_bytes(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
+        return data.decode("utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -3,41 +3,24 @@
 Only names, tables and headers are read here.  What lies in the folder decides, never its depth.  A new layout is one
 function that makes `Record`s, and one entry in LAYOUTS. Voxels are not read here, but by `cmr.nifti`.
 
-Public: `Folder`, `Layout`, `LAYOUTS`.
+Public: `Layout`, `LAYOUTS`, `read_layout`.
 """
-import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
-import nibabel as nib
-
 from cmr.errors import DataError
-from cmr.files import read_csv, require_sealed
-from cmr.labels import ACDC_LABELS, MMS_LABELS, VALUES
-from cmr.nifti import STORED_LIMITS
-from cmr.records import VENDOR_NAMES, Record
+from cmr.file_kinds import frames_in
+from cmr.files import read_csv, read_text
+from cmr.folders import NIFTI, SPLIT_FOLDERS, stem
+from cmr.labels import ACDC_LABELS, MMS_LABELS
+from cmr.nnunet_raw import is_nnunet_raw, label_map_of, read_nnunet_raw
+from cmr.records import VENDOR_NAMES, Record, frame_number
 
-CINE = re.compile(r"(.+)_sa(?:_(E[DS]))?\.nii(?:\.gz)?")          # M&Ms-1: a 4D cine, or one file for each phase
-MMS2 = re.compile(r"(\d+)_SA_(E[DS])\.nii(?:\.gz)?")
-ACDC = re.compile(r"patient\d+_frame\d+\.nii(?:\.gz)?")
-SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
-                 "testing": "Testing", "test": "Testing"}
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A dataset folder with its NIfTI files, and what the caller wants of them (see cmr.studies.find)."""
-    root: Path
-    files: tuple                                 # below root, sorted, hidden ones left out
-    use_unlabeled_masks: bool = False
-    all_frames: bool = False
-    left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no record
-
-    def has(self, pattern):
-        """Whether a file's name is of this pattern."""
-        return any(pattern.fullmatch(path.name) for path in self.files)
+CINE = re.compile(r"(.+)_sa(?:_((?i:E[DS])))?" + NIFTI)           # M&Ms-1: a 4D cine, or one file for each phase
+MMS2 = re.compile(r"(\d+)_SA_((?i:E[DS]))" + NIFTI)
+ACDC = re.compile(r"patient\d+_frame\d+" + NIFTI)
 
 
 @dataclass(frozen=True)
@@ -50,7 +33,7 @@ class Layout:
 
 def read_mms1(folder):
     """M&Ms-1: 4D cines with a CSV that names vendor, ED and ES; or the same with a file for each phase."""
-    rows = _by_name(_newest_table(folder.root, ("External code", "Vendor", "ED", "ES")), "external code", folder.root)
+    rows = _by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
     images = [(path, CINE.fullmatch(path.name)) for path in folder.files if CINE.fullmatch(path.name)]
     found = {match[1] for _, match in images}
     _note_orphans(folder, rows, found)
@@ -72,29 +55,33 @@ def _mms1_study(folder, path, code, phase, row):
     """Records of one file: of its phase, or of the frames of a cine (phase None)."""
     by_name = {name.lower(): letter for letter, name in VENDOR_NAMES.items()}
     vendor = row["vendor"] or by_name.get(row.get("vendorname", "").lower(), "")
-    base = Record(subject=code, phase="", image_path=str(path), split=_split_of(path, folder.root), vendor=vendor,
+    base = Record(subject=code, phase="", image_path=str(path), split=folder.split_of(path), vendor=vendor,
                   vendor_name=row.get("vendorname") or VENDOR_NAMES.get(vendor, ""), centre=row.get("centre", ""),
                   pathology=row.get("pathology", ""), metadata=row)
-    label = _mask_beside(path)
+    label = folder.mask_beside(path)
     disputed = any(part.lower() == "unlabeled" for part in path.parts)
     if disputed and label and not folder.use_unlabeled_masks:
         base, label = replace(base, flags=("mask under Training/Unlabeled ignored",)), None
     if phase:
-        return [replace(base, phase=phase, label_path=label)]
-    return _cine(base, label, _frame_number(row["ed"]), _frame_number(row["es"]), folder.all_frames)
+        return [replace(base, phase=phase.upper(), label_path=label)]
+    return _cine(base, label, row, folder.all_frames)
 
 
-def _cine(base, label, ed, es, all_frames):
+def _cine(base, label, row, all_frames):
     """Records of one 4D file.  ED after ES is normal (gating); ED = ES = 0 is how the release says 'unlabelled'."""
-    frames = _frames_in(base.image_path)
-    phases = {"ED": ed, "ES": es}
-    if ed == es:
-        reason = f"ED = ES = {ed}: unlabelled" if ed is not None else "no ED and ES frame in the CSV: unlabelled"
-        base, phases = replace(base, flags=base.flags + (reason,)), {}
+    frames = frames_in(base.image_path)
+    cells = {phase: row.get(phase.lower(), "") for phase in ("ED", "ES")}
+    phases = {phase: frame_number(cell) for phase, cell in cells.items()}
+    if phases["ED"] == phases["ES"]:
+        none = f"no ED and ES frame in the CSV {' and '.join(filter(None, cells.values()))}".strip()
+        named = none if phases["ED"] is None else f"ED = ES = {cells['ED']}"
+        mask = ", though a mask is there: name the two frames that it labels in the CSV" if label else ""
+        base, phases = replace(base, flags=base.flags + (f"{named}: unlabelled{mask}",)), {}
     records = []
     for phase, frame in phases.items():
         if frame is None or frames is not None and not 0 <= frame < frames:
-            reason = f"{phase} frame {frame} not within {frames} frames: phase left out"
+            hint = "; do the frames in the CSV count from 1 instead of 0?" if frame == frames else ""
+            reason = f"{phase} frame {cells[phase] or '(empty)'} not within {frames} frames: phase left out{hint}"
             base = replace(base, flags=base.flags + (reason,))
             continue
         records.append(replace(base, phase=phase, frame=frame, label_path=label))
@@ -107,18 +94,9 @@ def _cine(base, label, ed, es, all_frames):
     return records
 
 
-def _frames_in(path):
-    """Number of frames by the header alone; None if it cannot be read: damage is found when voxels are read."""
-    try:
-        shape = nib.load(path).shape
-    except Exception:
-        return None
-    return shape[3] if len(shape) > 3 else 1
-
-
 def read_mms2(folder):
     """M&Ms-2: one short-axis file for each phase, subjects numbered 1 to 360, and a CSV with disease and vendor."""
-    table = _newest_table(folder.root, ("SUBJECT_CODE", "DISEASE", "VENDOR"))
+    table = folder.newest_table(("SUBJECT_CODE", "DISEASE", "VENDOR"))
     named = [{**row, "subject_code": row["subject_code"].zfill(3)} for row in table if row["subject_code"]]
     rows = _by_name(named, "subject_code", folder.root)
     by_name = {name: letter for letter, name in VENDOR_NAMES.items()}
@@ -132,107 +110,53 @@ def read_mms2(folder):
         row = rows[subject]
         name = row["vendor"].split()[0].title() if row["vendor"] else ""
         name = "GE" if name == "Ge" else name
-        split = "Training" if int(subject) <= 160 else "Validation" if int(subject) <= 200 else "Testing"
-        records.append(Record(subject=subject, phase=phase, image_path=str(path), label_path=_mask_beside(path),
-                              split=split, vendor=by_name.get(name, ""), vendor_name=name, pathology=row["disease"],
-                              metadata=row))
+        by_number = "Training" if int(subject) <= 160 else "Validation" if int(subject) <= 200 else "Testing"
+        records.append(Record(subject=subject, phase=phase.upper(), image_path=str(path),
+                              label_path=folder.mask_beside(path), split=folder.split_of(path) or by_number,
+                              vendor=by_name.get(name, ""), vendor_name=name, pathology=row["disease"], metadata=row))
     return records
 
 
 def read_acdc(folder):
-    """ACDC: a folder for each patient, whose Info.cfg says which frames are ED and ES."""
-    records = []
-    for config in sorted({path.parent / "Info.cfg" for path in folder.files if path.name.startswith("patient")}):
-        if not config.exists():
-            raise DataError(f"{config}: missing; ED and ES cannot be told from file names")
-        row = _colon_pairs(config)
-        subject = config.parent.name
-        number = int(re.sub(r"\D", "", subject) or 0)
-        for phase in ("ED", "ES"):
-            frame = _frame_number(row.get(phase.lower(), ""))
-            path = _acdc_frame(folder.files, subject, frame)
-            if path is None:
-                folder.left_out.append((f"{subject} {phase}", f"frame {frame} of {config} has no file"))
-                continue
-            split = "Testing" if number > 100 else "Training"
-            records.append(Record(subject=subject, phase=phase, image_path=str(path), label_path=_mask_beside(path),
-                                  split=split, vendor="A", vendor_name="Siemens", centre="ACDC",
-                                  pathology=row.get("group", ""), metadata=row, label_map=dict(ACDC_LABELS)))
+    """ACDC: a folder for each patient, whose Info.cfg says which frames are ED and ES, counted from 1."""
+    frames, records = {}, []
+    for path in folder.files:
+        if ACDC.fullmatch(path.name):
+            frames.setdefault(path.parent, {})[int(re.search(r"_frame(\d+)", path.name)[1])] = path
+    configs = {path.parent: path for path in folder.others if path.name.lower() == "info.cfg"}
+    for patient, found in sorted(frames.items()):
+        if patient not in configs:
+            raise DataError(f"{patient / 'Info.cfg'}: missing; ED and ES cannot be told from file names")
+        records += _acdc_patient(folder, patient.name, configs[patient], found)
     return records
 
 
-def _acdc_frame(files, subject, frame):
-    """The file of a subject's frame, or None."""
-    if frame is None:
-        return None
-    name = re.compile(rf"{subject}_frame{frame:02d}\.nii(\.gz)?")
-    return next((path for path in files if name.fullmatch(path.name)), None)
+def _acdc_patient(folder, subject, config, frames):
+    """Records of a patient's two phases; frames : {frame number: path}."""
+    row = _colon_pairs(config)
+    number = int(re.sub(r"\D", "", subject) or 0)
+    by_number = "Testing" if number > 100 else "Training"
+    records = []
+    for phase in ("ED", "ES"):
+        said = row.get(phase.lower(), "")
+        path = frames.get(frame_number(said))
+        if path is None:
+            there = ", ".join(map(str, sorted(frames)))
+            folder.left_out.append((f"{subject} {phase}", f"frame {said} of {config} has no file; there are {there}"))
+        elif records and str(path) == records[0].image_path:
+            folder.left_out.append((f"{subject} {phase}", f"{config} names the frame of ED, {said}, for ES too"))
+        else:
+            records.append(Record(subject=subject, phase=phase, image_path=str(path), metadata=row,
+                                  label_path=folder.mask_beside(path), split=folder.split_of(path) or by_number,
+                                  vendor="A", vendor_name="Siemens", centre="ACDC", pathology=row.get("group", ""),
+                                  label_map=dict(ACDC_LABELS)))
+    return records
 
 
 def _colon_pairs(path):
     """{name in lower case: value} of a file of `Name: value` lines."""
-    lines = [line.partition(":") for line in path.read_text().splitlines()]
+    lines = [line.partition(":") for line in read_text(path).splitlines()]
     return {name.strip().lower(): value.strip() for name, _, value in lines if name.strip()}
-
-
-def read_nnunet_raw(folder):
-    """nnU-Net raw; our own synthetic sets carry a manifest.csv with the reference's subject, phase and metadata."""
-    root = folder.root
-    label_map = _nnunet_labels(root / "dataset.json")
-    manifest = root / "manifest.csv"
-    rows = {}
-    if manifest.exists():
-        require_sealed(manifest)
-        rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))}
-        _require_listed_files(root, rows)
-    records = []
-    for images, labels, split in (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing")):
-        for path in sorted((root / images).glob("*_0000.nii*")):
-            if path.name.startswith("."):
-                continue
-            case = re.sub(r"_0000\.nii(\.gz)?$", "", path.name)
-            row = rows.get(case, {})
-            if rows and not row:
-                raise DataError(f"{manifest}: no row of {path.name}; delete {root} and make the set again")
-            label = root / labels / path.name.replace("_0000", "")
-            subject = row.get("subject") or re.split(r"_(?:frame|ED|ES|\d{4})", case)[0]
-            records.append(Record(subject=subject, phase=case[len(subject) + 1:] or "ED", image_path=str(path),
-                                  label_path=str(label) if label.exists() else None, split=split,
-                                  vendor=row.get("vendor", ""), centre=row.get("centre", ""),
-                                  pathology=row.get("pathology", ""), metadata=row, label_map=label_map,
-                                  limits=STORED_LIMITS if row else None))
-    return records
-
-
-def _require_listed_files(root, rows):
-    """Raise DataError if an image of the manifest, or the mask of one that is trained on, is lost."""
-    for case, row in rows.items():
-        if row.get("kept") == "0":                                # lies in excluded/
-            continue
-        found = [folder for folder in ("imagesTr", "imagesTs") if list((root / folder).glob(f"{case}_0000.nii*"))]
-        if not found or found == ["imagesTr"] and not list((root / "labelsTr").glob(f"{case}.nii*")):
-            what = "mask" if found else "image"
-            raise DataError(f"{root}: the {what} of {case} is lost, which manifest.csv lists; delete {root} and make "
-                            "the set again")
-
-
-def _nnunet_labels(path):
-    """{value on disk: ours} by dataset.json; background alone where there is none."""
-    described = json.loads(path.read_text())["labels"] if path.exists() else {}
-    label_map = {0: 0}
-    for name, value in described.items():
-        if str(name).isdigit():                                   # version 1 wrote value -> name
-            name, value = value, int(name)
-        if name.upper() in VALUES:
-            label_map[int(value)] = VALUES[name.upper()]
-        elif name.lower() != "background":
-            raise DataError(f"{path}: label {name!r}; expected background, {', '.join(VALUES)}")
-    return label_map
-
-
-def _is_nnunet_raw(folder):
-    has_training = (folder.root / "dataset.json").exists() and (folder.root / "imagesTr").is_dir()
-    return has_training or (folder.root / "imagesTs").is_dir()
 
 
 def read_plain(folder):
@@ -242,12 +166,12 @@ def read_plain(folder):
     """
     root, records = folder.root, []
     below = lambda name: [path for path in folder.files if root / name in path.parents]
-    named = lambda name: [(str(path.relative_to(root / name)).split(".nii")[0], str(path)) for path in below(name)]
-    images, labels = named("images"), dict(named("labels"))
+    named = lambda name: [(str(stem(path).relative_to(root / name)), str(path)) for path in below(name)]
+    images, labels = named("images"), {case: str(folder.nifti(root / "labels" / case)) for case, _ in named("labels")}
     subjects = {case: re.sub(r"_(ED|ES|frame\d+)$", "", case, flags=re.IGNORECASE) for case, _ in images}
     rows = _plain_table(root, {*subjects, *subjects.values()}) if any(root.glob("[!.]*.csv")) else {}
     folder.left_out.extend((f"labels/{case}", "has no image") for case in sorted(set(labels) - set(subjects)))
-    label_map = _nnunet_labels(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
+    label_map = label_map_of(root / "dataset.json") if (root / "dataset.json").exists() else dict(MMS_LABELS)
     for case, path in images:
         row = rows.get(case) or rows.get(subjects[case]) or {}
         if rows and not row:
@@ -257,10 +181,15 @@ def read_plain(folder):
         base = Record(subjects[case], phase, path, labels.get(case), vendor=said("vendor", ""),
                       split=SPLIT_FOLDERS.get(said("split", "").lower(), ""), centre=said("centre", ""),
                       pathology=said("pathology", ""), metadata=row, label_map=label_map)
-        ed, es = _frame_number(said("ed", "")), _frame_number(said("es", ""))
-        is_cine = (_frames_in(path) or 1) > 1
-        records += _cine(base, base.label_path, ed, es, folder.all_frames) if is_cine else [base]
+        is_cine = (frames_in(path) or 1) > 1
+        records += _cine(base, base.label_path, row, folder.all_frames) if is_cine else [base]
     return records
+
+
+def is_plain(folder):
+    """Whether images or masks lie below the folders of the smallest layout."""
+    names = {folder.root / "images", folder.root / "labels"}
+    return any(names & set(path.parents) for path in folder.files)
 
 
 def _plain_table(root, names):
@@ -274,33 +203,49 @@ def _plain_table(root, names):
 
 
 # The first that recognises a folder reads it.
-LAYOUTS = (Layout("nnU-Net raw", _is_nnunet_raw, read_nnunet_raw),
+LAYOUTS = (Layout("nnU-Net raw", is_nnunet_raw, read_nnunet_raw),
            Layout("M&Ms-2", lambda folder: folder.has(MMS2), read_mms2),
            Layout("ACDC", lambda folder: folder.has(ACDC), read_acdc),
            Layout("M&Ms-1", lambda folder: folder.has(CINE), read_mms1),
-           Layout("images and labels", lambda folder: (folder.root / "images").is_dir(), read_plain))
+           Layout("images and labels", is_plain, read_plain))
 
 
-def _frame_number(text):
-    """A frame number from a cell such as '24', '24.0' or ''; None where there is none."""
-    try:
-        return int(float(text))
-    except (ValueError, OverflowError):                           # no number, or an infinite one
-        return None
+def read_layout(folder):
+    """Records of a Folder by the first layout that recognises it; raises DataError if none does, or if none is left.
+
+    What it leaves out is named in `folder.left_out`.
+    """
+    layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
+    if layout is None:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        raise DataError(f"{folder.root}: no files of a known layout ({known}) found, {len(folder.files)} NIfTI files "
+                        "of other names; the smallest is images/NAME.nii.gz with labels/NAME.nii.gz")
+    records = layout.read(folder)
+    if not records:
+        why = "; ".join(f"{what} {reason}" for what, reason in folder.left_out[:3])
+        raise DataError(f"{folder.root}: no usable volume by the layout {layout.name} ({why or 'no image'})")
+    _name_other_layouts(folder, layout, records)
+    return records
 
 
-def _split_of(path, root):
-    """Training, Validation or Testing by the name of a folder on the way from the root, or ""."""
-    for part in path.relative_to(root).parts[:-1]:
-        if part.lower() in SPLIT_FOLDERS:
-            return SPLIT_FOLDERS[part.lower()]
-    return ""
+def _name_other_layouts(folder, layout, records):
+    """Name the files in folders of which the layout that is read knows none, with the layout that would read them."""
+    below, known_to = {}, {}
+    for path in folder.files:
+        below.setdefault(path.parent, []).append(path)
+        known_to.setdefault(path.parent, set()).update(_recognised_by(replace(folder, files=(path,))))
+    own = {Path(path).parent for r in records for path in (r.image_path, r.label_path) if path}
+    others = {}
+    for parent, names in known_to.items():
+        if parent not in own and layout.name not in names:
+            others.setdefault(min(names, default="no known layout"), []).extend(below[parent])
+    for name, paths in others.items():
+        folder.left_out.append((f"{len(paths)} files such as {paths[0]}", f"of {name}, and one folder is read by one "
+                                f"layout, {layout.name} here; give theirs as a second one: DATA=x,y"))
 
 
-def _mask_beside(path):
-    """The mask of an image, `_gt` before its suffix, or None."""
-    mask = path.with_name(path.name.replace(".nii", "_gt.nii"))
-    return str(mask) if mask.exists() else None
+def _recognised_by(folder):
+    return [layout.name for layout in LAYOUTS if layout.recognise(folder)]
 
 
 def _by_name(rows, column, root):
@@ -313,18 +258,3 @@ def _by_name(rows, column, root):
             raise DataError(f"{root}: two rows of {row[column]} in its table differ in {', '.join(differing)}; "
                             "correct it")
     return found
-
-
-def _newest_table(root, required):
-    """Rows of the newest CSV below root that holds the required columns (by the date in its name)."""
-    candidates = sorted(path for path in root.rglob("*.csv") if not path.name.startswith("."))
-    if not candidates:
-        columns = ", ".join(required)
-        raise DataError(f"{root}: no CSV with the columns {columns} found; put the dataset's information file there")
-    problems = []
-    for path in reversed(candidates):
-        try:
-            return read_csv(path, required)
-        except DataError as error:
-            problems.append(error)
-    raise problems[0]

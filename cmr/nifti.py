@@ -2,22 +2,27 @@
 
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
-Public: `Nifti`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`, `write_changed`,
-`without_words`, `STORED_LIMITS`, `as_integers`, `from_integers`.
+Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`,
+`write_changed`, `without_words`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip
-import zlib
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from cmr.errors import DataError
+from cmr.file_kinds import decoded
 from cmr.files import atomic
+from cmr.records import frame_number
 
 STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored
+
+
+class BlankImage(DataError):
+    """An image without contrast: a study cannot be used with it, a cine without one of its frames can."""
 
 
 @dataclass(frozen=True)
@@ -53,61 +58,46 @@ def read_stored(path):
     NaN and infinite voxels become 0 and are counted; the notes name them with the file.
     """
     path = str(path)
-    image, data = _decoded(path)
-    kind = image.get_data_dtype()
-    if kind.fields or kind.kind not in "iuf":
-        raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
-    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * kind.itemsize
-    if len(data) < expected:
-        raise DataError(f"{path}: {len(data)} bytes, expected {expected} from the header; copy or download it again")
-    array = np.asarray(image.dataobj, np.float32)
-    if not array.size:
-        raise DataError(f"{path}: shape {image.shape} holds no voxel; export it again")
-    notes = []
+    image, header, data = decoded(path)
+    array, notes = _voxels(path, image, len(data)), []
     broken = ~np.isfinite(array)
     if broken.any():
         array = np.where(broken, 0, array)
         notes.append(f"{int(broken.sum())} non-finite voxels set to 0 in {path}")
-    columns_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if abs(np.linalg.det(image.affine[:3, :3])) <= 1e-6 * np.prod(columns_mm):
+    with np.errstate(all="ignore"):                               # NaN and what overflows fail the second condition
+        flat = abs(np.linalg.det(image.affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(image.affine[:3, :3], axis=0))
+    if flat or not (np.abs(image.affine) < 1e6).all():
         raise DataError(f"{path}: its affine {image.affine[:3].tolist()} cannot be inverted; correct the header")
     array.setflags(write=False)
-    spacing_mm = tuple(float(s) for s in image.header.get_zooms()[:3])
+    # As it stands in the file: nibabel makes a size of 0 one of 1.
+    spacing_mm = tuple(abs(float(s)) for s in header["pixdim"][1:4][:array.ndim])
     return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header, int(broken.sum()))
 
 
-def _decoded(path):
-    """(nibabel image, its bytes) of a file.
-
-    The gzip stream is decompressed to its end first: nibabel alone stops before the checksum and returns wrong voxels
-    for a flipped bit.
-    """
-    try:
-        raw = Path(path).read_bytes()
-        if not raw:                                               # gzip takes nothing for an empty archive
-            raise EOFError
-        data = gzip.decompress(raw) if path.endswith(".gz") else raw
-        return nib.Nifti1Image.from_bytes(data), data
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except PermissionError:                                       # not damage: `run_script` says it
-        raise
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        is_gzip = raw[:2] == b"\x1f\x8b"
-        found = "is truncated or damaged (gzip checksum)" if is_gzip else f"begins with {raw[:12]!r}"
-        raise DataError(f"{path}: {found if raw else 'is empty'}; copy or download it again") from error
-    except Exception as error:
-        why = f"{type(error).__name__}: {str(error)[:80]}"
-        raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
+def _voxels(path, image, n_bytes):
+    """The voxels as float32; raises DataError if their type, shape or number cannot be meant."""
+    kind = image.get_data_dtype()
+    if kind.fields or kind.kind not in "iuf":
+        raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
+    if min(image.shape, default=0) < 1:
+        raise DataError(f"{path}: shape {image.shape} holds no voxel; export it again")
+    expected = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * kind.itemsize
+    if n_bytes < expected:
+        raise DataError(f"{path}: {n_bytes} bytes, expected {expected} from the header; copy or download it again")
+    with np.errstate(all="ignore"):                               # what overflows becomes infinite, which is counted
+        return np.asarray(image.dataobj, np.float32)
 
 
 def _require_short_axis(nifti):
-    """Raise DataError for a voxel size that cannot be a short-axis stack's in mm."""
-    spacing = nifti.spacing_mm
-    if not all(0.4 <= s <= 4 for s in spacing[:2]) or not 2 <= spacing[2] <= 25:
-        units = nifti.header.get_xyzt_units()[0]
-        raise DataError(f"{nifti.path}: voxel size {spacing} ({units}), expected 0.4-4 mm in-plane and 2-25 mm between "
-                        "slices; correct the header")
+    """Raise DataError for a voxel size, or a shape with it, that cannot be a short-axis stack's in mm."""
+    spacing_mm, shape = nifti.spacing_mm, nifti.array.shape[:3]
+    if not all(0.4 <= s <= 4 for s in spacing_mm[:2]) or not 2 <= spacing_mm[2] <= 25:
+        raise DataError(f"{nifti.path}: voxel size {spacing_mm} ({nifti.header.get_xyzt_units()[0]}), expected 0.4-4 "
+                        "mm in-plane and 2-25 mm between slices; correct the header or the order of the axes")
+    sides_mm = np.multiply(shape, spacing_mm)
+    if sides_mm[2] > 400 or shape[2] > min(shape[:2]) and sides_mm[2] > 4 * min(sides_mm[:2]):
+        raise DataError(f"{nifti.path}: shape {shape} with {spacing_mm[2]:g} mm between slices is a stack of "
+                        f"{sides_mm[2]:.0f} mm; is the slice axis the third?  Correct the axes or the voxel size")
 
 
 def _odd_affine(affine, spacing_mm):
@@ -132,9 +122,11 @@ def read_volume(record):
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
     image = _frame(nifti, record.frame)
-    if image.max() == image.min():
-        constant = f"{record.phase} of {record.subject} is constant ({image.max():g})"
-        raise DataError(f"{nifti.path}: {constant}; leave the study out")
+    _require_contrast(image, nifti.path, record)
+    image, padding = _without_padding(image) if record.limits is None else (image, [])
+    if padding:
+        notes += padding
+        _require_contrast(image, nifti.path, record)
     if not record.label_path:
         return image, None, nifti, notes
     mask = read_nifti(record.label_path)
@@ -143,12 +135,61 @@ def read_volume(record):
     label, mask_notes = _fitting_mask(mask, nifti, image.shape, record.frame)
     notes += mask_notes
     label = _our_numbering(label, record.label_map, mask.path)
+    elsewhere = _labelled_elsewhere(mask, record)
     if not label.any():
-        return image, None, nifti, [*notes, "label volume is all zero: unlabelled"]
+        return image, None, nifti, [*notes, "its mask is all zero" + elsewhere]
+    if elsewhere:
+        notes.append("labels of another frame than the table's" + elsewhere)
     filled = label.any((0, 1))
     if (filled[:-2] & ~filled[1:-1] & filled[2:]).any():
         notes.append("interior slice without label")
     return image, label, nifti, notes
+
+
+def _require_contrast(image, path, record):
+    """Raise BlankImage if fewer than one voxel in a hundred differs from the usual one: no heart is so small."""
+    usual = float(np.median(image))
+    differing = int((image != usual).sum())
+    if differing < 0.01 * image.size:
+        but = f" but for {differing} voxels" if differing else ""
+        raise BlankImage(f"{path}: {record.phase} of {record.subject} is constant ({usual:g}){but}; leave it out")
+
+
+def _without_padding(image):
+    """(an image whose padding is as dark as the darkest tissue, notes that name the padding's value).
+
+    Padding is what lies farther below the 5th percentile of all above it than a quarter of their range.  It is no
+    measurement, and intensities scaled by it would leave the tissues with next to no contrast.
+    """
+    notes = []
+    while image.min() < image.max():
+        lowest = image.min()
+        others = image[image > lowest]
+        dark, bright = np.percentile(others, (5, 99.5)).astype(np.float64)
+        floor = dark - (bright - dark) / 4
+        if lowest >= floor:
+            break
+        notes.append(f"padding of {lowest:g}, far below the tissue, is not normalised by")
+        image = np.maximum(image, others[others >= floor].min())
+    return image, notes
+
+
+def _labelled_elsewhere(mask, record):
+    """In words, which frame of a 4D mask is labelled although the record's table does not name it; "" if none is.
+
+    A mask with more labelled frames than ED and ES is one of a whole cine, of which the table names two.
+    """
+    if mask.array.ndim < 4:
+        return ""
+    named = [frame_number(record.metadata.get(phase, "")) for phase in ("ed", "es")]
+    labelled = [f for f in range(mask.array.shape[3]) if mask.array[..., f].any()]
+    others = [f for f in labelled if f not in named]
+    if not others or record.frame in labelled and len(labelled) > 2:
+        return ""
+    for where, frame in (("before", record.frame - 1), ("after", record.frame + 1)):
+        if frame in others:
+            return f"; the neighbouring frame {where} it is labelled: ED and ES in the table must count from 0"
+    return f"; frame {others[0]} is labelled instead: correct ED and ES in the table"
 
 
 def _frame(nifti, frame):
@@ -163,11 +204,14 @@ def _frame(nifti, frame):
 
 def _fitting_mask(mask, nifti, shape, frame):
     """(label (X, Y, Z) of the frame on the image's grid, notes); raises DataError if it lies on another."""
+    if mask.array.ndim > nifti.array.ndim:
+        raise DataError(f"{mask.path}: shape {mask.array.shape}, frames or one channel for each label, but its image "
+                        f"{nifti.path} is 3D; export one volume of label numbers")
     if frame is not None and mask.array.ndim == 3 and nifti.array.ndim == 4:
         raise DataError(f"{mask.path}: one label volume for a cine of {nifti.array.shape[3]} frames; "
                         "which frame it belongs to is unknown")
     if mask.array.ndim == 4 and mask.array.shape[3] != nifti.array.shape[3]:
-        raise DataError(f"{mask.path}: {mask.array.shape[3]} frames, but its image has {nifti.array.shape[3]}; "
+        raise DataError(f"{mask.path}: {mask.array.shape[3]} frames, its image {nifti.path} {nifti.array.shape[3]}; "
                         "export the labels again")
     label = _frame(mask, frame)
     axes, flipped = _turn(label.shape, mask, nifti, shape)
@@ -260,7 +304,7 @@ def write_changed(path, values, changed, original):
     values : grey values, of the shape in the file.  changed : boolean, which voxels they are written to.  They are
     rounded and clipped to what the file's data type and scaling can hold.
     """
-    image, data = _decoded(str(original))
+    image, _, data = decoded(str(original))
     proxy = image.dataobj
     raw = np.array(proxy.get_unscaled())
     stored = (values[changed] - proxy.inter) / proxy.slope

@@ -1,6 +1,6 @@
 """One volume of a dataset as a `Record`, and a `Domain`: a filter on records' metadata.  No file is read here.
 
-Public: `Record`, `Domain`, `VENDOR_NAMES`, `SPLITS`.
+Public: `Record`, `Domain`, `frame_number`, `VENDOR_NAMES`, `SPLITS`.
 """
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,6 +34,20 @@ class Record:
     def case(self):
         """Name of the volume, unique in its dataset."""
         return f"{self.subject}_{self.phase}"
+
+    @property
+    def is_extra_frame(self):
+        """Whether it is a cine's frame beside ED and ES, which only the diffusion model learns from."""
+        return self.frame is not None and self.phase not in ("ED", "ES")
+
+
+def frame_number(text):
+    """A frame number from a cell of a table such as '24', '24.0' or '24,0'; None where there is none."""
+    try:
+        number = float(text.replace(",", "."))
+        return int(number) if number.is_integer() else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -75,13 +89,15 @@ class Domain:
         return (self.value(record) or "").lower() in [value.lower() for value in self.values]
 
     def select(self, records):
-        """The records of this domain; raises UsageError naming what there is when nothing matches."""
-        chosen = [r for r in records if r in self]
-        if chosen:
-            return chosen
+        """The records of this domain; raises UsageError naming what there is when one of its values matches nothing."""
         found = Counter(self.value(r) for r in records)
         if set(found) == {None}:
             columns = sorted({name for r in records for name in r.metadata} | {"vendor", "centre", "pathology"})
             raise UsageError(f"domain {self}: no metadata column {self.column!r}; there are {', '.join(columns)}")
-        there = ", ".join(f"{value or '(empty)'} ({n})" for value, n in sorted(found.items(), key=str))
-        raise UsageError(f"domain {self} matches none of {len(records)} volumes; {self.column} has {there}")
+        known = {(value or "").lower() for value in found}
+        missing = [value for value in self.values if value.lower() not in known]
+        if missing:
+            there = ", ".join(f"{value or '(empty)'} ({n})" for value, n in sorted(found.items(), key=str))
+            what = self if missing == list(self.values) else f"{self}: {', '.join(missing)}"
+            raise UsageError(f"domain {what} matches none of {len(records)} volumes; {self.column} has {there}")
+        return [r for r in records if r in self]

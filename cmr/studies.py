@@ -2,16 +2,19 @@
 
 Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `in_role`, `pseudonyms`, `require_apart`,
-`require_unseen`.
+Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `pseudonyms`,
+`require_apart`, `require_unseen`.
 """
 import hashlib
+import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from cmr.errors import DataError, UsageError
 from cmr.files import encoded
-from cmr.layouts import LAYOUTS, Folder
+from cmr.folders import like_a_split, open_folder
+from cmr.layouts import read_layout
 from cmr.records import SPLITS, Domain
 from cmr.seeds import rng
 
@@ -26,8 +29,8 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
     is there twice.
     """
     records, owner = [], {}
-    for folder in map(Path, str(root).split(",")):
-        for record in _read(folder, use_unlabeled_masks, all_frames)[0]:
+    for folder in _folders(root):
+        for record in read_layout(open_folder(folder, use_unlabeled_masks, all_frames)):
             first = owner.setdefault(record.subject, folder)
             if first != folder:
                 raise DataError(f"{record.subject} is a subject of {first} and of {folder}; rename it in one of them")
@@ -39,14 +42,33 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
 def left_out(root, use_unlabeled_masks=False):
     """[(what, why)] of all in the datasets that no segmenter is trained or tested on: nothing vanishes unsaid."""
     found = []
-    for folder in map(Path, str(root).split(",")):
-        records, orphans = _read(folder, use_unlabeled_masks, all_frames=False)
-        found += orphans
+    for path in _folders(root):
+        folder = open_folder(path, use_unlabeled_masks)
+        records = read_layout(folder)
+        found += folder.left_out
         for record in records:
             found += [(record.case, flag) for flag in record.flags]
             if not record.label_path and not record.flags:
                 found.append((record.case, "has no mask"))
     return list(dict.fromkeys(found))
+
+
+def _folders(text):
+    """The dataset folders that `--data` names, separated by commas; raises UserError if they cannot be meant so."""
+    parts = [part.strip() for part in str(text).split(",")]
+    read_as = f"--data {str(text)!r} is read as {len(parts)} folders separated by commas; no path may contain a comma"
+    if not all(parts):
+        raise UsageError(f"an empty name beside a comma: {read_as}")
+    folders = [Path(part) for part in parts]
+    for folder in folders if len(parts) > 1 else ():
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; {read_as}")
+    real = [folder.resolve() for folder in folders]
+    for (i, inner), (j, outer) in itertools.permutations(enumerate(real), 2):
+        if outer in (inner, *inner.parents):
+            raise UsageError(f"--data {text}: {folders[i]} and {folders[j]} are one folder, or one lies in the other; "
+                             "name each dataset once")
+    return folders
 
 
 def _require_once(records):
@@ -56,27 +78,6 @@ def _require_once(records):
         path = first.setdefault(record.case, record.image_path)
         if path != record.image_path:
             raise DataError(f"{record.case} is there twice: {path} and {record.image_path}; remove one of them")
-
-
-def _read(root, use_unlabeled_masks, all_frames):
-    """(volumes of one dataset by the layout that recognises it, (what, why) of what that layout leaves out)."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
-    files = tuple(sorted(p for p in root.rglob("*.nii*") if p.is_file() and not _hidden(p.relative_to(root))))
-    folder = Folder(root, files, use_unlabeled_masks, all_frames)
-    layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
-    if layout is None:
-        known = ", ".join(layout.name for layout in LAYOUTS)
-        raise DataError(f"{root}: no files of a known layout ({known}) found, {len(files)} NIfTI files of other names; "
-                        "the smallest is images/NAME.nii.gz with labels/NAME.nii.gz")
-    records = layout.read(folder)
-    if not records:
-        raise DataError(f"{root}: no usable volume; run `make check DATA={root}` for the reasons")
-    return records, folder.left_out
-
-
-def _hidden(path):
-    return any(part.startswith(".") for part in path.parts)
 
 
 def studies_of(c, all_frames=False):
@@ -101,6 +102,30 @@ def split_by_subject(records, source, upper_bound=False):
     held_out = _held_out(records, source)
     as_validation = lambda r: r.split == "Training" and r.subject in held_out
     return [replace(r, split="Validation") if as_validation(r) else r for r in records]
+
+
+def splits_drawn(c, records):
+    """In words, which studies were given a split although names of folders speak of one.
+
+    c : settings of a stage.  records : its studies, as `studies_of` returns them.
+    """
+    found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
+    for before, after in zip(found, records):
+        path = Path(before.image_path)
+        folder = next(folder for folder in folders if folder in path.parents)
+        name = like_a_split(path, folder)
+        if name or not before.split:
+            drawn.setdefault((folder, name), {})[after.subject] = after.split
+    with_splits = {r.metadata["dataset"] for r in found if r.split}
+    said = []
+    for (folder, name), splits in drawn.items():
+        if name or folder.name in with_splits:
+            where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
+            counts = Counter(splits.values())
+            drawn_as = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+            said.append(f"{len(splits)} subjects of {folder} lie {where} (training, validation, testing): taken as "
+                        f"{drawn_as}; rename the folder if that is not meant")
+    return said
 
 
 def _shared_out(records, source, upper_bound):
@@ -140,10 +165,13 @@ def _digest(subject):
 
 def in_role(records, domain, split, labelled_only=False):
     """Records of a domain and split; raises UsageError if there is none."""
-    chosen = [r for r in domain.select(records) if r.split == split and (r.label_path or not labelled_only)]
+    there = [r for r in domain.select(records) if r.split == split]
+    chosen = [r for r in there if r.label_path or not labelled_only]
     if not chosen:
         kind = f"labelled {split}" if labelled_only else split
-        raise UsageError(f"domain {domain} has no {kind} volumes; choose another domain or dataset")
+        flags = Counter(flag for r in there for flag in r.flags).most_common(1)
+        why = f" ({flags[0][0]}, in {flags[0][1]} of {len(there)})" if flags else ""
+        raise UsageError(f"domain {domain} has no {kind} volumes{why}; choose another domain or dataset")
     return chosen
 
 

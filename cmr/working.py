@@ -14,10 +14,11 @@ from cmr import ranks
 from cmr.errors import DataError, ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
-from cmr.labels import labelled
-from cmr.nifti import read_volume
+from cmr.labels import labelled, looks_swapped
+from cmr.nifti import BlankImage, read_volume
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
+SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,32 @@ class Working:
 def prepare(records, grid, work):
     """Working volumes of `records`, from the cache in `work` or made now: a list of Working in the same order.
 
+    A cine's frame beside ED and ES that is blank is left out, with a line that says so; masks whose LV and RV look
+    swapped are named.  Raises DataError for a file that cannot be used.
     An entry is a function of the files' path, size, time and of the grid; the JSON is written last, so a killed run
     leaves no half entry.  What is read is checked against the hash of what was written: a flipped bit is found.
     Every rank must call this equally often: the first makes what is missing, the others wait.
     """
+    workings = []
     with ranks.first_alone():
         sweep(work)
-        return [_prepared(record, grid, Path(work)) for record in records]
+        for record in records:
+            try:
+                workings.append(_prepared(record, grid, Path(work)))
+            except BlankImage as error:
+                if not record.is_extra_frame or len(records) == 1:
+                    raise
+                print(f"note: {error}; the frame is left out", flush=True)
+    _name_swapped(workings)
+    return workings
+
+
+def _name_swapped(workings):
+    """Print one line if masks have their ventricles swapped."""
+    swapped = [w.record.label_path for w in workings if SWAPPED in w.notes]
+    if swapped:
+        print(f"note: {SWAPPED} in {len(swapped)} of {len(with_labels(workings))} masks, the first {swapped[0]}; "
+              "correct them or their label table", flush=True)
 
 
 def _prepared(record, grid, work):
@@ -93,6 +113,8 @@ def _key(record, grid):
 def _make(record, grid, work, key):
     """Write one entry of the cache."""
     image, label, nifti, notes = read_volume(record)
+    if label is not None and looks_swapped(label):
+        notes = [*notes, SWAPPED]
     image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
         if array is not None:

@@ -335,8 +335,9 @@ def _(p):
 
 fault("parts of another experiment", "source and target overlap", 2, "must be unseen")(
     lambda p: p.check("--source", "Vendor=A,B"))
-fault("parts of another experiment", "a source that nobody is of", 2, "Vendor has A")(
-    lambda p: p.check("--source", "Vendor=Q"))
+for _source in ("Vendor=Q", "Vendor=A,Q"):
+    fault("parts of another experiment", f"a source of which nobody is: {_source}", 2, "Vendor has A")(
+        lambda p, source=_source: p.check("--source", source))
 
 
 # ---- Studies that vanish -----------------------------------------------------------------------------------------
@@ -579,6 +580,66 @@ def _(p):
 def _(p):
     p.table.unlink()
     return p.check()
+
+
+# ---- Someone else's data -----------------------------------------------------------------------------------------
+
+def behind_a_link(p):
+    shutil.move(p.image().parent, p.folder / "disk")
+    (p.data / "another disk").symlink_to(p.folder / "disk")
+    (p.data / "all").symlink_to(p.data)
+
+
+def with_older_table(p):
+    older = p.data / "zz" / "201014_M&Ms_Dataset_Information_-_opendataset.csv"
+    with_text(older, p.table.read_text(encoding="utf-8-sig").replace(",A,", ",D,"))
+
+
+def with_frames(change):
+    """ED and ES of every row as `change` says, in a table with semicolons."""
+    def changed(text):
+        head, *rows = [line.split(",") for line in text.splitlines()]
+        for row in rows:
+            for column in (head.index("ED"), head.index("ES")):
+                row[column] = change(row[column])
+        return "\n".join(map(";".join, [head, *rows])) + "\n"
+    return lambda p: retabled(p, changed)
+
+
+def without_spacing(p):
+    for path in (p.image(), p.mask()):
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        data[80:88], data[252:256] = bytes(8), bytes(4)           # voxel size in-plane; the codes of both affines
+        path.write_bytes(gzip.compress(data))
+
+
+def padded(array):
+    array = array.astype(np.int16)
+    array[:20] = -32768
+    return array
+
+
+for _name, _code, _words, _damage in (
+        ("a study behind a link, and a link that leads back", 0, "a loop, not followed", behind_a_link),
+        ("a folder Test_set", 0, "lie in Test_set",
+         lambda p: next(p.data.rglob("Testing")).rename(p.data / "Test_set")),
+        ("an older table in a subfolder", 0, "is taken for the newest", with_older_table),
+        ("ED and ES with decimal commas", 0, "structures: LV in 34", with_frames(lambda cell: cell + ",0")),
+        ("ED = ES = 0 in every row", 2, "though a mask is there", with_frames(lambda cell: "0")),
+        ("ED and ES counted from 1", 0, "must count from 0", with_frames(lambda cell: str(int(cell) + 1))),
+        ("voxel size 0 in-plane", 3, "voxel size (0.0, 0.0", without_spacing),
+        ("slices stored first", 3, "is the slice axis the third?",
+         lambda p: rewrite(p.image(), lambda a: a.transpose(2, 1, 0, 3))),
+        ("padding of -32768", 0, "not normalised by", lambda p: rewrite(p.image(), padded)),
+        ("an uncompressed file called .nii.gz", 0, "structures: LV in 34",
+         lambda p: p.image().write_bytes(gzip.decompress(p.image().read_bytes())))):
+    def _foreign(p, damage=_damage):
+        damage(p)
+        return ["-m", "cmr.check_dataset", "--preset", "tiny", "--data", p.data]
+    fault("someone else's data", _name, _code, _words)(_foreign)
+for _data, _words in (("{0},{0}", "name each dataset once"), ("{0},", "an empty name beside a comma")):
+    fault("someone else's data", f"--data {_data.format('x')}", 2, _words)(
+        lambda p, data=_data: ["-m", "cmr.check_dataset", "--preset", "tiny", "--data", data.format(p.data)])
 
 
 # ---- Flags -------------------------------------------------------------------------------------------------------

@@ -70,3 +70,23 @@ def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):
     domains = ["--source", "Pathology=MINF,DCM", "--target", "Pathology=HCM,NOR"]
     got, printed, errors = script("-m", "cmr.check_dataset", data, *domains)
     assert got == 0 and "26 subjects, 52 volumes" in printed and "MYO, RV labelled nowhere" in printed, errors
+
+
+@pytest.mark.parametrize("change,words", [
+    ({"label": 0 * cine(0)[1]}, "A0S9V9_ED: its mask is all zero"),
+    ({"ED": 1, "ES": 3}, "A0S9V9_ED: .*the neighbouring frame before it is labelled: ED and ES in the table must")])
+def test_masks_that_are_all_empty_in_training_are_refused(tmp_path, change, words):
+    mms(tmp_path, {"A0S9V9": change, "A1S9V9": change, "B0S9V9": {"folder": "Testing", "Vendor": "B"}})
+    with pytest.raises(DataError, match=f"no mask of the training volumes of Vendor=A labels anything; {words}"):
+        check_dataset(Config(data=str(tmp_path), size=32))
+
+
+def test_what_cannot_be_trained_on_is_left_out_by_name(tmp_path):
+    """A mask of zeros, and a study without ED and ES whose first frame is blank."""
+    image, label = cine(3)
+    one, blank = label.copy(), image.copy()
+    one[..., 2], blank[..., 0] = 0, 0
+    mms(tmp_path, {"A0S9V9": {"label": one}, "A1S9V9": {"image": blank, "ED": 0, "ES": 0}})
+    left_out = check_dataset(Config(data=str(tmp_path), size=32))["left_out"]
+    assert "A0S9V9_ES: its mask is all zero" in left_out
+    assert any("F00 of A1S9V9 is constant (0)" in item for item in left_out)

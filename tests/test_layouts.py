@@ -64,11 +64,7 @@ def test_mms2(tmp_path):
 
 def test_acdc_labels_and_frames(tmp_path):
     image, label = cine(0)
-    folder = tmp_path / "training" / "patient001"
-    for frame, f in ((1, 0), (12, 2)):
-        nifti(folder / f"patient001_frame{frame:02d}.nii.gz", image[..., f])
-        # RV 1, MYO 2, LV 3
-        nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[label[..., f]])
+    folder = acdc(tmp_path)
     nifti(folder / "patient001_4d.nii.gz", image)
     (folder / "Info.cfg").write_text("ED: 12\nES: 1\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
     records = find(tmp_path)
@@ -77,20 +73,6 @@ def test_acdc_labels_and_frames(tmp_path):
         ("patient001_ES", "01", "DCM", "Training"),
     ]
     assert (read_volume(records[0])[1] == label[..., 2]).all()
-
-
-def test_nnunet_raw_both_versions(tmp_path):
-    image, label = cine(0)
-    for labels, root in (
-        ({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"),
-        ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1"),
-    ):
-        nifti(root / "imagesTr" / "A0S9V9_ED_0000.nii.gz", image[..., 0])
-        nifti(root / "labelsTr" / "A0S9V9_ED.nii.gz", np.array([0, 1, 0, 2], np.uint8)[label[..., 0]])
-        (root / "dataset.json").write_text(json.dumps({"labels": labels}))
-        record, = find(root)
-        assert record.subject == "A0S9V9"
-        assert (read_volume(record)[1] == np.where(label[..., 0] == 2, 0, label[..., 0])).all()
 
 
 def test_images_and_labels_with_and_without_a_table(tmp_path):
@@ -166,6 +148,80 @@ def test_all_that_is_left_out_is_named(tmp_path):
         ("D0S9V9_ED", "ES frame 9 not within 4 frames: phase left out")]
 
 
+@pytest.mark.parametrize("cells,words", [
+    (("0", "0"), "ED = ES = 0: unlabelled, though a mask is there: name the two frames that it labels"),
+    (("", ""), "no ED and ES frame in the CSV: unlabelled, though"),
+    (("first", "12."), "ED frame first not within 4 frames"), (("x", "y"), "no ED and ES frame in the CSV x and y: un"),
+    (("0", "2.5"), "ES frame 2.5 not within 4 frames"),
+    (("1", "4"), "ES frame 4 not within 4 frames: phase left out; do the frames in the CSV count from 1")])
+def test_frames_that_cannot_be_meant_are_named_as_they_stand_in_the_table(tmp_path, cells, words):
+    mms(tmp_path, {"A0S9V9": dict(zip(("ED", "ES"), cells))})
+    assert any(words in why for _, why in left_out(tmp_path)), left_out(tmp_path)
+
+
+def test_decimal_commas_are_numbers(tmp_path):
+    mms(tmp_path, {"A0S9V9": {"ED": "0,0", "ES": "2,0"}})
+    assert [r.frame for r in find(tmp_path)] == [0, 2] and not left_out(tmp_path)
+
+
+@pytest.mark.parametrize("cells,words", [
+    (("1", "3"), "the neighbouring frame before it is labelled: ED and ES in the table must count from 0"),
+    (("3", "1"), "the neighbouring frame before it is labelled"), (("0", "1"), "the neighbouring frame after it"),
+    (("3", "2"), "frame 0 is labelled instead: correct ED and ES")])
+def test_a_mask_whose_other_frames_are_labelled_says_which(tmp_path, cells, words):
+    mms(tmp_path, {"A0S9V9": dict(zip(("ED", "ES"), cells))})
+    notes = [note for r in find(tmp_path) for note in read_volume(r)[3]]
+    assert any("all zero; " in note and words in note for note in notes), notes
+
+
+def test_es_taken_for_ed_is_named_and_a_mask_of_a_whole_cine_is_not(tmp_path):
+    """ED and ES beside each other and counted from 1: the frame of ED is labelled, as ES."""
+    image, label = cine(0)
+    apart = label[..., [0, 2, 1, 3]]
+    mms(tmp_path, {"A0S9V9": {"label": apart, "ED": 1, "ES": 2}, "B0S9V9": {"label": label[..., [0, 0, 2, 2]]}})
+    notes = {r.case: " ".join(read_volume(r)[3]) for r in find(tmp_path)}
+    assert "labels of another frame than the table's; the neighbouring frame before it" in notes["A0S9V9_ED"]
+    assert "all zero; frame 0 is labelled instead" in notes["A0S9V9_ES"]
+    assert not notes["B0S9V9_ED"] + notes["B0S9V9_ES"]
+
+
+@pytest.mark.parametrize("encoding,more", [("utf-8-sig", ""), ("latin-1", "Médecin: X\n"), ("utf-16", "")])
+def test_info_cfg_is_read_as_windows_writes_it(tmp_path, encoding, more):
+    config = acdc(tmp_path) / "Info.cfg"
+    config.write_bytes(("ED: 1\r\nES: 12\r\n" + more).encode(encoding))
+    assert [r.case for r in find(tmp_path)] == ["patient001_ED", "patient001_ES"] and not left_out(tmp_path)
+
+
+@pytest.mark.parametrize("text,words", [("ED: 0\nES: 12\n", "frame 0 of .*Info.cfg has no file; there are 1, 12"),
+                                        ("ES: 12\n", "frame  of .*Info.cfg has no file"),
+                                        ("ED: 12\nES: 12\n", "names the frame of ED, 12, for ES too")])
+def test_a_frame_of_info_cfg_that_is_wrong_is_named(tmp_path, text, words):
+    (acdc(tmp_path) / "Info.cfg").write_text(text)
+    assert len(find(tmp_path)) == 1 and re.search(words, left_out(tmp_path)[0][1])
+
+
+def test_two_layouts_below_one_folder_are_named(tmp_path):
+    acdc(tmp_path / "french")
+    mms(tmp_path / "spanish", {"A0S9V9": {}})
+    nifti(tmp_path / "more" / "imagesTr" / "x_0000.nii.gz", cine(0)[0][..., 0])
+    assert {r.subject for r in find(tmp_path)} == {"patient001"}
+    [mms1, unknown] = sorted(left_out(tmp_path), key=lambda item: item[1])
+    assert "1 files such as" in unknown[0] and "of no known layout" in unknown[1]
+    assert "2 files such as" in mms1[0] and "of M&Ms-1, and one folder is read by one layout, ACDC here" in mms1[1]
+
+
+def acdc(root):
+    """A patient of frames 1 and 12: its folder."""
+    image, label = cine(0)
+    folder = root / "training" / "patient001"
+    for frame, f in ((1, 0), (12, 2)):
+        nifti(folder / f"patient001_frame{frame:02d}.nii.gz", image[..., f])
+        # RV 1, MYO 2, LV 3
+        nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", np.array([0, 3, 2, 1], np.uint8)[label[..., f]])
+    (folder / "Info.cfg").write_text("ED: 1\nES: 12\n")
+    return folder
+
+
 def test_missing_things_are_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find(tmp_path / "nowhere")
@@ -192,6 +248,6 @@ def test_a_new_layout_is_one_function_and_one_entry(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="4 NIfTI files of other names"):
         find(tmp_path)
     entry = Layout("dotted", lambda folder: folder.has(name), read)
-    monkeypatch.setattr("cmr.studies.LAYOUTS", (*LAYOUTS, entry))
+    monkeypatch.setattr("cmr.layouts.LAYOUTS", (*LAYOUTS, entry))
     records = find(tmp_path)
     assert [r.case for r in records] == ["heart_ED", "heart_ES"] and (read_volume(records[1])[1] == label[..., 2]).all()

@@ -1,12 +1,15 @@
 """NIfTI files: those that cannot be trusted, masks that fit and do not, results with the header of the image."""
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from cmr.errors import DataError
-from cmr.nifti import read_nifti, read_volume, without_words, write_like, write_nifti
+from cmr.file_kinds import frames_in
+from cmr.grid import Grid, to_working
+from cmr.nifti import BlankImage, read_nifti, read_volume, without_words, write_like, write_nifti
 from cmr.records import Record
 
 
@@ -212,3 +215,140 @@ def test_a_result_without_words_keeps_the_grid_and_no_name(tmp_path):
         write_like(tmp_path / name, np.zeros(IMAGE.shape, np.uint8), given)
         assert (b"ohn" in (tmp_path / name).read_bytes()) == said
     assert np.allclose(nib.load(tmp_path / "bare.nii").affine, image.affine)
+
+
+def tissue(seed=0):
+    """A heart (X, Y, Z) on the way of a scanner: background 5, myocardium 60 to 70, cavity 150 to 250; its label."""
+    g = np.random.default_rng(seed)
+    x, y = np.indices((64, 64)) - 32
+    label = np.zeros((64, 64, 5), np.uint8)
+    label[np.hypot(x, y) < 14], label[np.hypot(x, y) < 9] = 2, 1
+    usual = np.array([5.0, 200, 65])[label]
+    return usual + g.uniform(-1, 1, label.shape) * np.array([4.0, 50, 5])[label], label
+
+
+def contrast(record, grid=Grid(2.5, 32)):
+    """How far LV and myocardium lie apart in [-1, 1], and what was noted."""
+    image, label, nifti, notes = read_volume(record)
+    image, label, _ = to_working(image, nifti, grid, label)
+    return image[label == 1].mean() - image[label == 2].mean(), [note for note in notes if "padding" in note]
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("value", [-300, -2000, -32768, -3e38, 0])
+@pytest.mark.parametrize("where", [np.s_[:10], np.s_[30, 40], np.s_[:, :2, 3:], np.s_[::6]])
+def test_padding_far_below_the_tissue_is_not_normalised_by(tmp_path, value, offset, where):
+    image, label = tissue()
+    expected, none = contrast(case(tmp_path, label, "p.nii.gz", image + offset))
+    image = image + offset
+    image[where] = value
+    read_nifti.cache_clear()
+    got, notes = contrast(case(tmp_path, label, "p.nii.gz", image))
+    assert not none and expected > 1 and got > expected - 0.2
+    assert notes == ([] if value == 0 == offset else [f"padding of {value:g}, far below the tissue, is not normalised "
+                                                      "by"])
+
+
+def test_two_paddings_and_a_soft_edge(tmp_path):
+    image, label = tissue()
+    expected, _ = contrast(case(tmp_path, label, "p.nii.gz", image))
+    image[:4], image[4:8], image[8] = -32768, -2000, -900
+    read_nifti.cache_clear()
+    got, notes = contrast(case(tmp_path, label, "p.nii.gz", image))
+    assert got > expected - 0.2 and len(notes) == 2
+
+
+@pytest.mark.parametrize("change,words", [
+    (lambda a: a * 0 + 5, r"is constant \(5\); leave"), (lambda a: a * 0, r"constant \(0\); leave"),
+    (lambda a: np.where(np.arange(a.size).reshape(a.shape) == 77, 90, 5), r"constant \(5\) but for 1 voxels"),
+    (lambda a: np.where(np.arange(a.size).reshape(a.shape) % 500 == 77, -90, 5), "is constant"),
+    (lambda a: a * np.nan, r"constant \(0\)")])
+def test_an_image_without_contrast_is_refused(tmp_path, change, words):
+    record = case(tmp_path, LABEL, image=change(IMAGE.astype(np.float32)).astype(np.float32))
+    with pytest.raises(BlankImage, match=words):
+        read_volume(record)
+
+
+@pytest.mark.parametrize("shape,zooms", [((5, 96, 96), (1.5, 1.5, 8)), ((96, 5, 96), (1.5, 1.5, 8)),
+                                         ((12, 256, 216), (1.25, 1.25, 10)), ((4, 24, 24), (1.25, 1.25, 8)),
+                                         ((64, 64, 60), (1.25, 1.25, 8)), ((30, 64, 64, 12), (1.25, 1.25, 10))])
+def test_axes_that_do_not_go_with_the_spacing_are_refused(tmp_path, shape, zooms):
+    path = file(tmp_path / "a.nii.gz", np.arange(np.prod(shape), dtype=np.int16).reshape(shape), zooms=zooms)
+    with pytest.raises(DataError, match=r"a.nii.gz: shape \(.*\) with .* mm between slices is a stack of .* third.*"):
+        read_nifti(path)
+
+
+def edited(path, **fields):
+    """The file with other values in its header, byte by byte: nibabel would mend them when it saves."""
+    data = bytearray(Path(path).read_bytes())
+    for name, values in fields.items():
+        dtype, offset = nib.Nifti1Header.template_dtype.fields[name][:2]
+        data[offset:offset + dtype.itemsize] = np.array(values, dtype.base).tobytes()
+    Path(path).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("zooms", [(0, 0, 8), (0, 1.25, 8), (1.25, 1.25, 0), (np.nan, 1.25, 8), (np.inf, 1.25, 8)])
+@pytest.mark.parametrize("codes", [0, 2])
+def test_a_voxel_size_that_is_none_is_refused_as_it_stands_in_the_file(tmp_path, zooms, codes, caplog):
+    path = file(tmp_path / "a.nii", IMAGE)
+    edited(path, pixdim=(1, *zooms, 0, 0, 0, 0), sform_code=codes, qform_code=0)
+    with pytest.raises(DataError, match="a.nii: (voxel size|its affine)"):
+        read_nifti(path)
+    assert not caplog.records                                     # nibabel's own lines stay off the screen
+
+
+def test_what_a_file_is_decides_and_not_its_name(tmp_path):
+    plain, packed = tmp_path / "plain.nii", tmp_path / "packed.nii.gz"
+    file(plain, IMAGE), file(packed, IMAGE)
+    plain.rename(tmp_path / "a.nii.gz"), packed.rename(tmp_path / "b.nii")
+    nib.save(nib.Nifti2Image(IMAGE, np.diag([1.25, 1.25, 8, 1])), tmp_path / "c.nii.gz")
+    file(tmp_path / "d.nii.gz", IMAGE[..., None].repeat(3, 3))
+    (tmp_path / "d.nii.gz").rename(tmp_path / "D.NII.GZ")
+    for name, frames in (("a.nii.gz", 1), ("b.nii", 1), ("c.nii.gz", 1), ("D.NII.GZ", 3)):
+        read = read_nifti(tmp_path / name)
+        assert (read.array.reshape(*IMAGE.shape, -1)[..., 0] == IMAGE).all() and frames_in(tmp_path / name) == frames
+        write_like(tmp_path / "out.nii.gz", LABEL, read)
+        assert (read_nifti(tmp_path / "out.nii.gz").array == LABEL).all()
+        read_nifti.cache_clear()
+    dicom = b"\0" * 128 + b"DICM"
+    for data, words in ((b"PK\3\4...", "a zip archive"), (dicom, "a DICOM file"), (b"\x89HDF\r\n", "HDF5"),
+                        (b"version https://git-lfs.github.com", "pointer of git-lfs"), (b"hello", "no NIfTI header"),
+                        (gzip.compress(b"<html>"), "a web page")):
+        (tmp_path / "x.nii.gz").write_bytes(data)
+        with pytest.raises(DataError, match=f"x.nii.gz: begins with .*{words}"):
+            read_nifti(tmp_path / "x.nii.gz")
+        assert frames_in(tmp_path / "x.nii.gz") is None
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_no_byte_of_a_header_ends_in_a_traceback(tmp_path, kind, recwarn):
+    path = tmp_path / "a.nii"
+    nib.save(kind(IMAGE[:6, :6], np.diag([1.25, 1.25, 8, 1])), path)
+    data = path.read_bytes()
+    for position in range(0, kind.header_class.sizeof_hdr, 3):
+        broken = bytearray(data)
+        broken[position] = (1, 127, 255)[position // 3 % 3]
+        path.write_bytes(broken)
+        read_nifti.cache_clear()
+        try:
+            read_nifti(path)
+        except DataError as error:
+            assert "\n" not in str(error)
+    assert not recwarn.list
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", self)
+    path = file(tmp_path / "a.nii.gz", IMAGE)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(PermissionError):                          # which `run_script` puts into words
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_mask_of_several_channels_beside_a_3d_image_is_refused(tmp_path, classes):
+    one_hot = np.stack([LABEL == value for value in range(classes)], 3).astype(np.uint8)
+    with pytest.raises(DataError, match=r"h.nii.gz: shape \(40, 44, 5, .\), frames or one channel .*/ih.nii.gz is 3D"):
+        read_volume(case(tmp_path, one_hot, "h.nii.gz"))

@@ -14,6 +14,8 @@ def test_domains(tmp_path):
     assert [str(d) for d in Domain.parse("Vendor=B,C").each()] == ["Vendor=B", "Vendor=C"]
     with pytest.raises(UsageError, match=r"matches none of 4 volumes; Vendor has A \(2\), B \(2\)"):
         Domain.parse("Vendor=Q").select(records)
+    with pytest.raises(UsageError, match=r"domain Vendor=A,Q: Q matches none of 4 volumes; Vendor has A \(2\), B"):
+        Domain.parse("Vendor=A,Q").select(records)
     with pytest.raises(UsageError, match="no metadata column 'Scanner'"):
         Domain.parse("Scanner=X").select(records)
     with pytest.raises(UsageError, match="expected Column=Value"):

@@ -82,3 +82,26 @@ def test_what_is_there_twice_is_refused(tmp_path):
     table.write_text("\n".join([*rows, rows[1].replace("Siemens,A", "Philips,B")]) + "\n")
     with pytest.raises(DataError, match="two rows of A0S9V9 in its table differ in vendorname, vendor; correct it"):
         find(tmp_path)
+
+
+def test_what_data_names_twice_or_not_at_all_is_refused(tmp_path, monkeypatch):
+    x = mms(tmp_path / "x", {"A0S9V9": {}})
+    y = mms(tmp_path / "y", {"B0S9V9": {}})
+    (tmp_path / "link").symlink_to(x)
+    monkeypatch.chdir(x)                                          # an empty name would be this folder
+    for text in (f"{x},", f",{x}", f"{x},,{y}", f"{x}, "):
+        with pytest.raises(UsageError, match="an empty name beside a comma: --data .* folders separated by commas"):
+            find(text)
+    for text in (f"{x},{x}", f"{x},{x}/", f"{x},{y},{tmp_path / 'link'}", f"{y},{x},{x / 'OpenDataset'}"):
+        with pytest.raises(UsageError, match="are one folder, or one lies in the other"):
+            find(text)
+    (tmp_path / "a,b").mkdir()
+    with pytest.raises(DataError, match="a: no such folder; --data .*a,b' is read as 2 folders .* no path may contain"):
+        find(tmp_path / "a,b")
+    assert len(find(f"{x}, {y}")) == 4
+
+
+def test_a_role_without_volumes_says_why(tmp_path):
+    records = find(mms(tmp_path, {"A0S9V9": {"ED": 0, "ES": 0}, "A1S9V9": {"ED": 0, "ES": 0}}))
+    with pytest.raises(UsageError, match=r"no labelled Training volumes \(ED = ES = 0: .* a mask is there.*, in 2 of 2\)"):
+        in_role(records, Domain.parse("Vendor=A"), "Training", labelled_only=True)

@@ -6,8 +6,10 @@ import pytest
 
 from cmr.errors import DataError
 from cmr.grid import Grid
-from cmr.nifti import read_nifti
+from cmr.nifti import BlankImage, read_nifti
+from cmr.studies import find
 from cmr.working import fingerprint, fully_labelled, prepare
+from helpers import cine, mms
 from test_nifti import IMAGE, LABEL, case
 
 
@@ -62,3 +64,28 @@ def test_what_is_not_fully_labelled_is_not_trained_on(tmp_path):
     rv = replace(lv, label=np.where(np.asarray(lv.label) == 1, 3, 0))
     with pytest.raises(DataError, match="label LV, RV, but none of them labels all"):
         fully_labelled([lv, rv])
+
+
+def test_a_blank_frame_beside_ed_and_es_is_left_out_with_a_line(tmp_path, capsys):
+    image, _ = cine(0)
+    image[..., 1] = 0
+    grid, frames = Grid(2.5, 32), find(mms(tmp_path / "one", {"A0S9V9": {"image": image}}), all_frames=True)
+    assert [w.record.phase for w in prepare(frames, grid, tmp_path / "work")] == ["ED", "ES", "F03"]
+    assert "A0S9V9_sa.nii.gz: F01 of A0S9V9 is constant (0)" in capsys.readouterr().out
+    image[..., 2] = 0
+    frames = find(mms(tmp_path / "two", {"A0S9V9": {"image": image}}), all_frames=True)
+    with pytest.raises(BlankImage, match="ES of A0S9V9 is constant"):
+        prepare(frames, grid, tmp_path / "work")
+
+
+def test_swapped_ventricles_are_named_whenever_volumes_are_prepared(tmp_path, capsys):
+    _, label = cine(1)
+    studies = {"A0S9V9": {}, "A1S9V9": {"label": np.array([0, 3, 2, 1], np.uint8)[label]}}
+    records, grid = find(mms(tmp_path, studies)), Grid(2.5, 32)
+    for _ in range(2):                                            # made, and from the cache
+        prepare(records, grid, tmp_path / "work")
+        said = capsys.readouterr().out
+        assert "note: LV and RV look swapped" in said and "in 2 of 4 masks, the first" in said
+        assert "A1S9V9_sa_gt" in said
+    prepare(records[:2], grid, tmp_path / "work")
+    assert not capsys.readouterr().out

@@ -130,7 +130,7 @@ example: $(VENV) data/phantom-example/phantom_params.json ## five minutes: train
 
 IN_EXAMPLE = --data data/phantom-example --work $(EXAMPLE)/work --out $(@D)
 $(EXAMPLE)/diffusion/final.pt: data/phantom-example/phantom_params.json
-	OMP_NUM_THREADS=$(THREADS) $(PY) train_diffusion.py $(IN_EXAMPLE) --steps 1000
+	OMP_NUM_THREADS=$(THREADS) $(PY) train_diffusion.py $(IN_EXAMPLE) --steps 2000
 
 $(EXAMPLE)/segmenter/final.pt: data/phantom-example/phantom_params.json
 	OMP_NUM_THREADS=$(THREADS) $(PY) train_unet.py $(IN_EXAMPLE) --steps 1200

@@ -162,7 +162,8 @@ def _colon_pairs(path):
 def read_plain(folder):
     """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
 
-    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  Columns of a table are as in M&Ms-1.
+    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV beside the folders says more of each NAME or
+    subject, in any columns; Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.
     """
     root, records = folder.root, []
     below = lambda name: [path for path in folder.files if root / name in path.parents]

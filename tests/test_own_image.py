@@ -129,7 +129,8 @@ def test_a_field_around_another_voxel_sees_the_heart_that_the_middle_misses(tmp_
     x, y, _ = (at.mean() for at in np.nonzero(mask))
     assert Field(own, GRID).is_touched(mask)
     field = Field(own, GRID, (x, y))
-    assert np.unravel_index(field.depth_mm().argmax(), mask.shape[:2]) == (round(x), round(y))
+    deepest = np.unravel_index(field.depth_mm().argmax(), mask.shape[:2])
+    assert abs(deepest[0] - x) <= 1 and abs(deepest[1] - y) <= 1
     assert not field.is_touched(mask)
     working, geometry = field.to_working(own.frames[..., 0])
     assert (working[:, 30:34, 30:34] > 0.5).all()

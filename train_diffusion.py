@@ -60,9 +60,9 @@ class Config(DataConfig):
 
 FULL_SIZE = dict(**FULL_GRID, attention_at="16", head=64, groups=32, patch=1, batch=32, warmup=1000, bfloat16=True,
                  log_every=200, save_minutes=10)
-# `paper` has the settings of the first author's working scripts where they are known: schedule, width, blocks, attention,
-# steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels; that the network predicts v and
-# does not learn its variance, and how the loss is weighted, are ours.
+# `paper` has the settings of the first author's working scripts where they are known: schedule, width, blocks,
+# attention, steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels; that the network
+# predicts v and does not learn its variance, and how the loss is weighted, are ours.
 PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),

@@ -23,7 +23,7 @@ COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "c
 
 
 def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
-    """One row of COLUMNS on the samples of a SourceModel; distances are nan where no slice is held out.
+    """One row of COLUMNS on the samples of a SourceModel; all but their number is nan where no slice is held out.
 
     segmenter : Segmenter, trained on the source.  training, held_out : the source's slices (n, H, W) in [-1, 1].
     spacing_mm : (slice, row, column).  There are as many samples as held-out slices, SAMPLES at most.
@@ -38,7 +38,8 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
         of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm) for pool in pools))
     nearest = memorisation(samples, training, held_out)
     return {"samples": n, "frechet_samples": of_samples, "frechet_training": of_training,
-            "frechet_ratio": of_samples / of_training, "copies": int((nearest < COPIED).sum()),
+            "frechet_ratio": of_samples / of_training,
+            "copies": int((nearest < COPIED).sum()) if len(held_out) else np.nan,
             "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
 
 

@@ -1,9 +1,9 @@
 """The picture of one reference at rising strength."""
-from cmr.ladder import GUIDES_MM, TIMES
+from cmr.ladder import KEPT, TIMES
 from helpers import on, one_line, script
 
 
-def test_a_ladder_shows_every_time_and_guide(run, phantom, tmp_path):
+def test_a_ladder_shows_every_time_and_every_way_to_keep_the_reference(run, phantom, tmp_path):
     models = ["--diffusion", run / "diffusion" / "final.pt"]
     predicted = next((run / "results" / "predictions" / "vanilla" / "real-raw").glob("*.nii.gz"))
     case = predicted.name.removesuffix(".nii.gz")
@@ -12,6 +12,6 @@ def test_a_ladder_shows_every_time_and_guide(run, phantom, tmp_path):
     )
     assert code == 0, errors
     text = (tmp_path / "ladder.svg").read_text()
-    assert text.count("<image") == len(GUIDES_MM) * (1 + len(TIMES)) and all(f"t0 = {t0}<" in text for t0 in TIMES)
+    assert text.count("<image") == len(KEPT) * (1 + len(TIMES)) and all(f"{name}<" in text for name in KEPT)
     code, _, errors = script("-m", "cmr.ladder", *on(phantom, run), *models, "--case", "nobody")
     assert code == 3 and one_line(errors) and "no volume nobody" in errors

@@ -35,7 +35,7 @@ from cmr.source_model import build_denoiser
 from cmr.studies import in_role, studies_of
 from cmr.watched import watch
 from cmr.workers import cores, peak_memory_gb, pick_device
-from cmr.working import fingerprint, fully_labelled, prepare
+from cmr.working import fingerprint, fully_labelled, prepare, slices_mm
 
 SCRIPTS = Path(__file__).parent.parent
 
@@ -182,7 +182,7 @@ class _Untrained:
             settings, plan = watched[network].settings, watched[network].plan
             net = NETWORKS[network].build(settings, 1 + len(data.structures), plan)
             path = self._write(f"segmenter-{network}-real", net, settings, data.own, plan=plan,
-                               structures=list(data.structures), made_by=[])
+                               structures=list(data.structures), made_by=[], slices_mm=list(slices_mm(data.own)))
             self.segmenters[network] = Segmenter.load(path, device)
         self.auditor = folder / f"segmenter-{data.networks[0]}-real" / "final.pt"
         self.places = dict(data=c.data, source=c.source, work=c.work, seed=c.seed, device=c.device)

@@ -10,13 +10,22 @@ import torch
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import synthesize
+from cmr import sample_audit, synthesize
 from cmr.labels import VALUES
 from cmr.phantom import Config, write_dataset
 from cmr.studies import find
 from helpers import NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_audit():
+    """A diffusion model of a handful of steps draws nothing: its samples are audited with few, of few calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_audit, "SAMPLES", 16)
+        patch.setattr(sample_audit, "CALLS", 2)
+        yield
 
 
 @pytest.fixture(scope="session")

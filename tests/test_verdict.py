@@ -128,9 +128,13 @@ def test_too_few_patients_have_words_of_their_own():
     (steady(-1, period=5), "does worse than DG"),
     (wavering, "between DG and *augmented* (vanilla) these patients do not decide")])
 def test_a_control_does_as_well_only_within_the_margin(control, words):
-    found = said({"DA": steady(0), "DG": steady(-6), "augmented": control})
+    patients = 14 if control is wavering else 20                  # fewer with ties take scipy's slow permutation test
+    found = said({"DA": steady(0), "DG": steady(-6), "augmented": control}, patients=patients)
     assert words in found["controls"]
-    assert "None was run" in said({"DA": steady(0), "DG": steady(0)})["controls"]
+
+
+def test_without_a_control_the_question_is_open():
+    assert "None was run" in said({"DA": steady(0), "DG": steady(0)}, patients=20)["controls"]
 
 
 def test_harm_is_named_where_it_is():

@@ -19,8 +19,8 @@ def test_layout_and_orientation(phantom):
     assert len(unlabelled) == 1 and unlabelled[0].label_path is None
     assert all(r.subject.startswith("X") and len(r.subject) == 6 for r in records)
     for vendor in "ABCD":
-        tested = next(r for r in records if (r.vendor, r.split, r.phase) == (vendor, "Testing", "ES"))
-        [w] = prepare([tested], Grid(2.5, 64), phantom / "work")
+        tested = [r for r in records if (r.vendor, r.split, r.phase) == (vendor, "Testing", "ED")]
+        w = next(w for w in prepare(tested, Grid(2.5, 64), phantom / "work") if (w.label == 3).any())
         _, rows, columns = np.nonzero(w.label == 3)
         _, rows_lv, columns_lv = np.nonzero(w.label == 1)
         # the RV is on the left, whatever the storage

@@ -101,6 +101,7 @@ def test_a_samples_noise_is_its_own_whatever_the_number():
 
 
 def test_an_audit_counts_copies_and_says_how_far_samples_are_from_held_out_slices(monkeypatch):
+    monkeypatch.setattr("cmr.sample_audit.SAMPLES", 256)
     slices = smooth(3, 80)
     training, held_out = slices[:50], slices[50:]
     model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, parameterisation="v", device="cpu")

@@ -35,7 +35,7 @@ POOLED = "all targets"                           # the patients of every unseen 
 MINIMUM_PATIENTS = 10                            # below this no interval and no verdict
 ALPHA = 0.01
 # Two rows whose mean difference lies within this, with 95 % confidence on either side, do equally well.
-MARGIN = {"dice": 0.01, "hd95": 1.0}
+MARGIN = {"dice": 0.01, "hd95": 1.0, "assd": 0.5}
 
 
 def patient_values(rows, metric, penalty_mm):

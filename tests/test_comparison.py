@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from cmr.comparison import (POOLED, all_tests, comparable, compare, gap_closed, means, outcome, patient_values,
-                            structures_of)
+from cmr.comparison import (POOLED, TESTED_METRICS, all_tests, comparable, compare, gap_closed, means, outcome,
+                            patient_values, structures_of)
 from cmr.experiment import ARMS
 
 
@@ -86,3 +86,10 @@ def test_holm_runs_over_the_declared_family():
         family = [t for t in primary if (t["domain"] == POOLED) == pooled]
         smallest = min(t["wilcoxon_p"] for t in family)
         assert min(t["wilcoxon_p_holm"] for t in family) == pytest.approx(min(1, len(family) * smallest))
+
+
+def test_every_metric_that_is_tested_has_an_outcome():
+    """The table of tests asks it of ASSD too, of which no sentence speaks."""
+    rows = [row(f"p{i}", arm, 10.0 + i + (arm == "DA") * 0.01 * (-1) ** i) for i in range(12) for arm in ("baseline", "DA")]
+    for metric in TESTED_METRICS:
+        assert outcome(compare(rows, "Vendor=B", "vanilla", "DA", metric, 500.0), 0.5) == "equal"

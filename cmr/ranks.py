@@ -9,7 +9,6 @@ batch, whose gradient it follows through its own share; the gradients are summed
 Public: `rank`, `world`, `is_first`, `join`, `share`, `require_dealable`, `gathered`, `summed`, `together`, `any_of`,
 `first_alone`, `dealt`.
 """
-import atexit
 import contextlib
 import datetime
 import os
@@ -54,7 +53,6 @@ def join(device):
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
     return device
 
 

@@ -152,8 +152,8 @@ def _leave_it_to_others(first, between_ranks):
 def _leave(code):
     """End a rank without taking the interpreter down.
 
-    Gloo's threads outlive the last exchange.  One that drops its tensor while Python is taken down, or its process group
-    is, aborts the process ("terminate called without an active exception"): neither is, they end with the process.
+    Gloo's threads outlive the last exchange.  One that drops its tensor while Python or its process group is taken down
+    aborts the process ("terminate called without an active exception"): neither is, they end with the process.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -82,7 +82,7 @@ def test_a_worker_that_never_answers_is_not_waited_for(start, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResourceError, match="a worker process has not answered for 0.01 minutes"):
         list(start())
-    for _ in range(100):                                          # the pool's own thread may be the one that sees them end
+    for _ in range(100):                                          # the pool's own thread may be what sees them end
         if not multiprocessing.active_children():
             break
         time.sleep(0.1)

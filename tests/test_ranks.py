@@ -161,8 +161,11 @@ def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
         ["-m", "cmr.synthesize", *on(phantom, run), *dg],
         ["evaluate.py", *of_any, *evaluation, tmp_path / "two"],
     ):
-        started = launch(2, *command)
-        _, errors = started.communicate(timeout=120)
+        for _ in range(2):                                        # gloo may abort a rank: the same command goes on
+            started = launch(2, *command)
+            _, errors = started.communicate(timeout=120)
+            if "SIGABRT" not in errors:
+                break
         assert started.returncode == 0, errors
     assert (tmp_path / "dg" / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
     for name in ("metrics.csv", "tests.csv"):

@@ -56,15 +56,13 @@ class Config(DataConfig):
 
 # DG: one sample near the source, one of a changed look; changed further, it harms an nnU-Net, which augments by itself.
 _DG = dict(samples=2, shift="0;0.5")
-PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]),
-                    "da": dict(strength=f"{PROJECTED['tiny']};{GUIDED}")},
-           "demo": {"dg": _DG, "da": dict(strength=f"{PROJECTED['demo']};{GUIDED}")},
-           "small": {"dg": dict(FULL_GRID, **_DG),
-                     "da": dict(FULL_GRID, strength=f"{PROJECTED['small']};{GUIDED}")},
-           "lab": {"dg": dict(FULL_GRID, **_DG),
-                   "da": dict(FULL_GRID, strength=f"{PROJECTED['lab']};{GUIDED}")},
+_da = lambda preset: dict(strength=f"{PROJECTED[preset]};{GUIDED}")                  # both ways to project
+PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]), "da": _da("tiny")},
+           "demo": {"dg": _DG, "da": _da("demo")},
+           "small": {"dg": dict(FULL_GRID, **_DG), "da": dict(FULL_GRID, **_da("small"))},
+           "lab": {"dg": dict(FULL_GRID, **_DG), "da": dict(FULL_GRID, **_da("lab"))},
            "paper": {"dg": dict(FULL_GRID, shift="0;0.5", samples=4, strength=PROJECTED["paper"]),
-                     "da": dict(FULL_GRID, strength=f"{PROJECTED['paper']};{GUIDED}")}}
+                     "da": dict(FULL_GRID, **_da("paper"))}}
 SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
               "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 

@@ -15,7 +15,8 @@ NONE = "none"                                    # the strength that translates 
 # The paper's sampler in each preset.  `paper` has the settings of the first author's working scripts: the 50th of 100
 # uniform times, a low-pass by 2, a scale of 6 on 128 x 128 pixels.  Elsewhere mean and SD are matched to the source's
 # first: what is coarser than the low-pass, and so contrast, is held, and would stay the reference's.
-_SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25"
+# Uniform times: quadratic ones take large last steps, which overshoot the guidance and leave a dotted texture.
+_SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25,times=uniform"
 PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER, "small": _SAMPLER, "lab": _SAMPLER,
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
 # The guided projection: brightness of the source over wide windows, every edge of the reference.

@@ -93,7 +93,7 @@ def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
     Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is trained on them, or for an upper bound the same as the source.  With training but no
+    Testing, as nothing is trained on them, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  With training but no
     validation studies, in the source or in all else of a dataset (ACDC): every sixth training subject, vendors and
     pathologies in turn, becomes Validation.
     """
@@ -137,7 +137,7 @@ def _shared_out(records, source, upper_bound):
             pools.setdefault(pool, set()).add(record.subject)
     assigned = {}
     for (is_source, *_), subjects in pools.items():
-        bounds = (0.60, 0.75) if is_source or upper_bound else (0.0, 0.25)
+        bounds = (0.60, 0.75) if is_source else (0.40, 0.50) if upper_bound else (0.0, 0.25)
         for i, subject in enumerate(sorted(subjects, key=_digest)):
             share = (i + 0.5) / len(subjects)
             assigned[subject] = SPLITS[sum(share > bound for bound in bounds)]

@@ -80,7 +80,7 @@ OF      := $(RUNS)/$(if $(REHEARSE),rehearsal-)$(PRESET)
 BASE    := $(OF)/$(NAME)
 R       := $(BASE)-seed$(SEED)
 ALL_R   := $(addprefix $(BASE)-seed,$(shell seq $(SEED) $$(($(SEED) + $(SEEDS) - 1))))
-RANKED  := $(PY)$(if $(filter-out 1,$(GPUS)), -m cmr.launch $(GPUS))
+RANKED  := $(PY)$(if $(filter-out 1,$(GPUS)), -m cmr.ranks $(GPUS))
 ARGS     = --preset $(PRESET) --data "$(DATASET)" --source "$(SOURCE)" --seed $(SEED) --work "$(OF)/work"$(if $(UPPER), --upper-bound)
 
 # The few steps of a rehearsal.

@@ -11,27 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.belonging import require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS, structures_of
 from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
 from cmr.figures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
-from cmr.intensities import fda, match_quantiles
-from cmr.labels import STRUCTURES, VALUES, labelled, labels_of
+from cmr.look import fda, match_quantiles
 from cmr.metrics import measure
-from cmr.networks import split_name
+from cmr.network import softmax
 from cmr.nifti import read_volume, without_words, write_like
-from cmr.prediction import softmax
-from cmr.provenance import provenance
-from cmr.records import Domain
+from cmr.provenance import provenance, require_made_by, require_part, require_references, require_trained_on
+from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report
+from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength
 from cmr.seeds import rng
-from cmr.segmenter import Segmenter, labels_on_original
+from cmr.segmenter import Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
-from cmr.source_model import SourceModel
-from cmr.strength import GUIDED, NONE, PROJECTED, Strength, parse_strength
 from cmr.studies import in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device

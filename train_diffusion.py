@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from cmr import ranks
+from cmr.audit import draw_samples
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder
 from cmr.grid import Grid
-from cmr.intensities import intensity_statistics
+from cmr.look import intensity_statistics
 from cmr.panels import save_png, sheet, with_contours
 from cmr.records import Domain
-from cmr.sample_audit import draw_samples
+from cmr.sampler import build_denoiser, placed
 from cmr.seeds import generator, initialised
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
-from cmr.source_model import build_denoiser, placed
 from cmr.studies import in_role, studies_of
 from cmr.training import Run
 from cmr.workers import half_precision, pick_device, to_device

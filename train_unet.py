@@ -2,7 +2,7 @@
 
     labelled volumes -> the network's recipe: batches, loss, learning rate -> weights -> final.pt, and a first Dice
 
-What differs between the networks is in their own files (`cmr.networks`); this script is the same for all.
+What differs between the networks is in their own files (`cmr.segmenter`); this script is the same for all.
 """
 from dataclasses import asdict, dataclass, replace
 
@@ -13,13 +13,11 @@ from cmr import ranks
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_csv, write_json
 from cmr.grid import Grid, at_same_height
-from cmr.labels import VALUES, labelled, network_classes
 from cmr.metrics import dice
-from cmr.networks import NETWORKS
-from cmr.recipe import Training
-from cmr.records import Domain
+from cmr.network import Training
+from cmr.records import VALUES, Domain, labelled, network_classes
 from cmr.seeds import rng
-from cmr.segmenter import Segmenter
+from cmr.segmenter import NETWORKS, Segmenter
 from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by

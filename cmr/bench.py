@@ -22,13 +22,12 @@ from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import ResourceError, run_script
 from cmr.metrics import dice, measure, surface_metrics
-from cmr.networks import NETWORKS
+from cmr.network import Training
 from cmr.phantom import COUNTS, write_dataset
 from cmr.phantom import Config as PhantomConfig
-from cmr.recipe import Training
+from cmr.sampler import placed
 from cmr.seeds import generator, initialised, rng
-from cmr.segmenter import Segmenter
-from cmr.source_model import placed
+from cmr.segmenter import NETWORKS, Segmenter
 from cmr.workers import peak_memory_gb
 
 SIZES = (10, 20, 40)                             # source studies

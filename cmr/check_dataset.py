@@ -17,11 +17,10 @@ from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import rows_to_measure
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_original, to_working
-from cmr.labels import STRUCTURES, VALUES, looks_swapped
 from cmr.metrics import dice
-from cmr.networks import split_name
 from cmr.nifti import BlankImage, read_volume
-from cmr.records import SPLITS, Domain
+from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, looks_swapped
+from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
 from cmr.studies import in_role, left_out, require_apart, splits_drawn, studies_of
 

@@ -23,15 +23,13 @@ from cmr.errors import ResourceError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
 from cmr.files import writable_folder, write_text
 from cmr.grid import Grid
-from cmr.intensities import intensity_statistics
-from cmr.labels import VALUES, labelled
+from cmr.look import intensity_statistics
 from cmr.metrics import measure
-from cmr.networks import NETWORKS, split_name
 from cmr.nnunet import plan_for
-from cmr.records import Domain
-from cmr.segmenter import Segmenter, labels_on_original
+from cmr.records import VALUES, Domain, labelled
+from cmr.sampler import build_denoiser
+from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, above, at_least, one_of, opt, parse, without_places
-from cmr.source_model import build_denoiser
 from cmr.studies import in_role, studies_of
 from cmr.watched import watch
 from cmr.workers import cores, peak_memory_gb, pick_device
@@ -127,7 +125,7 @@ class _Data:
 
 def _training_of(c, folder, script, *flags):
     """A training as make starts it, watched: its settings and plan, how long a step took, what it needed."""
-    launcher = ["-m", "cmr.launch", c.ranks] if c.ranks > 1 else []
+    launcher = ["-m", "cmr.ranks", c.ranks] if c.ranks > 1 else []
     places = ["--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device, "--seed", c.seed]
     return watch([*launcher, SCRIPTS / script, "--preset", c.experiment, *places, *flags], folder, c.jobs, c.watch_s)
 

@@ -34,7 +34,7 @@ PRIMARY_ARMS = ("DA", "DG")
 DOSES = {n: f"DG, {n} a reference" for n in (1, 2, 4, 8)}         # synthetic images per reference: the row's name
 THROUGH_SD_DM = "the test image itself, through the SD-DM"
 # What a segmenter is given at test time: images, joined by `+` where their softmax is averaged.  raw is the image as it
-# is, projected is the paper's sampler, guided the guided projection (both: `cmr.strength`); the rest know no SD-DM.
+# is, projected is the paper's sampler, guided the guided projection (both: `cmr.sampler`); the rest know no SD-DM.
 ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("DA", "real", "projected", THROUGH_SD_DM),
         Arm("DA, averaged", "real", "raw+projected", THROUGH_SD_DM),

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmr.comparison import (POOLED, domains_of, largest_diagonal_mm, means, networks_of, patient_values, targets_of)
+from cmr.comparison import POOLED, domains_of, largest_diagonal_mm, means, networks_of, patient_values, targets_of
 from cmr.experiment import BASELINE, DOSES, PRIMARY_ARMS
 from cmr.files import atomic, write_text
-from cmr.panels import difference, with_contours
+from cmr.panels import difference, forest, labelled_sheet, with_contours
 from cmr.records import Domain
-from cmr.svg import forest, labelled_sheet
 
 try:
     from matplotlib.figure import Figure

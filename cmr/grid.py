@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cmr.labels import STRUCTURES, labels_of
+from cmr.records import STRUCTURES, labels_of
 
 # The clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior, rows
 # downwards, slices from base to apex.  Turning every study to it keeps the way of storing from being a domain gap.

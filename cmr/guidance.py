@@ -1,6 +1,6 @@
 """What keeps the reference's anatomy while the source-domain diffusion model (SD-DM) redraws its look.
 
-Two ways, and which of them is taken says `cmr.strength`: the paper's sampler pulls every step towards the reference by
+Two ways, and which of them is taken says `cmr.sampler`: the paper's sampler pulls every step towards the reference by
 the distance of the low-passed images; the guided filter gives the finished image the reference's edges.
 
 Public: `low_pass`, `low_pass_distance`, `guided_filter`.

@@ -12,13 +12,10 @@ import numpy as np
 from cmr.errors import DataError, run_script
 from cmr.files import write_text
 from cmr.grid import Grid
-from cmr.panels import with_contours
-from cmr.sampler import translate
+from cmr.panels import labelled_sheet, with_contours
+from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import GRIDS, DataConfig, given, opt, parse
-from cmr.source_model import SourceModel
-from cmr.strength import Strength
 from cmr.studies import find
-from cmr.svg import labelled_sheet
 from cmr.workers import pick_device
 from cmr.working import prepare
 

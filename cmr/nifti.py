@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 
 from cmr.errors import DataError
-from cmr.file_kinds import decoded
 from cmr.files import atomic
+from cmr.folders import decoded
 from cmr.records import frame_number
 
 STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored

@@ -17,13 +17,10 @@ import torch
 from torch import nn
 
 from cmr.errors import UsageError
-from cmr.losses import deep_supervision_loss, deep_supervision_weights
+from cmr.network import Network, Recipe, deep_supervision_loss, deep_supervision_weights, predict
 from cmr.nnunet_augment import Augmentation
-from cmr.nnunet_patches import Volume, draw_batch
 from cmr.nnunet_plan import Plan, make_plan
-from cmr.nnunet_preprocess import back_to_volume, from_zero, nonzero_box, preprocess
-from cmr.prediction import predict
-from cmr.recipe import Network, Recipe
+from cmr.nnunet_preprocess import Volume, back_to_volume, draw_batch, from_zero, nonzero_box, preprocess
 from cmr.seeds import initialised, rng
 from cmr.settings import FULL_GRID
 from cmr.workers import half_precision
@@ -110,7 +107,7 @@ def build(settings, n_classes, plan):
 def recipe(t, dims):
     """Plan, preprocess, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice per epoch.
 
-    t : cmr.recipe.Training.
+    t : cmr.network.Training.
     """
     c = t.settings
     if c.steps % c.epoch_steps:

@@ -4,7 +4,7 @@ rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -
 
 Every sample draws its own parameters from its own numpy Generator; statistics are those of the sample's patch, padding
 included.  A patch much longer in-plane than deep is rotated in-plane only ("dummy 2D"): rotating thick slices in 3D is
-wrong. Where a patch is cut is in `cmr.nnunet_patches`.
+wrong. Where a patch is cut is in `cmr.nnunet_preprocess`.
 
 Public: `Augmentation`, and the single transforms.
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError
 from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json
+from cmr.sampler import DEFAULT_STRENGTH
 from cmr.settings import at_least, given, opt
-from cmr.strength import DEFAULT_STRENGTH
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
 NAME = re.compile(r"(.+?)(?:_sa)?(?:_(ED|ES))?(?:_0000)?", re.IGNORECASE)

@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 from scipy import ndimage, optimize, special
 
-from cmr.labels import VALUES
 from cmr.metrics import ejection_fraction
 from cmr.nifti import read_volume
+from cmr.records import VALUES
 from cmr.studies import find
 
 # name: real median, 5th and 95th percentile, unit

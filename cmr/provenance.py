@@ -1,6 +1,13 @@
-"""What a results folder was made of: data, checkpoints, versions, threads.  Written at the end of its report.
+"""Do the parts of an experiment belong together?  What every stage requires of the checkpoints and sets it is given.
 
-Whether the parts belong together is checked by `cmr.belonging`.
+Each part knows the grid, the source and the data it was made of; a stage names its own, and what does not fit is
+refused here, before anything long starts.
+
+Public: `require_part`, `require_trained_on`, `require_made_by`, `require_references`.
+
+What a results folder was made of: data, checkpoints, versions, threads.  Written at the end of its report.
+
+Whether the parts belong together is checked by `cmr.provenance`.
 
 Public: `provenance`.
 """
@@ -12,7 +19,64 @@ from pathlib import Path
 
 import torch
 
+from cmr.errors import CheckpointError
+from cmr.records import Domain
 from cmr.working import fingerprint
+
+SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
+
+
+def require_part(path, settings, c, domain=""):
+    """Raise CheckpointError unless a part was made on the grid of the settings `c`, in an experiment of its source.
+
+    settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
+    """
+    now = {name: getattr(c, name) for name in SHARED}
+    there = {name: settings.get(name) for name in SHARED}
+    now.update(source=_name(c.source), domain=_name(domain or c.source))
+    there.update(source=_name(settings["source"]), domain=_name(settings.get("domain") or settings["source"]))
+    differing = [f"{name}: {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
+    if differing:
+        raise CheckpointError(f"{path} does not belong here ({', '.join(differing)}); give the part that does, or the "
+                              "settings it was made with")
+
+
+def _name(domain):
+    return str(Domain.parse(domain)).lower()
+
+
+def require_trained_on(path, data_hash, workings):
+    """Raise CheckpointError unless a model was trained on just these working volumes, as they are now."""
+    now = fingerprint(workings)
+    if data_hash != now:
+        raise CheckpointError(f"{path}: trained on other data ({data_hash} there, {now} now): its training volumes "
+                              "were changed, added or lost since; restore them, or delete it and train again")
+
+
+def require_made_by(path, made_by, sd_dm):
+    """Raise CheckpointError unless the images of a set, or those a segmenter was trained on, are of one SD-DM.
+
+    made_by : hashes of the SD-DMs that made them, empty where none did.  sd_dm : hash of the one they must be of.
+    """
+    others = sorted(set(made_by) - {sd_dm})
+    if others:
+        raise CheckpointError(f"{path}: its images are of another diffusion model ({others[0]} there, {sd_dm} now); "
+                              "delete it and make it again")
+
+
+def require_references(folder, rows, workings):
+    """Raise CheckpointError unless a set's images were made of these references as they are now.
+
+    rows : of the manifest, or of the items made so far; they name the reference and the hash of its content.
+    """
+    content = {w.record.case: w.content[:16] for w in workings}
+    for row in rows:
+        found = content.get(row["reference"])
+        if found != row["reference_content"]:
+            why = "which is not among the references now" if found is None else "whose image or mask was changed since"
+            raise CheckpointError(f"{folder}: {row['case']} was made of {row['reference']}, {why}; "
+                                  f"delete {folder} and make it again")
+
 
 PATIENCE_S = 20                                  # for git, on a disk that does not answer
 PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")

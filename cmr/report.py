@@ -7,13 +7,13 @@ import shutil
 
 import numpy as np
 
-from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, compared_in,
-                            domains_of, failures, gap_closed, largest_diagonal_mm, means, networks_of, outcome,
-                            patient_values, structures_of)
+from cmr.audit import COLUMNS, COPIED
+from cmr.comparison import (
+    ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, compared_in, domains_of, failures,
+    gap_closed, largest_diagonal_mm, means, networks_of, outcome, patient_values, structures_of)
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_forest, draw_plots
 from cmr.files import read_csv, write_csv, write_text
-from cmr.sample_audit import COLUMNS, COPIED
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 

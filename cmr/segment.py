@@ -19,16 +19,15 @@ from tqdm import tqdm
 from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
 from cmr.grid import Grid
-from cmr.labels import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
 from cmr.panels import enlargement, save_png, sheet, two_a_row, with_contours
-from cmr.sampler import translate
+from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
+from cmr.sampler import DEFAULT_STRENGTH, NONE, translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import given, one_of, opt, parse
-from cmr.strength import DEFAULT_STRENGTH, NONE
 from cmr.translate import load_sd_dm, projected_members
 from cmr.workers import pick_device
 

@@ -1,4 +1,8 @@
-"""A trained segmenter: loaded from its checkpoint, asked for a working volume, answered on the original grid.
+"""The segmenters that are compared, by name.  A new one is a file that makes a `Network`, and an entry here.
+
+Public: `NETWORKS`, `split_name`.
+
+A trained segmenter: loaded from its checkpoint, asked for a working volume, answered on the original grid.
 
 How it was trained is not known here beyond its settings.
 
@@ -10,14 +14,29 @@ import numpy as np
 import torch
 
 from cmr import checkpoint
-from cmr.errors import CheckpointError
+from cmr.errors import CheckpointError, UsageError
 from cmr.files import sha256
 from cmr.grid import resample_to_original, stored, to_original
-from cmr.labels import STRUCTURES, VALUES, labels_of
-from cmr.networks import NETWORKS
+from cmr.network import softmax
+from cmr.nnunet import NNUNET_2D, NNUNET_3D
 from cmr.nnunet_preprocess import NEVER
-from cmr.prediction import softmax
+from cmr.records import STRUCTURES, VALUES, labels_of
+from cmr.vanilla import VANILLA
 from cmr.workers import half_precision
+
+NETWORKS = {"vanilla": VANILLA, "nnunet2d": NNUNET_2D, "nnunet3d": NNUNET_3D}
+
+
+def split_name(text):
+    """(network, training set) of a segmenter's name such as `vanilla-real` or `nnunet2d-Vendor-B`.
+
+    Either may hold hyphens: the longest name of a network that fits is meant.  Raises UsageError if none does.
+    """
+    fitting = [name for name in NETWORKS if text.startswith(name + "-")]
+    if not fitting:
+        raise UsageError(f"segmenter {text!r}: expected NETWORK-TRAININGSET with one of {', '.join(NETWORKS)}")
+    network = max(fitting, key=len)
+    return network, text[len(network) + 1:]
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,19 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from cmr import checkpoint, ranks
-from cmr.belonging import require_part, require_references, require_trained_on
-from cmr.domain_likeness import SourceClassifier
+from cmr.audit import SourceClassifier, audit, audit_samples
+from cmr.audit import COLUMNS as SAMPLE_COLUMNS
 from cmr.errors import CheckpointError, DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.nifti import as_integers, from_integers
-from cmr.pair_audit import audit
+from cmr.provenance import require_part, require_references, require_trained_on
 from cmr.records import Domain
-from cmr.sample_audit import COLUMNS as SAMPLE_COLUMNS
-from cmr.sample_audit import audit_samples
-from cmr.sampler import translate
+from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
-from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, Strength, parse_strength
 from cmr.studies import in_role, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device

@@ -12,10 +12,10 @@ import numpy as np
 from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed, write_json
 from cmr.grid import working_affine
-from cmr.labels import network_classes
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
 from cmr.panels import long_axis, save_png, sheet, two_a_row, with_contours
-from cmr.strength import NONE
+from cmr.records import network_classes
+from cmr.sampler import NONE
 from cmr.studies import find
 
 # Of manifest.csv, one row per image.

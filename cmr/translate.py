@@ -16,10 +16,8 @@ from cmr.grid import Grid
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
 from cmr.panels import difference, enlargement, save_png, sheet, two_a_row, with_contours
-from cmr.sampler import translate
+from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
 from cmr.settings import given, opt, parse
-from cmr.source_model import SourceModel
-from cmr.strength import DEFAULT_STRENGTH, NONE, parse_members
 from cmr.workers import pick_device
 
 FULL_COLOUR = 1.0                                # the difference that is drawn in full colour, of 2 from black to white

@@ -11,11 +11,9 @@ import torch
 from torch import nn
 
 from cmr import ranks
-from cmr.losses import dice_ce_loss
+from cmr.network import Network, Recipe, dice_ce_loss, predict
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_preprocess import zscore
-from cmr.prediction import predict
-from cmr.recipe import Network, Recipe
 from cmr.seeds import generator, initialised, rng
 from cmr.settings import FULL_GRID
 
@@ -83,7 +81,7 @@ def build(settings, n_classes, plan=None):
 def recipe(t):
     """Random slices, flips, Adam with a cosine, Dice + CE over the batch; nnU-Net's intensity changes with --augment.
 
-    t : cmr.recipe.Training.
+    t : cmr.network.Training.
     """
     c = t.settings
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in t.volumes]))[:, None]       # (N, 1, H, W)

@@ -14,8 +14,8 @@ from cmr import ranks
 from cmr.errors import DataError, ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
-from cmr.labels import labelled, looks_swapped
 from cmr.nifti import BlankImage, read_volume
+from cmr.records import labelled, looks_swapped
 
 CACHE_VERSION = 4
 SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"

@@ -10,9 +10,9 @@ import torch
 import evaluate
 import train_diffusion
 import train_unet
-from cmr import sample_audit, synthesize
-from cmr.labels import VALUES
+from cmr import audit, synthesize
 from cmr.phantom import Config, write_dataset
+from cmr.records import VALUES
 from cmr.studies import find
 from helpers import NETWORKS, SEGMENTERS, SYNTHETIC, on, synthesis, training
 
@@ -23,8 +23,8 @@ torch.set_num_threads(1)
 def short_audit():
     """A diffusion model of a handful of steps draws nothing: its samples are audited with few, of few calls."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_audit, "SAMPLES", 16)
-        patch.setattr(sample_audit, "CALLS", 2)
+        patch.setattr(audit, "SAMPLES", 16)
+        patch.setattr(audit, "CALLS", 2)
         yield
 
 

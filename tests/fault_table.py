@@ -837,7 +837,7 @@ def _(p):
 
 @fault("places", "a host whose name no network knows: two ranks", 0, "mean Dice")
 def _(p):
-    return apart("-u", "hostname nameless", ["-m", "cmr.launch", 2, *p.train("--steps", 2)])
+    return apart("-u", "hostname nameless", ["-m", "cmr.ranks", 2, *p.train("--steps", 2)])
 
 
 @fault("places", "a read-only dataset", 0, "finished")

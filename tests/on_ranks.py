@@ -15,7 +15,7 @@ import train_diffusion                                            # noqa: E402: 
 import train_unet                                                 # noqa: E402
 from cmr import ranks                                             # noqa: E402
 from cmr.errors import run_script                                 # noqa: E402
-from cmr.networks import NETWORKS                                 # noqa: E402
+from cmr.segmenter import NETWORKS                                 # noqa: E402
 
 torch.set_num_threads(1)
 SINGLE = torch.Tensor.float

@@ -2,7 +2,7 @@
 import pytest
 
 from cmr.bench import beside, segmenter_speed
-from cmr.networks import NETWORKS
+from cmr.segmenter import NETWORKS
 
 
 @pytest.mark.parametrize("network", NETWORKS)

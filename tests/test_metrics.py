@@ -14,7 +14,7 @@ from cmr.metrics import (
     mean_dice,
     measure,
 )
-from test_pair_audit import heart
+from test_audit import heart
 
 ISO, CMR = (1.0, 1.0, 1.0), (10.0, 1.25, 1.25)
 

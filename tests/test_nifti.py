@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cmr.errors import DataError
-from cmr.file_kinds import frames_in
+from cmr.folders import frames_in
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_nifti, read_volume, without_words, write_like, write_nifti
 from cmr.records import Record

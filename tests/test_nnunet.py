@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from cmr.losses import deep_supervision_loss
+from cmr.network import deep_supervision_loss
 from cmr.nnunet import NnUNet
 from cmr.nnunet_plan import make_plan
 from cmr.seeds import initialised

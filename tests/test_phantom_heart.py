@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cmr.phantom_heart import heart_at, label_slice
-from cmr.phantom_subject import GROUPS, sample_subject
+from cmr.phantom_heart import GROUPS, sample_subject
 from cmr.seeds import rng
 
 

@@ -8,9 +8,8 @@ from scipy import ndimage
 from cmr import phantom_scanner
 from cmr.grid import CANONICAL, Grid, to_working
 from cmr.nifti import Nifti
-from cmr.phantom_heart import heart_at
+from cmr.phantom_heart import heart_at, sample_subject
 from cmr.phantom_scanner import GRID
-from cmr.phantom_subject import sample_subject
 from cmr.phantom_tissue import Tissue, noise_fields, tissue_slice
 from cmr.seeds import rng
 

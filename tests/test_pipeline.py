@@ -7,8 +7,8 @@ import numpy as np
 import evaluate
 from cmr import checkpoint
 from cmr.grid import Grid, resample_to_original, stored
-from cmr.labels import labels_of
-from cmr.prediction import softmax
+from cmr.network import softmax
+from cmr.records import labels_of
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare

@@ -4,16 +4,13 @@ import pytest
 import torch
 
 import train_unet
+from cmr.bench import noise_volume
 from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
-from cmr.networks import NETWORKS
-from cmr.recipe import Training
-from cmr.sampler import project
+from cmr.network import Training
+from cmr.sampler import SourceModel, Strength, placed, project
 from cmr.seeds import generator, initialised, rng
-from cmr.segmenter import Segmenter
-from cmr.source_model import SourceModel, placed
-from cmr.strength import Strength
-from cmr.bench import noise_volume
+from cmr.segmenter import NETWORKS, Segmenter
 
 # bfloat16 keeps 8 bits: 0.4 % of each number; instance normalisation over the few voxels of a deep stage cancels most
 # of its gradient, which leaves the rounding (nnunet2d: 25 % of the norm, at a cosine of 0.97).
@@ -65,7 +62,7 @@ def test_a_step_of_the_diffusion_model(denoiser):
 def as_on_a_gpu(monkeypatch):
     """A network that was trained in bfloat16 is asked in bfloat16 on the CPU too."""
     of_cpu = lambda device, bfloat16: torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
-    for room in ("cmr.source_model", "cmr.segmenter"):
+    for room in ("cmr.sampler", "cmr.segmenter"):
         monkeypatch.setattr(f"{room}.half_precision", of_cpu)
 
 

@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def launch(n, *command):
     """A started script on n ranks."""
-    return subprocess.Popen([sys.executable, "-m", "cmr.launch", str(n), *map(str, command)], cwd=ROOT, text=True,
+    return subprocess.Popen([sys.executable, "-m", "cmr.ranks", str(n), *map(str, command)], cwd=ROOT, text=True,
                             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -79,7 +79,7 @@ def test_a_rank_that_dies_ends_all_and_another_number_goes_on(phantom, tmp_path)
 @pytest.mark.parametrize("n, command, code, line", [
     (2, ["train_unet.py", "--data", "/nowhere"], 3, "error: /nowhere"),
     (2, ["train_unet.py", "--steps", "x"], 2, "error: argument --steps"),
-    ("two", ["train_unet.py"], 2, "error: two train_unet.py: use: python -m cmr.launch RANKS")])
+    ("two", ["train_unet.py"], 2, "error: two train_unet.py: use: python -m cmr.ranks RANKS")])
 def test_what_all_ranks_meet_is_said_once(n, command, code, line):
     started = launch(n, *command)
     _, errors = started.communicate(timeout=60)

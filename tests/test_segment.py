@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cmr import segment
-from cmr.labels import VALUES
 from cmr.metrics import dice
 from cmr.nifti import read_nifti
+from cmr.records import VALUES
 from cmr.segment import ejected, study_of, table, volumes_of
 from cmr.segmenter import Segmenter
 from cmr.studies import find

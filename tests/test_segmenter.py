@@ -1,16 +1,56 @@
-"""From a raw volume to labels on its grid, against nnU-Net's own numbers."""
+"""The table of segmenters: names, and a new network that is one file and one entry.
+
+From a raw volume to labels on its grid, against nnU-Net's own numbers.
+"""
+import csv
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from test_nnunet import TOY as NNUNET_TOY
+from test_nnunet import filled
 
+import evaluate
+import train_unet
+from cmr import checkpoint
+from cmr.errors import UsageError
 from cmr.grid import Geometry
+from cmr.network import predict, softmax, tile_starts
 from cmr.nnunet import NnUNet
 from cmr.nnunet_plan import Plan
 from cmr.nnunet_preprocess import NEVER, back_to_volume, preprocess
-from cmr.prediction import predict, softmax, tile_starts
-from cmr.segmenter import Segmenter, labels_on_original
-from test_nnunet import TOY, filled
+from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
+from helpers import on
+from toy_network import TOY
+
+
+def test_a_name_is_a_network_and_a_training_set_and_both_may_hold_hyphens(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "vanilla-wide", TOY)
+    assert split_name("nnunet2d-Vendor-B") == ("nnunet2d", "Vendor-B")
+    assert split_name("vanilla-real") == ("vanilla", "real")
+    assert split_name("vanilla-wide-real") == ("vanilla-wide", "real")
+    with pytest.raises(UsageError, match="expected NETWORK-TRAININGSET with one of vanilla, nnunet2d"):
+        split_name("resnet-real")
+
+
+def test_a_new_segmenter_is_one_file_and_one_entry(run, phantom, tmp_path, monkeypatch):
+    """From training to the table, under a name with a hyphen and with a plan of its own."""
+    monkeypatch.setitem(NETWORKS, "toy-net", TOY)
+    for name in ("diffusion", "da", "dg"):
+        (tmp_path / name).symlink_to(run / name)
+    for kind, more in (("real", []), ("synthetic", ["--train-on", "synthetic", "--synthetic", str(run / "dg")])):
+        out = tmp_path / f"segmenter-toy-net-{kind}"
+        train_unet.main([*on(phantom, run), "--network", "toy-net", *more, "--out", str(out)])
+        saved = checkpoint.load(out / "final.pt")
+        assert saved["plan"] == {"kernel": 5} and saved["step"] == 6 and saved["config"]["features"] == 4
+    evaluate.main([*on(phantom, run), "--target", "Vendor=B,D", "--run", str(tmp_path), "--processes", "1",
+                   "--segmenters", "toy-net-real,toy-net-synthetic", "--out", str(tmp_path / "results")])
+    rows = list(csv.DictReader(open(tmp_path / "results" / "metrics.csv")))
+    assert {row["network"] for row in rows} == {"toy-net"}
+    assert {row["arm"] for row in rows} == {"baseline", "DA", "DA, averaged", "DA, guided", "DA, guided, averaged", "DG"}
+    assert "| Vendor=B | toy-net | DG |" in (tmp_path / "results" / "report.md").read_text()
+    assert len(list((tmp_path / "results" / "predictions" / "toy-net" / "synthetic-raw").iterdir())) == 12
+
 
 NNUNET = {"network": "nnunet2d"}                 # which nnU-Net is said by its plan
 
@@ -35,7 +75,7 @@ def heart():
 def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported):
     image, spacing_mm, label = heart()
     plan = Plan(
-        (0, 1, 2), spacing, patch, 2, *(TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False
+        (0, 1, 2), spacing, patch, 2, *(NNUNET_TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False
     )
     case = preprocess(image, spacing_mm, plan, label)
     assert [(b.start, b.stop) for b in case.box] == [(0, 5), (2, 38), (3, 34)] and case.image.shape == shape
@@ -59,9 +99,9 @@ def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported)
 
 def test_another_axis_order_gives_the_same_logits():
     image, spacing_mm, _ = heart()
-    layers = [TOY["3d"][k] for k in ("features", "kernels", "strides")]
+    layers = [NNUNET_TOY["3d"][k] for k in ("features", "kernels", "strides")]
     plan = lambda order: Plan(order, (8, 1.25, 1.25), (4, 32, 28), 2, *layers, False, False)
-    net = filled(NnUNet(4, **TOY["3d"])).eval()
+    net = filled(NnUNet(4, **NNUNET_TOY["3d"])).eval()
     of = lambda order: Segmenter(net, ("LV", "MYO", "RV"), NNUNET, asdict(plan(order)), (), "")
     turned = of((2, 0, 1)).logits(image.transpose(1, 2, 0) - 1, (1.5, 1.5, 10))
     assert np.array_equal(turned.transpose(0, 3, 1, 2), of((0, 1, 2)).logits(image - 1, spacing_mm))
@@ -69,7 +109,7 @@ def test_another_axis_order_gives_the_same_logits():
 
 def test_a_structure_without_training_never_wins_and_samples_are_averaged_as_softmax():
     plan = Plan(
-        (0, 1, 2), (1.25, 1.25), (32, 28), 2, *(TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False
+        (0, 1, 2), (1.25, 1.25), (32, 28), 2, *(NNUNET_TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False
     )
     net = filled(NnUNet(2, plan.features, plan.kernels, plan.strides)).eval()
     image, spacing_mm, _ = heart()

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmr import checkpoint, pair_audit, synthesize
+from cmr import audit, checkpoint, synthesize
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.files import read_sealed_json, write_sealed_json
 from cmr.grid import Grid
@@ -86,7 +86,7 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
 def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run, phantom, tmp_path, monkeypatch):
     arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2")
     verdicts = iter([False, *[True] * 7])
-    monkeypatch.setattr(pair_audit, "still_fits", lambda *figures: next(verdicts))
+    monkeypatch.setattr(audit, "still_fits", lambda *figures: next(verdicts))
     synthesize.main([*arguments, "--out", str(tmp_path / "dg")])
     rows = list(csv.DictReader(open(tmp_path / "dg" / "manifest.csv")))
     assert [r["kept"] for r in rows] == ["0", *"1" * 7] and len(find(tmp_path / "dg")) == 7
@@ -94,7 +94,7 @@ def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run
     assert [p.name for p in (tmp_path / "dg" / "excluded" / "images").iterdir()] == [rows[0]["case"] + "_0000.nii.gz"]
     assert all((tmp_path / "dg" / f"worst_{name}.png").stat().st_size > 1000 for name in ("kept", "excluded"))
     assert json.loads((tmp_path / "dg" / "dataset.json").read_text())["numTraining"] == 7
-    monkeypatch.setattr(pair_audit, "still_fits", lambda *figures: False)
+    monkeypatch.setattr(audit, "still_fits", lambda *figures: False)
     with pytest.raises(DataError, match="not one of 8 synthetic images fits its mask"):
         synthesize.main([*arguments, "--out", str(tmp_path / "none")])
     assert not (tmp_path / "none" / "manifest.csv").exists()

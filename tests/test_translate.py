@@ -5,8 +5,7 @@ import pytest
 
 from cmr import translate
 from cmr.own_image import read_own
-from cmr.source_model import SourceModel
-from cmr.strength import Strength
+from cmr.sampler import SourceModel, Strength
 from helpers import one_line, script
 
 WEAK = "t0=30,steps=2"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import train_unet
+from cmr.network import Training
 from cmr.nnunet_preprocess import zscore
-from cmr.recipe import Training
 from cmr.seeds import rng
 from cmr.vanilla import UNet, recipe
 

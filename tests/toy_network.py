@@ -3,10 +3,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmr.losses import dice_ce_loss
+from cmr.network import Network, Recipe, dice_ce_loss, predict
 from cmr.nnunet_preprocess import zscore
-from cmr.prediction import predict
-from cmr.recipe import Network, Recipe
 from cmr.seeds import generator, initialised
 
 

@@ -1,4 +1,5 @@
-"""Parts that do not belong together are refused: another grid, source or data than the experiment's."""
+"""Parts that do not belong together are refused: another grid, source or data than the experiment's.
+"""
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ from test_faults import rewrite, small_copy
 
 from cmr import checkpoint
 from cmr.files import read_sealed_json, seal, write_sealed_json
-from cmr.source_model import SourceModel
+from cmr.sampler import SourceModel
 from cmr.studies import find
 from helpers import on, one_line, script, synthesis
 

@@ -1,4 +1,5 @@
-"""Pictures with words: valid XML, everything in its place."""
+"""Pictures with words: valid XML, everything in its place.
+"""
 import base64
 import io
 import xml.etree.ElementTree as ElementTree
@@ -6,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from skimage.io import imread
 
-from cmr.svg import forest, labelled_sheet
+from cmr.panels import forest, labelled_sheet
 
 NAME = "{http://www.w3.org/2000/svg}"
 

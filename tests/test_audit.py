@@ -1,4 +1,9 @@
-"""Whether samples of the diffusion model are as much like held-out slices as training slices are, and not copies."""
+"""Whether a synthetic image still fits its mask.
+
+Which domain an image looks like.
+
+Whether samples of the diffusion model are as much like held-out slices as training slices are, and not copies.
+"""
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,9 +11,85 @@ import pytest
 import torch
 from scipy import ndimage
 
+from cmr.audit import (
+    SourceClassifier, audit_samples, boundary_displacement_mm, draw_samples, features, frechet_distance,
+    frechet_to_held_out, memorisation, still_fits, through_plane_correlation)
 from cmr.diffusion import Schedule
-from cmr.sample_audit import (audit_samples, draw_samples, features, frechet_distance, frechet_to_held_out,
-                              memorisation)
+from cmr.seeds import rng
+
+
+def heart():
+    rng = np.random.default_rng(0)
+    z, y, x = np.indices((2, 64, 64))
+    mask = (np.hypot(x - 32, y - 32) < 12).astype(np.uint8) + (np.hypot(x - 32, y - 32) < 8)
+    noisy = mask * 0.5 + 0.05 * rng.standard_normal(mask.shape)
+    return ndimage.gaussian_filter(noisy, (0, 0.7, 0.7)).astype(np.float32), mask.astype(np.uint8)
+
+
+def test_displacement_finds_a_known_shift():
+    image, mask = heart()
+    assert boundary_displacement_mm(image, image, mask, 2.5) == (0.0, 0.0)
+    assert boundary_displacement_mm(image, 0.3 - 0.5 * image, mask, 2.5) == (0.0, 0.0)  # contrast is no displacement
+    median, p95 = boundary_displacement_mm(image, np.roll(image, (2, 1), (1, 2)), mask, 2.5)
+    assert abs(median - 2.5 * 5 ** 0.5) < 1e-6 and abs(p95 - median) < 1e-6
+    assert np.isnan(boundary_displacement_mm(image, image, 0 * mask, 2.5)).all()
+
+
+def test_through_plane_correlation_sees_unrelated_slices():
+    rng = np.random.default_rng(0)
+    common, own = rng.standard_normal((1, 32, 32)), rng.standard_normal((8, 32, 32))
+    assert abs(through_plane_correlation(np.repeat(common, 8, 0)) - 1) < 1e-9
+    assert abs(through_plane_correlation(own)) < 0.05
+    assert abs(through_plane_correlation(common + own) - 0.5) < 0.05 and np.isnan(through_plane_correlation(common))
+    # a constant slice has no correlation
+    assert abs(through_plane_correlation(np.stack([0 * common[0], common[0], -common[0]])) + 1) < 1e-9
+
+
+def test_a_pair_is_excluded_for_a_moved_boundary_or_a_lost_heart():
+    assert still_fits(2.5, -0.2, 2.5) and not still_fits(3.5, 0.0, 2.5) and not still_fits(0.0, -0.3, 2.5)
+    assert still_fits(float("nan"), float("nan"), 2.5)
+
+
+def volume(seed=0):
+    g = rng("volume", seed)
+    return np.clip(ndimage.gaussian_filter(g.standard_normal((6, 32, 32)), (0, 2, 2)) * 4, -1, 1).astype(np.float32)
+
+
+def volumes(seed, n, blur=(2, 2), edge=40):
+    """n volumes (4, edge, edge) of coloured noise, blurred along rows and columns."""
+    g = rng("volumes", seed)
+    drawn = [ndimage.gaussian_filter(g.standard_normal((4, edge, edge)), (0, *blur)) for _ in range(n)]
+    return [np.clip(x / x.std() / 2, -1, 1).astype(np.float32) for x in drawn]
+
+
+def taken_for_the_source(classifier, asked):
+    return np.array([classifier.probability(image) for image in asked])
+
+
+def test_two_looks_are_told_apart_on_volumes_that_were_held_out():
+    """A few volumes against many: both looks are shown equally often."""
+    classifier = SourceClassifier.fit(volumes(0, 20), volumes(1, 4, blur=(3, 3)))
+    assert (taken_for_the_source(classifier, volumes(2, 8)) > 0.5).all()
+    assert (taken_for_the_source(classifier, volumes(3, 8, blur=(3, 3))) < 0.5).all()
+
+
+def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_and_seed(monkeypatch):
+    source, others, fresh = (volumes(seed, n) for seed, n in ((0, 20), (1, 20), (2, 6)))
+    asked = taken_for_the_source(SourceClassifier.fit(source, others), fresh)
+    assert 0.4 < asked.mean() < 0.6 and asked.std() < 0.1
+    monkeypatch.setattr("cmr.audit.STEPS", 3)
+    short, again, other = (taken_for_the_source(SourceClassifier.fit(source, others, seed), fresh) for seed in (0, 0, 1))
+    assert np.array_equal(short, again) and not np.array_equal(short, other)
+
+
+def test_neither_orientation_nor_position_is_a_look():
+    lying, upright = volumes(0, 10, blur=(1, 3)), volumes(1, 10, blur=(3, 1))
+    asked = taken_for_the_source(SourceClassifier.fit(lying, upright), volumes(2, 6, blur=(1, 3)))
+    assert 0.4 < asked.mean() < 0.6
+    above, below = ([np.where(np.arange(40)[:, None] < 20, x if up else -1, -1 if up else x)
+                     for x in volumes(seed, 10)] for seed, up in ((3, True), (4, False)))
+    asked = taken_for_the_source(SourceClassifier.fit(above, below), above[:6])
+    assert 0.4 < asked.mean() < 0.6
 
 
 def smooth(seed, n, blur=4, size=64):
@@ -101,13 +182,13 @@ def test_a_samples_noise_is_its_own_whatever_the_number():
 
 
 def test_an_audit_counts_copies_and_says_how_far_samples_are_from_held_out_slices(monkeypatch):
-    monkeypatch.setattr("cmr.sample_audit.SAMPLES", 256)
+    monkeypatch.setattr("cmr.audit.SAMPLES", 256)
     slices = smooth(3, 80)
     training, held_out = slices[:50], slices[50:]
     model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, parameterisation="v", device="cpu")
     row = {}
     for name, drawn in {"copies": training[20:] * 0.9, "noise": smooth(4, 30, blur=1)}.items():
-        monkeypatch.setattr("cmr.sample_audit.draw_samples", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr("cmr.audit.draw_samples", lambda *_, drawn=drawn: drawn)
         row[name] = audit_samples(model, Asked(), training, held_out, (10, 2.5, 2.5), 0)
     assert row["copies"]["samples"] == 30 and row["copies"]["copies"] == 30 and row["noise"]["copies"] == 0
     assert row["copies"]["frechet_training"] == row["noise"]["frechet_training"]

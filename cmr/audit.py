@@ -1,0 +1,324 @@
+"""Does a synthetic image still fit its mask?  How far the boundary moved, and what the segmenter lost.
+
+The segmenter shares the biases of whatever it was trained on, so the displacement needs no network: small patches
+around the boundary of the mask are looked for in the synthetic image by normalised cross-correlation.
+
+Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`.
+
+Which domain does an image look like?  A small convolutional network is asked, patch by patch.
+
+It is trained on real images alone, so that it has not seen what a projection leaves behind.  Whether an image still
+fits its mask is another question: `cmr.audit`.
+
+Public: `SourceClassifier`.
+
+Has the diffusion model learnt the source?  Its unconditional samples beside training and held-out slices.
+
+Two questions, neither answered with a network that was trained elsewhere: are the samples as much like the source's
+held-out slices as its training slices are (Fréchet distance, Heusel et al. 2017), and are they new or copies of what
+was trained on (Carlini et al. 2023)?  Nothing is left out or changed by the answers: they are figures for the reader.
+
+Public: `COPIED`, `COLUMNS`, `audit_samples`, `draw_samples`, `features`, `frechet_distance`, `frechet_to_held_out`,
+`memorisation`.
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from skimage.feature import match_template
+from skimage.transform import resize
+from torch import nn
+
+from cmr.diffusion import denoise, levels
+from cmr.metrics import border, mean_dice
+from cmr.seeds import generator, initialised
+
+LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image
+PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
+
+
+def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
+    """Figures of one synthetic image, named as in manifest.csv, and whether it is kept.
+
+    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier, or None where none is known.
+    working : the reference.  given, image : (D, H, W) in [-1, 1], the reference as it was given to the sampler, and its
+    projection.
+    knows_mask : the reference's mask may be used; a target's is unknown at adaptation time, and the segmenter's own
+    boundary on the reference is followed in its place.
+    """
+    reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
+    found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
+    figures, boundary = {}, found_on_given
+    if knows_mask:
+        boundary = working.label
+        before, after = (mean_dice(found, working.label) for found in (found_on_given, found_on_image))
+        figures.update(dice_reference=before, dice_synthetic=after, dice_change=after - before)
+    median, p95 = boundary_displacement_mm(reference, image, boundary, spacing_mm)
+    kept = not may_be_excluded or still_fits(median, figures["dice_change"], spacing_mm)
+    figures.update(displacement_median_mm=median, displacement_p95_mm=p95, kept=int(kept),
+                   through_plane_reference=through_plane_correlation(reference),
+                   through_plane_synthetic=through_plane_correlation(image))
+    if classifier:
+        figures.update(of_source_reference=classifier.probability(given),
+                       of_source_synthetic=classifier.probability(image))
+    return figures
+
+
+def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_slice=24):
+    """(median, 95th percentile) of how far the structure at the mask's boundary moved, in mm; nan without a boundary.
+
+    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the displacement is
+    quantised to it.  Patches are matched on the gradient magnitude, so that a change of contrast is no displacement;
+    flat patches, and patches at the image's edge, are left out.
+    """
+    gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
+    distances = []
+    for ref, syn, labels in zip(reference, synthetic, mask):
+        points = np.argwhere(border(labels > 0))
+        if len(points):
+            chosen = np.linspace(0, len(points) - 1, min(points_per_slice, len(points))).astype(int)
+            distances += _displacements(gradient(ref), gradient(syn), points[chosen])
+    if not distances:
+        return math.nan, math.nan
+    median, p95 = np.percentile(np.multiply(distances, spacing_mm), (50, 95))
+    return float(median), float(p95)
+
+
+def _displacements(reference, synthetic, points):
+    """How far, in pixels, the patch around each point of a slice is found in the other; flat patches left out."""
+    flat = 0.1 * reference.std()
+    around = lambda image, r, c, half: image[r - half:r + half + 1, c - half:c + half + 1]
+    margin, found = PATCH + REACH, []
+    for r, c in points:
+        if min(r, c) < margin or r + margin >= reference.shape[0] or c + margin >= reference.shape[1]:
+            continue
+        patch = around(reference, r, c, PATCH)
+        if patch.std() < flat:
+            continue
+        score = match_template(around(synthetic, r, c, margin), patch)
+        row, column = np.unravel_index(score.argmax(), score.shape)
+        found.append(np.hypot(row - REACH, column - REACH))
+    return found
+
+
+def still_fits(displacement_median_mm, dice_change, spacing_mm):
+    """Whether a pair may be trained on: half of the boundary within a pixel of its place, the segmenter not lost.
+
+    Of two figures that may both be wrong, either excludes.  nan, nothing to measure, excludes nothing.
+    """
+    return not displacement_median_mm > spacing_mm and not dice_change < -LOST_DICE
+
+
+def through_plane_correlation(image):
+    """Mean Pearson correlation of neighbouring slices of a volume (D, H, W); nan for fewer than two slices.
+
+    Slices drawn from unrelated noise agree less with their neighbours than real ones do.
+    """
+    slices = np.asarray(image, np.float64).reshape(len(image), -1)
+    pairs = [np.corrcoef(a, b)[0, 1] for a, b in zip(slices, slices[1:]) if a.std() and b.std()]
+    return float(np.mean(pairs)) if pairs else math.nan
+
+
+PATCH = 32                                       # edge in pixels; patches that are asked about overlap by half
+STEPS, BATCH, LEARNING_RATE = 300, 64, 3e-3
+WIDTHS, STRIDES = (16, 24, 32), (2, 2, 1)
+
+
+@dataclass(frozen=True)
+class SourceClassifier:
+    """Tells the source from another domain by contrast, sharpness and noise of patches, not by where or how they lie.
+
+    In training patches are cut anywhere, turned and flipped at random; both domains are shown equally often, whatever
+    the number of their volumes.  It runs on the CPU, so that its answers are a function of images and seed.
+    """
+    net: nn.Module
+
+    @classmethod
+    def fit(cls, source, others, seed=0):
+        """source, others : volumes (D, H, W) in [-1, 1], unlabelled, of patients that are not asked about later."""
+        pools = [torch.from_numpy(np.concatenate(volumes).astype(np.float32)) for volumes in (source, others)]
+        net = initialised(_network, seed)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+        of_source = torch.cat([torch.ones(BATCH // 2), torch.zeros(BATCH // 2)])
+        for step in range(STEPS):
+            g = generator(seed, "source classifier", step)
+            patches = torch.cat([_random_patches(slices, BATCH // 2, g) for slices in pools])
+            loss = F.binary_cross_entropy_with_logits(net(patches)[:, 0], of_source)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
+            optimizer.step()
+        return cls(net.eval())
+
+    @torch.no_grad()
+    def probability(self, image):
+        """That a volume (D, H, W) is of the source, in [0, 1], if both domains are as frequent: the mean over patches.
+
+        Above 0.5 it is taken for the source.
+        """
+        slices = torch.from_numpy(np.array(image, np.float32))
+        edge = min(PATCH, *slices.shape[1:])
+        patches = slices.unfold(1, edge, edge // 2).unfold(2, edge, edge // 2).reshape(-1, 1, edge, edge)
+        return float(torch.cat([self.net(some).sigmoid() for some in patches.split(256)]).mean())
+
+
+def _network():
+    """(N, 1, H, W) patches -> (N, 1) logits: three convolutions, then the mean over the patch."""
+    layers, c_in = [], 1
+    for c_out, stride in zip(WIDTHS, STRIDES):
+        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1), nn.ReLU()]
+        c_in = c_out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, 1))
+
+
+def _random_patches(slices, n, g):
+    """n patches (n, 1, edge, edge) from anywhere in slices (N, H, W), laid in one of the eight ways of a square."""
+    draw = lambda below, *shape: torch.randint(below, shape, generator=g)
+    edge = min(PATCH, *slices.shape[1:])
+    rows, columns = (draw(length - edge + 1, n, 1) + torch.arange(edge) for length in slices.shape[1:])
+    patches = slices[draw(len(slices), n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    turned = torch.rot90(patches, int(draw(4)), (1, 2))
+    return (turned.flip(1) if draw(2) else turned)[:, None]
+
+
+COPIED = 0.5                                     # a sample whose ratio is below it is a copy
+SAMPLES, CALLS, BATCH = 256, 40, 32              # at most so many samples, network calls for each, samples at a time
+COMPONENTS, SLICES_EACH = 32, 5                  # principal components at most, and slices for each of them
+COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "copies", "nearest_mean",
+           "nearest_least")
+
+
+def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
+    """One row of COLUMNS on the samples of a SourceModel; all but their number is nan where no slice is held out.
+
+    segmenter : Segmenter, trained on the source.  training, held_out : the source's slices (n, H, W) in [-1, 1].
+    spacing_mm : (slice, row, column).  There are as many samples as held-out slices, SAMPLES at most.
+    """
+    n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
+    calls = min(CALLS, model.schedule.T)
+    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, training.shape[-1], calls, seed,
+                           model.device)
+    of_samples = of_training = np.nan
+    if len(held_out):
+        pools = samples, _thinned(training, n), _thinned(held_out, n)
+        of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm) for pool in pools))
+    nearest = memorisation(samples, training, held_out)
+    return {"samples": n, "frechet_samples": of_samples, "frechet_training": of_training,
+            "frechet_ratio": of_samples / of_training,
+            "copies": int((nearest < COPIED).sum()) if len(held_out) else np.nan,
+            "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
+
+
+def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
+    """n unconditional samples (n, size, size) in [-1, 1] of a denoiser, with `calls` network calls each.
+
+    The noise is a function of (seed, number of the sample), so that the first samples of a larger n are the same.
+    """
+    times, samples = levels(schedule.T, calls), []
+    for start in range(0, n, BATCH):
+        streams = [generator(seed, "sample", i) for i in range(start, min(start + BATCH, n))]
+        draw = lambda: torch.stack([torch.randn(1, size, size, generator=g) for g in streams]).to(device)
+        x_T, *noises = [draw() for _ in times]
+        x_0 = denoise(schedule, net, parameterisation, x_T, times, noises)
+        samples.append(x_0[:, 0].cpu().numpy())
+    return np.concatenate(samples)
+
+
+def features(segmenter, slices, spacing_mm):
+    """What a segmenter sees at its coarsest resolution, averaged over each slice: (n, channels) float64.
+
+    Every slice is given to it as a volume of one slice, so that a sample, which has no neighbours, is treated as a real
+    one is.  The coarsest feature map is found by watching the layers: of those with the fewest pixels, the last.
+    """
+    seen, means = [], []
+    watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None
+    hooks = [layer.register_forward_hook(watch) for layer in segmenter.net.modules() if not list(layer.children())]
+    try:
+        for image in slices:
+            seen.clear()
+            segmenter.logits(np.asarray(image)[None], spacing_mm, mirror=False)
+            pixels = [output[0, 0].numel() for output in seen]
+            deepest = seen[len(pixels) - 1 - pixels[::-1].index(min(pixels))]
+            means.append(deepest.flatten(2).mean((0, 2)).double().cpu().numpy())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return np.stack(means)
+
+
+def frechet_distance(a, b):
+    """Squared Fréchet distance of the Gaussians that fit two sets of feature vectors (n, d) and (m, d), n and m > d.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), Dowson & Landau 1982.  From few vectors it is
+    too large, the more so the fewer: compare only distances of equal numbers.
+    """
+    cov_a, cov_b = np.cov(a.T).reshape(a.shape[1], -1), np.cov(b.T).reshape(b.shape[1], -1)
+    root_a = _square_root(cov_a)
+    cross = _square_root(root_a @ cov_b @ root_a)
+    difference = a.mean(0) - b.mean(0)
+    return float(difference @ difference + np.trace(cov_a + cov_b - 2 * cross))
+
+
+def _square_root(matrix):
+    """Of a symmetric positive semidefinite matrix; what rounding makes negative counts as 0."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def frechet_to_held_out(samples, training, held_out):
+    """(distance of samples, distance of training slices) to held-out slices; equal if the model has learnt the source.
+
+    All are features (n, d) of the same number of slices, so that both distances are too large by alike; ValueError if
+    not.  They are reduced to the principal components of the training slices, one for every SLICES_EACH slices and
+    COMPONENTS at most, since a covariance of more dimensions than that is not known from n slices.
+    """
+    if not len(samples) == len(training) == len(held_out):
+        raise ValueError(f"{len(samples)} samples, {len(training)} training and {len(held_out)} held-out slices: use "
+                         "as many of each")
+    kept = max(1, min(COMPONENTS, len(training) // SLICES_EACH, training.shape[1]))
+    _, _, directions = np.linalg.svd(training - training.mean(0), full_matrices=False)
+    reduced = [found @ directions[:kept].T for found in (samples, training, held_out)]
+    return frechet_distance(reduced[0], reduced[2]), frechet_distance(reduced[1], reduced[2])
+
+
+def _thinned(pool, n):
+    """n slices of a pool at even distances."""
+    return pool[np.linspace(0, len(pool) - 1, n).astype(int)]
+
+
+def memorisation(samples, training, held_out, size=32, reach=2):
+    """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, per sample.
+
+    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk to size x size, z-scored and
+    compared by root mean squared difference over shifts of up to `reach` pixels.  About 1, a little less where there
+    are more training than held-out slices: new images; below COPIED: copies, which diffusion models of few slices make.
+    No training slice is left out, as a copy of it would not be found.  nan without a pool.
+    """
+    if not len(training) or not len(held_out):
+        return np.full(len(samples), np.nan)
+    core = slice(reach, size - reach)                             # what stays in sight under every shift
+    pools = [_shrunk(pool, size, core)[:, core, core].reshape(len(pool), -1) for pool in (training, held_out)]
+    ratios = []
+    for sample in _shrunk(samples, size, core):
+        windows = _shifted_windows(sample, size - 2 * reach)
+        nearest = [np.sqrt(cdist(windows, pool, "sqeuclidean").min() / windows.shape[1]) for pool in pools]
+        to_training, to_held_out = nearest
+        ratios.append(to_training / max(to_held_out, 1e-6))
+    return np.array(ratios)
+
+
+def _shrunk(images, size, core):
+    """(n, H, W) to (n, size, size), z-scored by the core of each."""
+    small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (size, size), anti_aliasing=True)
+    inner = small[core, core]
+    return np.moveaxis((small - inner.mean((0, 1))) / (inner.std((0, 1)) + 1e-6), -1, 0)
+
+
+def _shifted_windows(image, edge):
+    """Every window of edge x edge pixels of a square image, flat: (shifts, edge^2)."""
+    starts = range(len(image) - edge + 1)
+    return np.stack([image[i:i + edge, j:j + edge].ravel() for i in starts for j in starts])

@@ -207,7 +207,7 @@ class Evaluation:
         for w in workings:
             if any((w.record.case, strength) not in self.translated_of for strength in wanted):
                 folder = Path(self.c.run) / "da"
-                raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --arm da again")
+                raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --use da again")
 
     def made_of(self):
         """Provenance of the results."""

@@ -218,7 +218,7 @@ def stages_of(data, folder):
     rows = ["--run", folder, "--segmenters", "vanilla-real", *targets, "--processes", "1"]
     commands = {"check": ["-m", "cmr.check_dataset"], "diffusion": ["train_diffusion.py"],
                 "segmenter-vanilla-real": ["train_unet.py"], "dg": ["-m", "cmr.synthesize", *parts],
-                "da": ["-m", "cmr.synthesize", "--arm", "da", *parts, *targets],
+                "da": ["-m", "cmr.synthesize", "--use", "da", *parts, *targets],
                 "results": ["evaluate.py", *rows]}
     for name, command in commands.items():
         line = [sys.executable, *command, *of_any, "--out", f"{folder}/{name}"]

@@ -1,23 +1,32 @@
-"""The experiment: what each row is trained on, what it is given at test time, and what it has seen of the target.
+"""The experiment: which rows there are, what each is trained on and given, and the stages that make them.
 
-    check -> SD-DM, segmenters on real images -> DG set -> segmenters on it
-                                              -> DA set -> evaluation -> report
+    check -> SD-DM, networks on real images -> DG set -> networks on it
+                                            -> DA set -> evaluation -> report
 
-The stages, and what each reads and writes, are the rules of the Makefile (`make plan` prints them).  No numbers here.
+An *arm* is a row of the results: what a network was trained on and what it is given at test time.  A *stage* is a command
+that writes one file last, and has to be done while that file is missing or older than one that it is made from
+(`cmr.reproduce` lets make decide that).  For a new row, add an entry to `ARMS`; if its network is trained on something
+new, one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
 
-Public: `Arm`, `ARMS`, `training_set`, `rows_to_measure`, and the names of rows.
+Public: `Arm`, `ARMS`, `TrainingSet`, `TRAINING_SETS`, `SETS`, `Stage`, `stages`, `price`, `segmenters`,
+`training_set`, `rows_to_measure`, and the names of rows.
 """
+import shlex
 from dataclasses import dataclass
 
 from cmr.errors import UsageError
+from cmr.records import Domain
+from cmr.segmenter import NETWORKS, split_name
 
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the experiment: what the segmenter was trained on and what it is given at test time."""
+    """One arm of the experiment, a row of its tables: what the segmenter was trained on and what it is given at test time."""
     name: str
-    trained_on: str
-    test_input: str
+    trained_on: str                              # a key of TRAINING_SETS
+    test_input: str                              # images joined by `+`, whose softmax is averaged; see below
     access: str                                  # what images of the target it has touched
     secondary: bool = False                      # measured for some networks only, where time is short
     source: str = "yes"                          # whether it has touched the source's images and masks
@@ -31,10 +40,9 @@ class Arm:
 
 BASELINE, UPPER_BOUND = "baseline", "upper bound"
 PRIMARY_ARMS = ("DA", "DG")
-DOSES = {n: f"DG, {n} a reference" for n in (1, 2, 4, 8)}         # synthetic images per reference: the row's name
 THROUGH_SD_DM = "the test image itself, through the SD-DM"
-# What a segmenter is given at test time: images, joined by `+` where their softmax is averaged.  raw is the image as it
-# is, projected is the paper's sampler, guided the guided projection (both: `cmr.sampler`); the rest know no SD-DM.
+# Test inputs: raw is the image as it is, projected is the paper's sampler, guided the guided projection (both:
+# `cmr.sampler`); matched and fda know no SD-DM.
 ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("DA", "real", "projected", THROUGH_SD_DM),
         Arm("DA, averaged", "real", "raw+projected", THROUGH_SD_DM),
@@ -48,15 +56,37 @@ ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("augmented", "augmented", "raw", "nothing"),
         Arm("augmented + DA", "augmented", "raw+guided", THROUGH_SD_DM, secondary=True),
         Arm("shifted", "shifted", "raw", "nothing"),
+        Arm("references", "references", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
-        *(Arm(name, f"dose{n}", "raw", "nothing") for n, name in DOSES.items()),
         Arm(UPPER_BOUND, "target", "raw", "its own training images", source="no",
             target_masks="those of its training images"))
+DOSES = {}
 # Networks whose secondary rows are measured too.
 ALL_INPUTS_OF = {**dict.fromkeys(("tiny", "demo", "small", "lab"), "vanilla"), "paper": "vanilla,nnunet2d,nnunet3d"}
 # What generalises without a diffusion model: DG is compared with each.
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model",
-            "shifted": "the references of DG with their changed look, not projected"}
+            "shifted": "the references of DG with their changed look, not projected",
+            "references": "the references of DG as they are"}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a segmenter is trained on: the stage's file that has to be there, and flags of train_unet.py."""
+    made_from: str
+    flags: str = ""
+
+
+# The synthetic sets that networks are trained on, and what each adds to the flags of DG's `cmr.synthesize`.
+SETS = {"dg": "", "shifted": "--strength none", "references": "--strength none --shift 0"}
+TRAINING_SETS = {"real": TrainingSet("check/check.json"),
+                 "augmented": TrainingSet("check/check.json", "--augment"),
+                 "synthetic": TrainingSet("dg/manifest.csv", "--train-on synthetic --synthetic {run}/dg"),
+                 "both": TrainingSet("dg/manifest.csv", "--train-on both --synthetic {run}/dg"),
+                 "shuffled": TrainingSet("dg/manifest.csv",
+                                         "--train-on synthetic --synthetic {run}/dg --shuffle-masks"),
+                 "shifted": TrainingSet("shifted/manifest.csv", "--train-on synthetic --synthetic {run}/shifted"),
+                 "references": TrainingSet("references/manifest.csv",
+                                           "--train-on synthetic --synthetic {run}/references")}
 
 
 def training_set(arm, domain, source):
@@ -80,16 +110,128 @@ def rows_to_measure(segmenters, domains, all_inputs_of):
     for network in networks:
         if (network, "real") not in segmenters:
             raise UsageError(f"--segmenters: {network}-real is missing, which the others are compared with")
-    measured, needed = [], set()
+    measured, used = [], set()
     for network in networks:
         for arm in ARMS:
-            own = {(network, training_set(arm, domain, source)) for domain in domains}
+            needed = {(network, training_set(arm, domain, source)) for domain in domains}
             wanted = not arm.secondary or network in all_inputs_of
-            if wanted and own <= set(segmenters):
+            if wanted and needed <= set(segmenters):
                 measured.append((network, arm))
-                needed |= own
-    unused = set(segmenters) - needed
+                used |= needed
+    unused = set(segmenters) - used
     if unused:
         raise UsageError(f"--segmenters: {'-'.join(min(unused))} belongs to no row of the table; "
                          "an upper bound needs a network of every target")
     return measured
+
+
+# ---- Stages ----------------------------------------------------------------------------------------------------------
+
+# What a rehearsal adds to the flags of each command.
+ALONE = ("-m cmr.check_dataset", "-m cmr.estimate")        # scripts that no ranks share
+_PROJECTED, _GUIDED = "t0=100,low_pass=2,steps=1", "t0=100,guide_mm=30,steps=1"
+SHORT = {"train_diffusion.py": "--steps 2 --batch 2 --log-every 1 --sheet 1 --sheet-steps 2",
+         "train_unet.py": "--steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1",
+         "-m cmr.synthesize --use dg": f"--samples 1 --strength '{_PROJECTED}'",
+         "-m cmr.synthesize --use da": f"--strength '{_PROJECTED};{_GUIDED}'",
+         "evaluate.py": f"--projected '{_PROJECTED}' --guided '{_GUIDED}'"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, the file that it writes last, and the files that this is made from; all in the folder of the run."""
+    file: str
+    made_from: tuple
+    command: str
+    after: tuple = ()                            # files that only have to be there before it starts
+
+
+def stages(c):
+    """[Stage] of the run that the settings ask for, in the order in which they can be done."""
+    compared, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
+    target, rows = f"--target {shlex.quote(c.target)}", f"--segmenters {','.join(compared)}"
+    references = f"--references {shlex.quote(c.references)}" if c.references else ""
+
+    # Is the dataset what the rows need?  check.json is written anew only if the answer has changed.
+    asked, checked, priced = "check/asked", "check/check.json", "check/estimate.md"
+    check = command(c, "-m cmr.check_dataset", "check", target, rows, references)
+    found = [Stage(asked, ("check/rows",), f"{check} && touch {c.run / asked}"), Stage(checked, (asked,), "")]
+    first = ()                                   # what it will take is said once, before the first long stage
+    if not (c.rehearse or c.experiment == "tiny" or (c.run / "diffusion").exists()):
+        found.append(Stage(priced, (), price(c), (checked,)))
+        first = (priced,)
+
+    # The diffusion model of the source (SD-DM); with it DG's images, and DA's, of the test studies of every domain.
+    sd_dm = "diffusion/final.pt"
+    found.append(Stage(sd_dm, (checked,), command(c, "train_diffusion.py", "diffusion"), first))
+    judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
+    trained = {name: training_set_of(c, name) for name in compared}
+    for name, flags in SETS.items():
+        file = f"{name}/manifest.csv"
+        if name == "dg" or file in {of.made_from for of in trained.values()}:
+            dg = command(c, "-m cmr.synthesize --use dg", name, judged, references, flags)
+            found.append(Stage(file, (sd_dm, judge), dg))
+    da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
+    found.append(Stage("da/manifest.csv", (sd_dm, judge), da))
+
+    # The networks, the longest first: two at a time are busy until the end.  All but the one that judges pairs wait for
+    # DG's images: make starts what is ready as it walks along its list, and would come to the longest last.
+    for name in sorted(compared, key=lambda name: -list(NETWORKS).index(split_name(name)[0])):
+        file, of = f"segmenter-{name}/final.pt", trained[name]
+        train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}",
+                        of.flags.format(run=c.run))
+        found.append(Stage(file, (of.made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
+
+    # Every row on every domain's test studies.
+    made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
+    names = "--pseudonyms" if c.pseudonyms else ""
+    report = command(c, "evaluate.py", "results", target, rows, f"--run {c.run}", names)
+    return [*found, Stage("results/report.md", ("check/rows", *made), report)]
+
+
+def price(c):
+    """The command that says what the run will take."""
+    rows = f"--segmenters {','.join(segmenters(c))}"
+    return command(c, "-m cmr.estimate", "check", f"--target {shlex.quote(c.target)}", rows,
+                   f"--jobs {c.jobs} --ranks {c.gpus}")
+
+
+def segmenters(c):
+    """Names NETWORK-TRAININGSET of all that are compared, network by network; raises UsageError for unknown ones."""
+    bounds = [domain.file_name for domain in Domain.parse(c.target).each()] if c.upper_bound else []
+    controls = [split_name(name) for name in split(c.controls)]
+    if c.references:
+        controls.append((split(c.networks)[0], "references"))
+    found = {}
+    for network in split(c.networks):
+        of_network = [what for of, what in controls if of == network]
+        found.update(dict.fromkeys(f"{network}-{what}" for what in ("real", *split(c.trained), *bounds, *of_network)))
+    return list(found)
+
+
+def training_set_of(c, name):
+    """The TrainingSet of the segmenter NETWORK-TRAININGSET; that of an upper bound is called as its target."""
+    _, trained_on = split_name(name)
+    bounds = {domain.file_name: domain for domain in Domain.parse(c.target).each()}
+    if trained_on in bounds:
+        return TrainingSet("check/check.json", f"--domain {shlex.quote(str(bounds[trained_on]))}")
+    if trained_on not in TRAINING_SETS:
+        raise UsageError(f"{name}: no training set is called {trained_on}; use {', '.join(TRAINING_SETS)}")
+    return TRAINING_SETS[trained_on]
+
+
+def command(c, script, folder, *flags):
+    """How a stage is called: the interpreter, the script, what all stages must agree on, flags, where it writes."""
+    ranks = f"-m cmr.ranks {c.gpus}" if c.gpus > 1 and script not in ALONE else ""
+    agreed = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--seed", str(c.seed),
+              "--work", str(c.of_preset / "work")]
+    agreed += ["--upper-bound"] if c.upper_bound else []
+    agreed += ["--use-unlabeled-masks"] if c.use_unlabeled_masks else []
+    short = SHORT.get(script, "") if c.rehearse else ""
+    words = [c.python, ranks, script, shlex.join(agreed), short, *flags, f"--out {c.run / folder}"]
+    return " ".join(filter(None, words))
+
+
+def split(text):
+    """The parts of a list that is separated by commas or spaces."""
+    return text.replace(",", " ").split()

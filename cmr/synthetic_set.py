@@ -53,20 +53,20 @@ def read_manifest(folder, columns):
     return read_csv(path, columns)
 
 
-def _folders(arm, kept):
+def _folders(use, kept):
     """Where an image and its mask lie: DA has no masks, a pair that no longer fits is kept out of training."""
-    if arm == "da":
+    if use == "da":
         return "imagesTs", None
     return ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
 
 
-def write_pair(out, arm, row, image, working, structures):
+def write_pair(out, use, row, image, working, structures):
     """Write a synthetic image (D, H, W) in [-1, 1], and for DG the mask of its reference in consecutive classes.
 
     row : of the manifest.  working : the reference.  structures : of the labels in dataset.json.
     """
     affine, spacing_mm = working_affine(working.geometry)
-    images, labels = _folders(arm, row["kept"])
+    images, labels = _folders(use, row["kept"])
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))            # (D, H, W) -> (X, Y, Z)
     path = Path(out) / images / f"{row['case']}_0000.nii.gz"
     write_nifti(path, stored(as_integers(image)), affine, spacing_mm, "synthetic")
@@ -76,9 +76,9 @@ def write_pair(out, arm, row, image, working, structures):
         write_nifti(path, stored(classes), affine, spacing_mm, "mask of the reference")
 
 
-def _read_image(out, arm, row):
+def _read_image(out, use, row):
     """(D, H, W) in [-1, 1] of a synthetic volume."""
-    images, _ = _folders(arm, row["kept"])
+    images, _ = _folders(use, row["kept"])
     path = Path(out) / images / f"{row['case']}_0000.nii.gz"
     return from_integers(read_nifti(path).array.transpose(2, 1, 0))
 
@@ -107,11 +107,11 @@ def draw_worst(path, out, rows, workings):
         save_png(path, sheet(two_a_row(panels)))
 
 
-def draw_long_axes(out, arm, workings, rows):
+def draw_long_axes(out, use, workings, rows):
     """`through_plane.png`: three references cut along the heart across their slices, beside their synthetic volumes."""
     cuts = []
     for working in workings[::max(1, len(workings) // 3)][:3]:
-        synthetic = [_read_image(out, arm, row) for row in rows if row["reference"] == working.record.case]
+        synthetic = [_read_image(out, use, row) for row in rows if row["reference"] == working.record.case]
         middle, stretch = working.image.shape[1] // 2, working.spacing_mm[0] / working.spacing_mm[1]
         volumes = [np.asarray(working.image), *synthetic]
         cuts.append([long_axis(volume[:, middle], stretch) for volume in volumes])

@@ -55,9 +55,9 @@ def run(phantom, tmp_path_factory):
     for network in NETWORKS:
         train(f"{network}-real", network)
     for name, strength in (("dg", "t0=30,steps=2"), ("shifted", "none")):
-        made = ["--arm", "dg", "--strength", strength, "--shift", "0.5", "--out", root / name]
+        made = ["--use", "dg", "--strength", strength, "--shift", "0.5", "--out", root / name]
         synthesize.main(synthesis(phantom, root, *made))
-    synthesize.main(synthesis(phantom, root, "--arm", "da", *targets, "--out", root / "da"))
+    synthesize.main(synthesis(phantom, root, "--use", "da", *targets, "--out", root / "da"))
     for network in NETWORKS:
         for kind, (folder, *flags) in SYNTHETIC.items():
             if f"{network}-{kind}" in SEGMENTERS:

@@ -79,7 +79,7 @@ class Place:
         models = ["--diffusion", self.run / "diffusion" / "final.pt",
                   "--segmenter", self.run / "segmenter-vanilla-real" / "final.pt"]
         given = ["--target", TARGET] if arm == "da" else []
-        return ["-m", "cmr.synthesize", *self.on, "--arm", arm, *models, *given, "--out", out or self.out, *more]
+        return ["-m", "cmr.synthesize", *self.on, "--use", arm, *models, *given, "--out", out or self.out, *more]
 
     def evaluate(self, *more):
         names = [f"{network}-{kind}" for network in ("vanilla", "nnunet2d") for kind in ("real", "synthetic")]

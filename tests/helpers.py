@@ -55,13 +55,12 @@ def one_line(errors):
 # ---- The short experiment of conftest.run ----
 
 NETWORKS = ("vanilla", "nnunet2d", "nnunet3d")
-SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "shuffled": ("dg", "--shuffle-masks"),
-             "dose1": ("dg",), "dose2": ("dg",)}
+SYNTHETIC = {"synthetic": ("dg",), "both": ("dg",), "shifted": ("shifted",), "shuffled": ("dg", "--shuffle-masks")}
 SEGMENTERS = (*(f"{network}-{kind}" for network in NETWORKS for kind in ("real", "synthetic")),
-              *(f"vanilla-{kind}" for kind in ("both", "augmented", "shifted", "shuffled", "dose1", "dose2", "Vendor-B",
+              *(f"vanilla-{kind}" for kind in ("both", "augmented", "shifted", "shuffled", "Vendor-B",
                                                "Vendor-D")))
 # Rows of the table: all of the vanilla U-Net, the primary ones of both nnU-Nets.
-_ALL = [arm for arm in ARMS if arm.trained_on not in ("dose4", "dose8")]
+_ALL = [arm for arm in ARMS if arm.trained_on != "references"]
 _PRIMARY = [arm for arm in ARMS if not arm.secondary and arm.trained_on in ("real", "synthetic")]
 ROWS = len(_ALL) + 2 * len(_PRIMARY)
 

@@ -23,8 +23,8 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     asked = dict(data=str(one), target="Vendor=B", size=32)       # before the first stage, not after every training
     with pytest.raises(UsageError, match="Vendor=B has no labelled Training volumes"):
         check_dataset(Config(**asked, upper_bound=True))
-    with pytest.raises(UsageError, match="vanilla-dose3 belongs to no row"):
-        check_dataset(Config(**asked, segmenters="vanilla-real,vanilla-dose3"))
+    with pytest.raises(UsageError, match="vanilla-more belongs to no row"):
+        check_dataset(Config(**asked, segmenters="vanilla-real,vanilla-more"))
     assert "spacing mm: 1.25 x 1.25 x 9.00" in capsys.readouterr().out
     mms(one, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
     with pytest.raises(DataError, match="leakage between splits"):

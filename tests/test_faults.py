@@ -77,7 +77,7 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
     check = ["-m", "cmr.check_dataset"]
     unet, nnunet = ["train_unet.py", *on_phantom], ["train_unet.py", *on_phantom, "--network", "nnunet2d"]
     evaluate = ["evaluate.py", *on_phantom, "--run", run, "--target", "Vendor=B,D"]
-    da = ["-m", "cmr.synthesize", *synthesis(phantom, run, "--arm", "da", "--out", tmp_path / "da")]
+    da = ["-m", "cmr.synthesize", *synthesis(phantom, run, "--use", "da", "--out", tmp_path / "da")]
     plan_3d = run / "segmenter-nnunet3d-real" / "plan.json"
     for code, words, arguments in (
             (3, "no such folder", [*check, tmp_path / "absent"]),

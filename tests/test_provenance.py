@@ -116,7 +116,7 @@ def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phant
     write_sealed_json(item, {**read_sealed_json(item), "reference_content": "0" * 16})
     table.unlink()
     again = synthesis(
-        phantom, run, "--arm", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg"
+        phantom, run, "--use", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg"
     )
     refused("-m cmr.synthesize", again, "whose image or mask was changed since")
     item.write_text("{")                                          # damaged: made again

@@ -154,7 +154,7 @@ def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
     """Synthesis and evaluation on two ranks, beside what one process has written."""
     of_any = [*on(phantom, run), "--target", "Vendor=B,D"]
     models = ["--diffusion", run / "diffusion" / "final.pt", "--segmenter", run / "segmenter-vanilla-real" / "final.pt"]
-    dg = ["--arm", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
+    dg = ["--use", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
     evaluation = ["--run", run, "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
     assert script("evaluate.py", *of_any, *evaluation, tmp_path / "one")[0] == 0
     for command in (

@@ -4,6 +4,7 @@ import re
 import sys
 
 from helpers import ROOT
+from presets_page import PAGE, page
 
 README = (ROOT / "README.md").read_text()
 EACH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,3 +150,7 @@ def test_lines_and_functions_fit_a_screen():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name} does not fit a screen"
+
+
+def test_the_page_of_presets_is_what_the_presets_are():
+    assert PAGE.read_text() == page(), "run `python tests/presets_page.py`"

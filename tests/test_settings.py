@@ -40,7 +40,7 @@ REFUSED = {
                       "--network resnet", "--device mps", "--device xpu", "--device meta", "--device cuda:x",
                       "--device cpu:1", "--device ''"),
     "evaluate.py": ("--processes -1", "--run ''"),
-    "-m cmr.synthesize": ("--shift -1", "--shift a", "--arm dx", "--samples -2", "--diffusion ''"),
+    "-m cmr.synthesize": ("--shift -1", "--shift a", "--use dx", "--samples -2", "--diffusion ''"),
     "-m cmr.phantom": ("--counts some", "--frames 1", "--severity -1", "--processes 0", "--seed -1")}
 
 

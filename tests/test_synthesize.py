@@ -66,7 +66,7 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     (copy / "manifest.csv").unlink()
     images[3].unlink()
     (copy / "items" / images[3].name.replace("_0000.nii.gz", ".json")).unlink()
-    again = synthesis(phantom, run, "--arm", "dg", "--out", copy, "--shift", "0.5")
+    again = synthesis(phantom, run, "--use", "dg", "--out", copy, "--shift", "0.5")
     synthesize.main([*again, "--strength", "t0=30,steps=2"])
     assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before
     assert images[0].stat().st_mtime_ns == stamp
@@ -84,7 +84,7 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
 
 
 def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run, phantom, tmp_path, monkeypatch):
-    arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2")
+    arguments = synthesis(phantom, run, "--use", "dg", "--strength", "t0=30,steps=2")
     verdicts = iter([False, *[True] * 7])
     monkeypatch.setattr(audit, "still_fits", lambda *figures: next(verdicts))
     synthesize.main([*arguments, "--out", str(tmp_path / "dg")])
@@ -104,7 +104,7 @@ def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
     saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
     saved["subjects"] += [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
     checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
-    arguments = synthesis(phantom, run, "--arm", "da", "--target", "Vendor=B", "--out", tmp_path / "da")
+    arguments = synthesis(phantom, run, "--use", "da", "--target", "Vendor=B", "--out", tmp_path / "da")
     with pytest.raises(UsageError, match="is a test subject, but .*leaky.pt was trained on it"):
         synthesize.main([*arguments, "--segmenter", str(tmp_path / "leaky.pt")])
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):
 
 def test_a_set_made_with_another_preset_is_refused(run, phantom, tmp_path):
     """config.json keeps what a preset stood for, so that a later version does not take the set for its own."""
-    arguments = synthesis(phantom, run, "--arm", "dg", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
+    arguments = synthesis(phantom, run, "--use", "dg", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg")
     synthesize.main([*arguments, "--shift", "0"])
     with pytest.raises(CheckpointError, match="shift: '0' there, '0;0.5' now"):
         synthesize.main(arguments)
@@ -131,3 +131,17 @@ def test_a_low_pass_must_divide_the_grid(run, phantom, tmp_path):
     with pytest.raises(UsageError, match="low_pass does not divide the 64 pixels"):
         synthesize.main(arguments)
     assert not (tmp_path / "dg").exists()
+
+
+def test_references_of_another_domain_keep_their_masks_and_none_is_of_the_source(run, phantom, tmp_path):
+    arguments = synthesis(phantom, run, "--use", "dg", "--strength", "t0=30,steps=2", "--shift", "0", "--samples", "1")
+    synthesize.main([*arguments, "--references", "Vendor=C", "--out", str(tmp_path / "dg")])
+    rows = list(csv.DictReader(open(tmp_path / "dg" / "manifest.csv")))
+    labelled = [r for r in find(phantom) if r.vendor == "C" and r.label_path]        # of any split: none is tested
+    assert {r["reference"] for r in rows} == {r.case for r in labelled}
+    assert {(r["domain"], r["vendor"]) for r in rows} == {("Vendor=C", "C")}
+    assert all(r["of_source_synthetic"] and float(r["dice_synthetic"]) >= 0 for r in rows)
+    held_out = list(csv.DictReader(open(tmp_path / "dg" / "held_out.csv")))
+    assert {r["domain"] for r in held_out} == {"Vendor=A"} and all(r["of_source_synthetic"] for r in held_out)
+    with pytest.raises(UsageError, match="--references Vendor=A,C: .* is in the source Vendor=A too"):
+        synthesize.main([*arguments, "--references", "Vendor=A,C", "--out", str(tmp_path / "other")])

@@ -1,0 +1,190 @@
+"""Run an experiment, what of it is missing: `python -m cmr.reproduce`, or `make reproduce`.
+
+The stages of `cmr.experiment` are written as rules of make, every command as it could be typed, to a makefile beside
+the run's folder; then make takes over.
+
+Public: `Config`, `PRESETS`.
+"""
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cmr.errors import run_script
+from cmr.experiment import TRAINING_SETS, price, segmenters, stages
+from cmr.files import write_text
+from cmr.records import Domain
+from cmr.settings import GRIDS, at_least, given, matching, one_of, opt, parse
+from cmr.studies import studies_of
+from cmr.workers import cores
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is asked for.  Lists are separated by commas or spaces."""
+    data: str       = opt("", "dataset folder; several, separated by commas, are taken together",
+                          given("the folder of a dataset"))
+    source: str     = opt("Vendor=A", "source domain")
+    target: str     = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
+    experiment: str = opt("demo", "preset of every stage; that of --preset", one_of(*GRIDS))
+    networks: str   = opt("vanilla,nnunet2d,nnunet3d", "networks; the first judges synthetic pairs")
+    trained: str    = opt("real,synthetic", "what each network is trained on: real (always), synthetic, both")
+    controls: str   = opt("vanilla-augmented,vanilla-shifted", "more segmenters, as network-trainingset: "
+                                                               f"{', '.join(TRAINING_SETS)}")
+    references: str = opt("", "another labelled domain whose images are DG's references, e.g. Dataset=ACDC; empty: the "
+                              "source's own")
+    upper: str      = opt("auto", "every network trained on each target's own training studies: 1, 0, or auto: on real "
+                                  "data where every target has some", one_of("auto", "0", "1"))
+    pseudonyms: bool = opt(False, "numbers in place of patients' identifiers in the results")
+    use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
+    rehearse: bool  = opt(False, "two steps of every stage at the preset's size, in a folder of its own, anew")
+    seed: int       = opt(0, "every random number is a function of this, the step and the item", at_least(0))
+    seeds: int      = opt(1, "runs, from --seed on; more than one adds a table of their spread", at_least(1))
+    jobs: int       = opt(2, "stages at a time: two small networks train 1.4 times as fast beside each other on two "
+                             "cores, a GPU takes one", at_least(1))
+    gpus: int       = opt(1, "ranks that share the work of each stage", at_least(1))
+    runs: str       = opt("runs", "folder of all runs", 
+                          matching(r"[^\s:#%$]+", "a path without spaces, as make takes none"))
+    python: str     = opt(sys.executable, "interpreter of the stages")
+    goal: str       = opt("reproduce", "what is wanted", one_of("reproduce", "check", "estimate", "plan"))
+
+    @property
+    def upper_bound(self):
+        return self.upper == "1"
+
+    @property
+    def of_preset(self):
+        """Folder of all runs of the preset."""
+        return Path(self.runs) / (f"rehearsal-{self.experiment}" if self.rehearse else self.experiment)
+
+    @property
+    def name(self):
+        """Of the experiment: datasets and domains.  Datasets of one name are told apart by a hash of their paths."""
+        folders = [Path(folder) for folder in self.data.split(",")]
+        data = "+".join(folder.name for folder in folders)
+        if not self.data.startswith(EMBEDDED):
+            paths = ",".join(str(folder.resolve()) for folder in folders)
+            data += f"-{hashlib.sha256(paths.encode()).hexdigest()[:8]}"
+        of = f"-of-{Domain.parse(self.references).file_name}" if self.references else ""
+        return f"{data}-{Domain.parse(self.source).file_name}-to-{Domain.parse(self.target).file_name}{of}"
+
+    @property
+    def run(self):
+        """Folder of the run of one seed."""
+        return self.of_preset / f"{self.name}-seed{self.seed}"
+
+
+EMBEDDED = "data/phantom-"                       # what the Makefile calls the phantoms that it makes
+_ALL = dict(trained="real,synthetic,both")       # the other presets leave `both` out, for time
+PRESETS = {"tiny": dict(experiment="tiny", **_ALL), "demo": {}, "small": dict(experiment="small"),
+           "lab": dict(experiment="lab", jobs=1),
+           "paper": dict(experiment="paper", jobs=1, **_ALL,
+                         controls="vanilla-augmented,vanilla-shifted,nnunet2d-shifted,nnunet3d-shifted")}
+
+
+def main(argv=None):
+    c = with_upper_bound_or_not(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+    runs = [replace(c, seed=c.seed + n) for n in range(c.seeds)]
+    if c.goal == "plan":
+        for run in runs:
+            print_plan(run)
+        return
+    for run in runs:
+        prepare(run)
+    path = c.of_preset / f"{c.name}.mk"
+    write_text(path, makefile(runs))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (c.jobs * c.gpus))))
+    sys.stdout.flush()
+    os.execvp("make", ["make", "--no-print-directory", "-f", str(path), "-j", str(c.jobs), c.goal])
+
+
+def with_upper_bound_or_not(c):
+    """The settings with `upper` decided: on the phantom there is none unless asked for, for time."""
+    if c.upper != "auto":
+        return c
+    if (Path(c.data) / "phantom_params.json").exists():
+        return replace(c, upper="0")
+    records = studies_of(replace(c, upper="1"))
+    targets, lacking = Domain.parse(c.target).each(), []
+    for domain in targets:
+        labelled = {r.split for r in domain.select(records) if r.label_path}
+        if not {"Training", "Validation"} <= labelled:
+            lacking.append(str(domain))
+    if lacking:
+        print(f"note: no upper bound, as {', '.join(lacking)} has no labelled studies to train and validate on; choose "
+              "targets that have, or --upper 0 says nothing of it", flush=True)
+    return replace(c, upper="0" if lacking else "1")
+
+
+def prepare(c):
+    """Bring the folder of a run to where make can decide what is to be done."""
+    if c.rehearse:
+        for stage in stages(c):
+            shutil.rmtree((c.run / stage.file).parent, ignore_errors=True)
+    if not rows_are_as_before(c):                # then the check and the report are made again
+        write_text(c.run / "check" / "rows", rows_asked_for(c))
+    if data_changed(c):
+        (c.run / "check" / "asked").unlink(missing_ok=True)
+
+
+def rows_asked_for(c):
+    return " ".join([*segmenters(c), *["upper-bound"] * c.upper_bound, *["pseudonyms"] * c.pseudonyms])
+
+
+def rows_are_as_before(c):
+    path = c.run / "check" / "rows"
+    return path.exists() and path.read_text() == rows_asked_for(c)
+
+
+def data_changed(c):
+    """Whether a file of the dataset was changed, added or lost since it was checked."""
+    asked = c.run / "check" / "asked"
+    if not asked.exists():
+        return True
+    find = ["find", "-L", *c.data.split(","), "-cnewer", str(asked)]
+    found = subprocess.run(find, capture_output=True, text=True)
+    return bool(found.stdout or found.stderr)
+
+
+def makefile(runs):
+    """The goals and stages of all runs as rules of make."""
+    first = runs[0]
+    reports = [f"{run.run}/results/report.md" for run in runs]
+    rules = [rule("reproduce", reports, [], *(f"@cat {report}; echo; echo 'figures and per-case numbers: "
+                                               f"{Path(report).parent}'" for report in reports)),
+             rule("check", [], [], stages(first)[0].command),
+             rule("estimate", [], [], price(first))]
+    for run in runs:
+        below = lambda files: [str(run.run / file) for file in files]
+        for stage in stages(run):
+            rules.append(rule(str(run.run / stage.file), below(stage.made_from), below(stage.after), stage.command))
+    head = "# Written by cmr.reproduce: every stage, what it is made from, and its command.\n"
+    return head + "SHELL := bash\n.DELETE_ON_ERROR:\n.PHONY: reproduce check estimate\n\n" + "\n".join(rules)
+
+
+def rule(file, made_from, after, *commands):
+    """One rule of make, as text."""
+    needs = " ".join([*made_from, *["|", *after][:bool(after) * (1 + len(after))]])
+    lines = [f"{file}: {needs}".rstrip(), *("\t" + command.replace("$", "$$") for command in commands if command)]
+    return "\n".join(lines if len(lines) > 1 else [f"{lines[0]} ;"]) + "\n"
+
+
+def print_plan(c):
+    """Every stage in order: whether it is done, what it is made from."""
+    print(f"data {c.data}   run folder {c.run}")
+    to_do = set() if rows_are_as_before(c) else {"check/rows"}
+    for stage in stages(c):
+        path = c.run / stage.file
+        newer = lambda file: (c.run / file).stat().st_mtime > path.stat().st_mtime
+        undone = not path.exists() or to_do & set(stage.made_from) or any(map(newer, stage.made_from))
+        if undone or stage.file == "check/asked" and data_changed(c):
+            to_do.add(stage.file)
+        state = "to do" if stage.file in to_do else "done"
+        print(f"{state:6s} {stage.file}\n       made from {' '.join(stage.made_from) or c.data}")
+
+
+if __name__ == "__main__":
+    run_script(main)

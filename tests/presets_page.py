@@ -1,0 +1,51 @@
+"""Every value of every preset side by side, as docs/presets.md: `python tests/presets_page.py` writes it."""
+import dataclasses
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import train_diffusion  # noqa: E402
+import train_unet  # noqa: E402
+from cmr import reproduce, synthesize  # noqa: E402
+from cmr.settings import GRIDS, without_places  # noqa: E402
+
+PAGE = ROOT / "docs" / "presets.md"
+HEAD = """# What each preset is
+
+For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: every setting of the stages, side by
+side. A flag of the stage overrides each; `--help` says the same. Written by `python tests/presets_page.py`.
+
+`tiny` is for tests and its numbers mean nothing; `demo` is the default, the phantom on two cores; `small` is real data on
+two cores; `lab` real data in a night on one GPU; `paper` the full length.
+"""
+HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse", "seed", "seeds", "diffusion", "segmenter",
+             "use", "network", "domain", "train_on", "plan", "pseudonyms", "references", "use_unlabeled_masks"}
+
+
+def section(title, config, of_preset):
+    """Markdown of one stage.  of_preset : {preset: values that differ from the defaults}."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    shown = [name for name in without_places(defaults) if name not in HOW_ASKED]
+    lines = [f"\n## {title}\n", f"| setting | {' | '.join(GRIDS)} |", f"|---|{'---|' * len(GRIDS)}"]
+    for name in shown:
+        values = [of_preset[preset].get(name, defaults[name]) for preset in GRIDS]
+        cells = [str(value).replace(",", ", ") or "-" for value in values]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def page():
+    parts = [HEAD, section("The experiment: `cmr.reproduce`", reproduce.Config, reproduce.PRESETS),
+             section("The diffusion model: `train_diffusion.py`", train_diffusion.Config, train_diffusion.PRESETS)]
+    for network in train_unet.NETWORKS:
+        of_network = {preset: values[network] for preset, values in train_unet.presets().items()}
+        parts.append(section(f"Segmenters: `train_unet.py --network {network}`", train_unet.Config, of_network))
+    for use, what in (("dg", "synthetic training images"), ("da", "translated test images")):
+        of_use = {preset: values[use] for preset, values in synthesize.PRESETS.items()}
+        parts.append(section(f"{use.upper()}'s {what}: `cmr.synthesize --use {use}`", synthesize.Config, of_use))
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

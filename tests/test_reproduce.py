@@ -1,0 +1,107 @@
+"""What make is asked to do, for whatever is asked for: which stages, with which commands, and what is done again."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cmr.errors import UsageError
+from cmr.experiment import SETS, TRAINING_SETS, stages
+from cmr.reproduce import Config, makefile, with_upper_bound_or_not
+from helpers import ROOT, mms
+
+# In the place of Python: makes the last file of a stage, and keeps the command.
+INTERPRETER = """#!/bin/bash
+command="$*"
+while [ $# -gt 0 ]; do [ "$1" != --out ] || out=$2; shift; done
+case ${out##*/} in check) file=check.json;; results) file=report.md;; d[ag]|shifted|references) file=manifest.csv;;
+                   *) file=final.pt;; esac
+mkdir -p "$out" && echo "$command" >> asked
+[ ${out##*/} = check ] && [ -e "$out/$file" ] || touch "$out/$file"
+"""
+ALWAYS = ["--preset", "tiny", "--data", "data", "--target", "Vendor=B", "--python", "./python"]
+TWO = ["--networks", "vanilla nnunet2d", "--trained", "real synthetic", "--controls", "", "--upper", "0"]
+ALL_FOUR = "vanilla-real,vanilla-synthetic,nnunet2d-real,nnunet2d-synthetic"
+
+
+def made(tmp_path, *settings):
+    """{stage: its command} of what make asks Python for, with a dataset whose stages are made in no time."""
+    (tmp_path / "python").write_text(INTERPRETER)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "asked").write_text("")
+    command = [sys.executable, "-m", "cmr.reproduce", *ALWAYS, *settings]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    commands = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    return {os.path.basename(words[words.index("--out") + 1]): " ".join(words) for words in commands}
+
+
+def test_a_report_is_of_exactly_what_is_asked_for(tmp_path):
+    assert len(made(tmp_path, *TWO)) == 1 + 1 + 2 + 2 + 2 + 1
+    assert made(tmp_path, *TWO) == {}
+    for asked, segmenters in ((["--networks", "vanilla"], "vanilla-real,vanilla-synthetic"),
+                              (["--trained", "real"], "vanilla-real,nnunet2d-real"),
+                              (["--pseudonyms"], ALL_FOUR)):
+        again = made(tmp_path, *TWO, *asked)
+        assert set(again) == {"check", "results"}                 # what is trained is not trained again
+        assert f"--segmenters {segmenters} " in again["results"] and f"--segmenters {segmenters} " in again["check"]
+        assert ("--pseudonyms" in again["results"]) == ("--pseudonyms" in asked)
+        assert made(tmp_path, *TWO, *asked) == {}
+
+
+def test_a_dataset_that_was_changed_is_checked_again(tmp_path):
+    made(tmp_path, *TWO)
+    (tmp_path / "data" / "new").write_text("")
+    assert set(made(tmp_path, *TWO)) == {"check"}                 # the answer is the same: nothing else is done again
+    assert made(tmp_path, *TWO) == {}
+
+
+def test_a_rehearsal_begins_anew_in_a_folder_of_its_own_that_clean_reaches(tmp_path):
+    mine = [*TWO, "--runs", "mine"]
+    result, runs = made(tmp_path, *mine), tmp_path / "mine"
+    (runs / "notes.txt").write_text("the user's")
+    rehearsed = [made(tmp_path, *mine, "--rehearse") for _ in range(2)]
+    assert rehearsed[0] == rehearsed[1] and rehearsed[0].keys() == result.keys()
+    assert all("/rehearsal-tiny/" in command and command not in result.values() for command in rehearsed[0].values())
+    assert made(tmp_path, *mine) == {}
+    subprocess.run(["make", "-f", ROOT / "Makefile", "clean", "RUNS=mine"], cwd=tmp_path, check=True)
+    left = [path.name for path in runs.rglob("*")]
+    assert left == ["notes.txt"]
+
+
+def test_every_training_set_is_made_from_a_stage_that_is_there():
+    for name, of in TRAINING_SETS.items():
+        c = Config(data="data", target="Vendor=B", controls=f"vanilla-{name}", networks="vanilla")
+        files = [stage.file for stage in stages(c)]
+        for stage in stages(c):
+            there = ["check/rows", *files[:files.index(stage.file)]]
+            late = [file for file in stage.made_from if file not in there]
+            assert not late or late == ["segmenter-vanilla-real/final.pt"], f"{stage.file} is made from {late}"
+        assert f"segmenter-vanilla-{name}/final.pt" in files and of.made_from in files
+    c = Config(data="data", target="Vendor=B", controls="", references="Dataset=ACDC")
+    commands = {stage.file: stage.command for stage in stages(c)}
+    assert "--references Dataset=ACDC --strength none --shift 0" in commands["references/manifest.csv"]
+    assert all("--references Dataset=ACDC" in commands[name] for name in ("dg/manifest.csv", "check/asked"))
+    assert "segmenter-vanilla-references/final.pt" in commands    # the control comes with the references
+    assert set(SETS) - {"dg"} == {"shifted", "references"} and "shifted/manifest.csv" not in commands
+    with pytest.raises(UsageError, match="no training set is called bigger"):
+        stages(Config(data="data", controls="vanilla-bigger"))
+
+
+def test_a_long_training_waits_for_the_images_that_let_all_begin():
+    """make starts what is ready as it walks along its list: one that was not ready when passed may begin last."""
+    rules = dict(line.split(": ") for line in makefile([Config(data="data", target="Vendor=B")]).splitlines()
+                 if "/final.pt: " in line)
+    late = {file for file, needs in rules.items() if "dg/manifest.csv" in needs}
+    early = {os.path.basename(os.path.dirname(file)) for file in set(rules) - late}
+    assert early == {"diffusion", "segmenter-vanilla-real"} and len(late) == 7
+
+
+@pytest.mark.parametrize("splits, upper", [({}, "1"), ({"B": "Testing"}, "0")])
+def test_upper_bounds_are_the_default_where_every_target_has_studies_to_spare(tmp_path, capsys, splits, upper):
+    codes = [f"{vendor}{n}C{n}D{n}" for vendor in "AB" for n in range(8)]
+    mms(tmp_path, {code: {"Vendor": code[0], "folder": splits.get(code[0], "")} for code in codes})
+    c = with_upper_bound_or_not(Config(data=str(tmp_path), target="Vendor=B"))
+    assert c.upper == upper and ("no upper bound, as Vendor=B" in capsys.readouterr().out) == (upper == "0")
+    (tmp_path / "phantom_params.json").write_text("{}")
+    assert with_upper_bound_or_not(c.__class__(data=str(tmp_path))).upper == "0"

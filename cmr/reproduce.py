@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmr.errors import run_script
-from cmr.experiment import TRAINING_SETS, price, segmenters, stages
+from cmr.experiment import ALL_INPUTS_OF, TRAINING_SETS, price, rows_to_measure, segmenters, stages
 from cmr.files import write_text
 from cmr.records import Domain
+from cmr.segmenter import split_name
 from cmr.settings import GRIDS, at_least, given, matching, one_of, opt, parse
 from cmr.studies import studies_of
 from cmr.workers import cores
@@ -46,7 +47,7 @@ class Config:
     jobs: int       = opt(2, "stages at a time: two small networks train 1.4 times as fast beside each other on two "
                              "cores, a GPU takes one", at_least(1))
     gpus: int       = opt(1, "ranks that share the work of each stage", at_least(1))
-    runs: str       = opt("runs", "folder of all runs", 
+    runs: str       = opt("runs", "folder of all runs",
                           matching(r"[^\s:#%$]+", "a path without spaces, as make takes none"))
     python: str     = opt(sys.executable, "interpreter of the stages")
     goal: str       = opt("reproduce", "what is wanted", one_of("reproduce", "check", "estimate", "plan"))
@@ -114,8 +115,8 @@ def with_upper_bound_or_not(c):
         if not {"Training", "Validation"} <= labelled:
             lacking.append(str(domain))
     if lacking:
-        print(f"note: no upper bound, as {', '.join(lacking)} has no labelled studies to train and validate on; choose "
-              "targets that have, or --upper 0 says nothing of it", flush=True)
+        print(f"note: no upper bound, as {', '.join(lacking)} has no labelled studies to train and validate on; "
+              "--target may name only those that have", flush=True)
     return replace(c, upper="0" if lacking else "1")
 
 
@@ -131,7 +132,11 @@ def prepare(c):
 
 
 def rows_asked_for(c):
-    return " ".join([*segmenters(c), *["upper-bound"] * c.upper_bound, *["pseudonyms"] * c.pseudonyms])
+    """The rows of the report, a line each, as text."""
+    domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
+    rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, ALL_INPUTS_OF[c.experiment].split(","))
+    lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
+    return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers", ""])
 
 
 def rows_are_as_before(c):

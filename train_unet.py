@@ -13,11 +13,11 @@ from cmr import ranks
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder, write_csv, write_json
 from cmr.grid import Grid, at_same_height
-from cmr.metrics import dice
-from cmr.network import Training
+from cmr.metrics import mean_dice
+from cmr.network import TrainingData
 from cmr.records import VALUES, Domain, labelled, network_classes
 from cmr.seeds import rng
-from cmr.segmenter import NETWORKS, Segmenter
+from cmr.segmenter import NETWORKS, Segmenter, presets
 from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
@@ -48,22 +48,12 @@ class Config(DataConfig):
     batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)", at_least(1))
     optimizer: str          = opt("sgd", "nnU-Net: sgd with momentum, as the original, or adamw, which gets further in "
                                          "a short training (vanilla: always Adam)", one_of("sgd", "adamw"))
-    lr: float               = opt(1e-2, "initial learning rate; it falls to 0 as a cosine (vanilla) or a polynomial "
-                                        "(nnU-Net)", above(0))
+    lr: float               = opt(1e-2, "initial learning rate; falls to 0 as a cosine (nnU-Net: a polynomial)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
     workers: int            = opt(0, "processes that prepare batches ahead, for each GPU; does not change the result; "
                                      "0: each batch is made when it is needed", at_least(0))
     log_every: int          = opt(50, "steps between log rows", at_least(1))
     save_minutes: float     = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
-
-
-def presets():
-    """{preset: {network: values}}, as every network declares them."""
-    found = {}
-    for name, network in NETWORKS.items():
-        for preset, values in network.presets.items():
-            found.setdefault(preset, {})[name] = values
-    return found
 
 
 def main(argv=None):
@@ -72,55 +62,60 @@ def main(argv=None):
     device = pick_device(c.device)
     out = writable_folder(c.out, c.data)
 
-    # Data: labelled ED and ES volumes of the domain's training subjects and / or the synthetic pairs.
-    domain, grid = Domain.parse(c.domain or c.source), Grid(c.spacing_mm, c.size)
-    records = studies_of(c)
-    real, validation = (fully_labelled_of(in_role(records, domain, split, labelled_only=True), grid, c)
+    # Labelled ED and ES volumes: the real ones of the domain, the synthetic pairs, or both.
+    domain, records = Domain.parse(c.domain or c.source), studies_of(c)
+    real, validation = (fully_labelled_of(in_role(records, domain, split, labelled_only=True), c)
                         for split in ("Training", "Validation"))
-    training = list(real) if c.train_on != "synthetic" else []
     pairs = find_set(c.synthetic) if c.train_on != "real" else []
-    training += fully_labelled_of(pairs, grid, c)
-    structures = labelled(training)
+    volumes = (real if c.train_on != "synthetic" else []) + fully_labelled_of(pairs, c)
+    structures = labelled(volumes)
     if not structures:
         raise DataError(f"{c.data}: no structure is labelled in the training volumes of {domain}")
     if c.shuffle_masks:
-        training = shuffled(training, rng(c.seed, "shuffled masks"))
-    n_slices = sum(len(w.image) for w in training)
-    print(f"{domain}, {c.train_on}: {len(training)} volumes, {n_slices} slices, {', '.join(structures)} on {device}",
+        volumes = shuffled(volumes, rng(c.seed, "shuffled masks"))
+    n_slices = sum(len(w.image) for w in volumes)
+    print(f"{domain}, {c.train_on}: {len(volumes)} volumes, {n_slices} slices, {', '.join(structures)} on {device}",
           flush=True)
 
-    # Network, plan and optimiser.
-    classes = network_classes(structures).astype(np.int64)
-    recipe = NETWORKS[c.network].recipe(Training(c, training, validation, real, classes, device))
-    run = Run(out, asdict(c), fingerprint(training), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
+    # What the network makes of them: its plan, batches, optimiser and loss.
+    data = TrainingData(*(in_classes_of(structures, some) for some in (volumes, validation)), real, 1 + len(structures))
+    recipe = NETWORKS[c.network].recipe(c, data, device)
+    run = Run(out, asdict(c), fingerprint(volumes), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
     if run.finished:
         return
     if recipe.plan:
         write_json(out / "plan.json", recipe.plan)
         print("plan: " + "  ".join(f"{name}={value}" for name, value in recipe.plan.items()), flush=True)
 
-    parallel, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
+    train(c, recipe, run, structures, device)
+    if not ranks.is_first():
+        return
+    run.finish(structures=list(structures), subjects=sorted({w.record.subject for w in volumes}),
+               made_by=made_by(pairs), slices_mm=list(slices_mm(real)), plan=recipe.plan, **run.state)
+
+    # One number for the eye, on the domain's validation subjects; nothing is chosen by it.
+    score = mean_dice_on(validation, Segmenter.load(run.final, device))
+    print(f"{domain} validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
+
+
+def train(c, recipe, run, structures, device):
+    """Every step of the run, from where it stands: a batch, the network, the loss of the whole batch, an update.
+
+    Of several ranks each computes its share of the samples.
+    """
+    net, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
     batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers)
     for step in run.steps(c.steps):
         for group in recipe.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         with run.waiting():
-            x, y = to_device(next(batches), device)
+            images, labels = to_device(next(batches), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            outputs = parallel(x)
-        whole, labels = (ranks.gathered(own, recipe.batch_size) for own in (outputs, y))
-        run.update(recipe.loss(whole, labels))
+            outputs = net(images)
+        outputs, labels = (ranks.gathered(share, recipe.batch_size) for share in (outputs, labels))
+        run.update(recipe.loss(outputs, labels))
         if recipe.validate and (step + 1) % c.epoch_steps == 0 and ranks.is_first():
             end_of_epoch(run, structures, recipe.validate(recipe.net, step // c.epoch_steps))
-    if not ranks.is_first():
-        return
-    subjects = sorted({w.record.subject for w in training})
-    run.finish(structures=list(structures), subjects=subjects, made_by=made_by(pairs),
-               slices_mm=list(slices_mm(real)), plan=recipe.plan, **run.state)
-
-    # One number for the eye, on the domain's validation subjects; nothing is chosen by it.
-    score = mean_dice_on(validation, Segmenter.load(run.final, device), structures)
-    print(f"{domain} validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
 
 
 def require_consistent(c):
@@ -133,9 +128,9 @@ def require_consistent(c):
         raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
 
 
-def fully_labelled_of(records, grid, c):
+def fully_labelled_of(records, c):
     """Working volumes of the records that label every structure; names the others."""
-    kept, left_out = fully_labelled(prepare(records, grid, c.work))
+    kept, left_out = fully_labelled(prepare(records, Grid(c.spacing_mm, c.size), c.work))
     for case, why in left_out:
         print(f"note: {case} left out: {why}", flush=True)
     return kept
@@ -147,24 +142,27 @@ def shuffled(workings, g):
     return [replace(w, label=at_same_height(mask, len(w.image))) for w, mask in zip(workings, masks)]
 
 
+def in_classes_of(structures, workings):
+    """The volumes with the classes of a network of these structures as their labels."""
+    classes = network_classes(structures)
+    return [replace(w, label=classes[w.label]) for w in workings]
+
+
 def end_of_epoch(run, structures, pseudo_dice):
     """Append one epoch's pseudo-Dice and its moving average, 0.9 of the last and 0.1 of this, to validation.csv."""
-    history = run.state.setdefault("epochs", [])
+    epochs = run.state.setdefault("epochs", [])
     mean = float(np.nanmean(pseudo_dice))
-    average = 0.9 * history[-1]["ema"] + 0.1 * mean if history else mean
-    history.append({"epoch": len(history), "mean": mean, "ema": average, **dict(zip(structures, pseudo_dice))})
-    write_csv(run.out / "validation.csv", history, ("epoch", "mean", "ema", *structures))
-    print(f"epoch {len(history) - 1}: pseudo-Dice {mean:.3f}, moving average {average:.3f}", flush=True)
+    average = 0.9 * epochs[-1]["ema"] + 0.1 * mean if epochs else mean
+    epochs.append({"epoch": len(epochs), "mean": mean, "ema": average, **dict(zip(structures, pseudo_dice))})
+    write_csv(run.out / "validation.csv", epochs, ("epoch", "mean", "ema", *structures))
+    print(f"epoch {len(epochs) - 1}: pseudo-Dice {mean:.3f}, moving average {average:.3f}", flush=True)
 
 
-def mean_dice_on(workings, segmenter, structures):
-    """Mean over volumes and structures, on the working grid."""
-    scores = []
-    for w in workings:
-        labels = segmenter.labels(w.image, w.spacing_mm)
-        scores += [dice(labels == VALUES[name], w.label == VALUES[name]) for name in structures
-                   if name in labelled([w])]
-    return np.nanmean(scores)
+def mean_dice_on(workings, segmenter):
+    """Mean over volumes of the Dice of what they label and the segmenter was trained on, on the working grid."""
+    trained_on = [VALUES[name] for name in segmenter.structures]
+    masks = [np.where(np.isin(w.label, trained_on), w.label, 0) for w in workings]
+    return np.nanmean([mean_dice(segmenter.labels(w.image, w.spacing_mm), mask) for w, mask in zip(workings, masks)])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import ResourceError, run_script
 from cmr.metrics import dice, measure, surface_metrics
-from cmr.network import Training
+from cmr.network import TrainingData
 from cmr.phantom import COUNTS, write_dataset
 from cmr.phantom import Config as PhantomConfig
 from cmr.sampler import placed
@@ -164,8 +164,8 @@ def segmenter_speed(network, threads, steps=40):
                                epoch_steps=120, validation_batches=1, batch=16, optimizer="adamw", lr=1e-3,
                                augment=False, seed=0)
     before = peak_memory_gb(torch.device("cpu"))
-    training = Training(settings, volumes, volumes[:2], volumes, np.arange(4), torch.device("cpu"))
-    recipe = NETWORKS[network].recipe(training)
+    data_of = TrainingData(volumes, volumes[:2], volumes, n_classes=4)
+    recipe = NETWORKS[network].recipe(settings, data_of, torch.device("cpu"))
     times, data = [], 0.0
     for step in range(3 + steps):
         begin = time.perf_counter()
@@ -176,7 +176,7 @@ def segmenter_speed(network, threads, steps=40):
             times.append(time.perf_counter() - begin)
             data += ready - begin
     peak_mb = 1024 * (peak_memory_gb(torch.device("cpu")) - before)
-    peer = recipe.plan and peers.nnunet(recipe.plan, training.n_classes)
+    peer = recipe.plan and peers.nnunet(recipe.plan, data_of.n_classes)
     compared = None
     if peer:
         name, net = peer

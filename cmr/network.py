@@ -1,18 +1,10 @@
-"""What the project must know of a segmenter: how it is built, trained and asked.  The networks are elsewhere.
+"""What a segmenter must provide, and what all of them share: the losses, and the way over a whole volume.
 
-Public: `Network`, `Recipe`, `Training`.
+A segmenter is a file with three functions, put together as a `Network`: one builds the untrained network, one says how
+it is trained, one asks it for the logits of a volume.  `train_unet.py` is the loop around them.
 
-Segmentation losses: cross-entropy minus soft Dice, and deep supervision (nnU-Net's, used by all three networks).
-
-How batches are made is in each network's recipe.
-
-Public: `dice_ce_loss`, `deep_supervision_weights`, `deep_supervision_loss`.
-
-A network over a whole volume: tile by tile, mirrored, weighted, averaged.
-
-What a network sees of a volume is prepared by its own file.
-
-Public: `predict`, `tile_starts`, `importance`, `softmax`.
+Public: `Network`, `TrainingData`, `Recipe`, `dice_ce_loss`, `deep_supervision_weights`, `deep_supervision_loss`,
+`predict`, `tile_starts`, `importance`, `softmax`.
 """
 import itertools
 import math
@@ -25,19 +17,21 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
-class Training:
-    """What one training run is given, whatever the network."""
-    settings: object                             # cmr's train_unet.Config
-    volumes: list                                # of Working, labelled: what it is trained on
-    validation: list                             # of Working, labelled: the source's validation volumes
-    real: list                                   # of Working: the source's real training volumes; a plan follows
-    classes: np.ndarray                          # (4,) our label value -> network class
-    device: torch.device
+class Network:
+    """One segmenter: an entry of `cmr.segmenter.NETWORKS`."""
+    build: Callable                              # (settings, n_classes, plan) -> untrained torch module
+    recipe: Callable                             # (train_unet.Config, TrainingData, device) -> Recipe
+    logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
+    presets: dict = field(default_factory=dict)  # preset -> {setting of train_unet.py: value}
 
-    @property
-    def n_classes(self):
-        """Background included."""
-        return 1 + int(self.classes.max())
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The working volumes of one training run; their labels are classes of the network, 0 (background) and up."""
+    volumes: list                                # what is trained on
+    validation: list                             # of the same domain, to look at the network while it is trained
+    real: list                                   # the domain's real training volumes, from which an nnU-Net plans
+    n_classes: int                               # background included
 
 
 @dataclass(frozen=True)
@@ -55,41 +49,32 @@ class Recipe:
     plan: dict = None                            # plain values that the network is built from, beside the settings
 
 
-@dataclass(frozen=True)
-class Network:
-    """One segmenter: an entry of `cmr.segmenter.NETWORKS`."""
-    build: Callable                              # (settings, n_classes, plan) -> untrained torch module
-    recipe: Callable                             # Training -> Recipe; batches are a function of (seed, step)
-    logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
-    presets: dict = field(default_factory=dict)  # preset -> {setting of train_unet.py: value}
-
-
 def dice_ce_loss(logits, target, batch_dice=True, smooth=1e-5):
     """Mean cross-entropy minus the mean soft Dice of the foreground classes; -1 is perfect.
 
     logits : (N, C, *space).  target : (N, *space) int64 in 0..C-1.
-    batch_dice : sums over the whole batch, so that a slice without a structure contributes its false positives;
-    otherwise the Dice of each sample by itself, where a class absent from both counts as 1.  All sums are float32.
+    batch_dice : sum over the whole batch, so that a slice without a structure contributes its false positives;
+    otherwise the Dice of each sample by itself, which is 1 for a class that neither has.  All sums are float32.
     """
     logits = logits.float()
     probabilities = logits.softmax(1)
     one_hot = torch.zeros_like(probabilities).scatter_(1, target[:, None], 1)
-    over = tuple(range(2, logits.ndim)) if not batch_dice else (0, *range(2, logits.ndim))
-    overlap, total = (probabilities * one_hot).sum(over), probabilities.sum(over) + one_hot.sum(over)
+    axes = [axis for axis in range(logits.ndim) if axis > 1 or axis == 0 and batch_dice]
+    overlap, total = (probabilities * one_hot).sum(axes), probabilities.sum(axes) + one_hot.sum(axes)
     dice = (2 * overlap + smooth) / (total + smooth).clamp(min=1e-8)                     # ([N,] C)
     return F.cross_entropy(logits, target) - dice[..., 1:].mean()
 
 
-def deep_supervision_weights(heads):
-    """Weight of each decoder stage's loss, finest first: halved at each, the coarsest 0, summing to 1."""
-    raw = [2.0 ** -i for i in range(heads - 1)] + [0.0] if heads > 1 else [1.0]
+def deep_supervision_weights(n_outputs):
+    """Weight of the loss at each resolution, finest first: halved at each, 0 at the coarsest, 1 in sum."""
+    raw = [2.0 ** -i for i in range(n_outputs - 1)] + [0.0] if n_outputs > 1 else [1.0]
     return [w / sum(raw) for w in raw]
 
 
 def deep_supervision_loss(outputs, target, batch_dice):
-    """Weighted `dice_ce_loss` over the logits of all decoder stages, finest first; one of weight 0 is not evaluated.
+    """Weighted sum of `dice_ce_loss` over the logits at all resolutions, finest first.
 
-    target : (N, *space) of the finest; the coarser ones see it through "nearest-exact" sampling.
+    target : (N, *space) of the finest; for the others it is sampled to their size by nearest neighbour.
     """
     total = 0.0
     for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs):
@@ -103,20 +88,20 @@ def deep_supervision_loss(outputs, target, batch_dice):
 def predict(net, image, patch, flips, at_a_time):
     """Logits (n_classes, Z, Y, X) float32 of a z-scored volume (Z, Y, X), from half-overlapping tiles.
 
-    patch : size of a tile, (y, x) or (z, y, x).  flips : tuples of axes; in each tile the logits of the image mirrored
-    along every one are turned back and averaged.  at_a_time : patches that the network sees at once.
-    Tiles are weighted by `importance` and summed in float32.  A volume smaller than the patch is padded with 0.
+    patch : size of a tile, (y, x) or (z, y, x); a smaller volume is padded with 0.
+    flips : tuples of axes.  Each tile is seen mirrored along the axes of every tuple; the logits are turned back.
+    at_a_time : patches that the network sees at once.
+    The logits of tiles and flips are averaged with the weights of `importance`.
     """
     dims, device = len(patch), next(net.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-    x = x[:, None] if dims == 2 else x[None, None]                # (N, 1, *space)
-    x, inside = _padded(x, patch)
-    axes = [[slice(start, start + p) for start in tile_starts(n, p)] for n, p in zip(x.shape[2:], patch)]
-    tiles = list(itertools.product(*axes))
+    x, inside = _padded(x[:, None] if dims == 2 else x[None, None], patch)        # (N, 1, *space)
+    starts = [tile_starts(n, p) for n, p in zip(x.shape[2:], patch)]
+    tiles = [tuple(slice(s, s + p) for s, p in zip(corner, patch)) for corner in itertools.product(*starts)]
+    jobs = [((n, slice(None), *tile), axes) for tile in tiles for n in range(len(x)) for axes in flips]
     weights, total, weight = importance(patch).to(device), None, x.new_zeros(x.shape[2:])
     for tile in tiles:
         weight[tile] += weights * len(flips)
-    jobs = [((n, slice(None), *tile), axes) for tile in tiles for n in range(len(x)) for axes in flips]
     for start in range(0, len(jobs), at_a_time):
         chunk = jobs[start:start + at_a_time]
         found = net(torch.stack([x[place].flip(axes) for place, axes in chunk])).float()
@@ -132,10 +117,9 @@ def _padded(x, patch):
     """(x (N, 1, *space) padded with 0 to at least the patch, slices that cut the padding off again)."""
     space = x.shape[2:]
     missing = [max(0, p - n) for n, p in zip(space, patch)]
-    before = [m // 2 for m in missing]
-    pairs = [(b, m - b) for b, m in zip(before, missing)]
+    pairs = [(m // 2, m - m // 2) for m in missing]
     last_axis_first = [amount for pair in reversed(pairs) for amount in pair]
-    return F.pad(x, last_axis_first), tuple(slice(b, b + n) for b, n in zip(before, space))
+    return F.pad(x, last_axis_first), tuple(slice(before, before + n) for (before, _), n in zip(pairs, space))
 
 
 def tile_starts(size, patch):

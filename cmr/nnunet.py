@@ -1,11 +1,9 @@
 """nnU-Net (Isensee et al. 2021, v2), 2D and 3D: the network, how it is trained, and its presets.
 
-The network is PlainConvUNet: strided convolutions downwards, transposed convolutions upwards, instance normalisation,
-leaky ReLU; the kernel and stride of every stage come from the plan (`cmr.nnunet_plan`), so that thick slices are not
-mixed before the in-plane resolution is as coarse as they are.  Preprocessing, patches and augmentation have rooms of
-their own.
+The network is PlainConvUNet.  The kernel and stride of every stage come from the plan (`cmr.nnunet_plan`), so that
+thick slices are not mixed before the in-plane resolution is as coarse as they are.
 
-Public: `NnUNet`, `recipe`, `NNUNET_2D`, `NNUNET_3D`.
+Public: `NNUNET_2D`, `NNUNET_3D`, `NnUNet`, `recipe`, `plan_for`.
 """
 import functools
 import itertools
@@ -20,23 +18,23 @@ from cmr.errors import UsageError
 from cmr.network import Network, Recipe, deep_supervision_loss, deep_supervision_weights, predict
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_plan import Plan, make_plan
-from cmr.nnunet_preprocess import Volume, back_to_volume, draw_batch, from_zero, nonzero_box, preprocess
+from cmr.nnunet_preprocess import back_to_volume, draw_batch, from_zero, nonzero_box, preprocess
 from cmr.seeds import initialised, rng
 from cmr.settings import FULL_GRID
 from cmr.workers import half_precision
 
 
 class NnUNet(nn.Module):
-    """(N, 1, *space) z-scored patches -> logits (N, classes, *space), or in training the list of all resolutions.
+    """(N, 1, *space) z-scored patches -> logits (N, n_classes, *space), or in train mode a list of them.
 
     features : channels of each stage, finest first.
-    kernels, strides : a tuple per stage with one entry per axis; 2 axes make a 2D network, 3 a 3D one; strides[0] is 1.
-    In train mode `forward` returns the logits of every decoder stage, finest first (deep supervision); in eval mode
-    the finest alone.  Nothing else differs: there is no dropout and no batch statistic.
+    kernels, strides : of each stage, one entry per axis (two axes make a 2D network, three a 3D one); strides[0] is 1.
+    In train mode the list holds the logits of every decoder stage, finest first (deep supervision).  Nothing else
+    differs between the modes: there is no dropout and no batch statistic.
     Raises ValueError for a plan of one stage, which has no decoder.
     """
 
-    def __init__(self, classes, features, kernels, strides):
+    def __init__(self, n_classes, features, kernels, strides):
         super().__init__()
         if len(features) < 2:
             raise ValueError(f"a plan of {len(features)} stage has no decoder; the patch is too small for an nnU-Net "
@@ -47,7 +45,7 @@ class NnUNet(nn.Module):
             first, second = _block(dims, c_in, c_out, kernel, stride), _block(dims, c_out, c_out, kernel, 1)
             self.encoder.append(nn.Sequential(first, second))
         for i in reversed(range(len(features) - 1)):              # coarsest first
-            self.decoder.append(_UpStage(dims, features[i + 1], features[i], kernels[i], strides[i + 1], classes))
+            self.decoder.append(_UpStage(dims, features[i + 1], features[i], kernels[i], strides[i + 1], n_classes))
         self.apply(_he_normal)
 
     def forward(self, x):
@@ -64,16 +62,15 @@ class NnUNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """One step up: enlarge, put the encoder's features behind, two blocks; the head is the stage's, used or not."""
+    """One step up: enlarge, put the encoder's features behind, two blocks; `head` makes logits of the result."""
 
-    def __init__(self, dims, c_in, c_out, kernel, stride, classes):
+    def __init__(self, dims, c_in, c_out, kernel, stride, n_classes):
         super().__init__()
         self.enlarge = _layer("ConvTranspose", dims)(c_in, c_out, stride, stride)
         self.blocks = nn.Sequential(_block(dims, 2 * c_out, c_out, kernel, 1), _block(dims, c_out, c_out, kernel, 1))
-        self.head = _layer("Conv", dims)(c_out, classes, 1)
+        self.head = _layer("Conv", dims)(c_out, n_classes, 1)
 
-    def forward(self, x, skip):
-        # The enlarged first: weights are exchangeable with nnU-Net's.
+    def forward(self, x, skip):                                   # the enlarged first: nnU-Net's weights fit
         return self.blocks(torch.cat([self.enlarge(x), skip], 1))
 
 
@@ -82,49 +79,44 @@ def _layer(name, dims):
 
 
 def _block(dims, c_in, c_out, kernel, stride):
-    """Convolution with a bias, instance normalisation with an affine, leaky ReLU."""
     return nn.Sequential(_layer("Conv", dims)(c_in, c_out, kernel, stride, padding=[(k - 1) // 2 for k in kernel]),
                          _layer("InstanceNorm", dims)(c_out, eps=1e-5, affine=True), nn.LeakyReLU(0.01, inplace=True))
 
 
 def _he_normal(module):
-    """He et al. 2015 for leaky ReLU.
-
-    fan_in is weight.shape[1] times the kernel, which for a transposed convolution is its *output* side.
-    """
+    """He et al. 2015.  Of a transposed convolution torch counts the outputs as fan_in, and so does nnU-Net."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        fan_in = module.weight.shape[1] * math.prod(module.kernel_size)
-        nn.init.normal_(module.weight, 0, math.sqrt(2 / ((1 + 0.01 ** 2) * fan_in)))
+        nn.init.kaiming_normal_(module.weight, a=0.01)
         nn.init.zeros_(module.bias)
 
 
 def build(settings, n_classes, plan):
-    """The network of a plan, as plain values."""
+    """The network of a plan (plain values); the settings are in it."""
     plan = Plan.from_dict(plan)
     return NnUNet(n_classes, plan.features, plan.kernels, plan.strides)
 
 
-def recipe(t, dims):
+def recipe(c, data, device, dims):
     """Plan, preprocess, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice per epoch.
 
-    t : cmr.network.Training.
+    Raises UsageError for a part of an epoch, and for a plan that cannot be read or made.
     """
-    c = t.settings
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
                          f"{c.epoch_steps}")
-    plan = Plan.read(c.plan) if c.plan else plan_for(dims, t.real, t.n_classes, c.features, c.memory_gb)
+    plan = Plan.read(c.plan) if c.plan else plan_for(dims, data.real, data.n_classes, c.features, c.memory_gb)
     if plan.dims != dims:
         raise UsageError(f"--plan {c.plan}: a {plan.dims}D plan, but --network {c.network}")
-    volumes, held_out = ([_preprocessed(w, plan, t.classes) for w in some] for some in (t.volumes, t.validation))
+    cases, held_out = ([preprocess(from_zero(w.image), w.spacing_mm, plan, w.label) for w in volumes]
+                       for volumes in (data.volumes, data.validation))
     augmentation = Augmentation(plan.patch, plan.masked_norm)
-    net = initialised(lambda: build(vars(c), t.n_classes, asdict(plan)), c.seed).to(t.device)
+    net = initialised(lambda: build(vars(c), data.n_classes, asdict(plan)), c.seed).to(device)
     for stage, weight in zip(reversed(net.decoder), deep_supervision_weights(len(net.decoder))):
         stage.head.requires_grad_(weight > 0)                     # the loss does not see the coarsest
 
     def batch(step, samples):
         g = rng(c.seed, "patches", step)
-        images, labels = draw_batch(volumes, plan.patch, augmentation.loaded, plan.batch, g, samples)
+        images, labels = draw_batch(cases, plan.patch, augmentation.loaded, plan.batch, g, samples)
         streams = [rng(c.seed, "augmentation", step, j) for j in samples]
         pairs = [augmentation(*pair) for pair in zip(torch.from_numpy(images), torch.from_numpy(labels), streams)]
         return torch.stack([x for x, _ in pairs])[:, None], torch.stack([y for _, y in pairs]).long()
@@ -139,8 +131,8 @@ def recipe(t, dims):
         streams = [rng(c.seed, "validation", epoch, i) for i in range(c.validation_batches)]
         whole = range(plan.batch)
         batches = (draw_batch(held_out, plan.patch, plan.patch, plan.batch, g, whole) for g in streams)
-        with half_precision(t.device, c.bfloat16):
-            return pseudo_dice(net, batches, t.n_classes, t.device)
+        with half_precision(device, c.bfloat16):
+            return pseudo_dice(net, batches, data.n_classes, device)
 
     return Recipe(net, _optimizer(net, c), plan.batch, batch, learning_rate, loss, clip_norm=12, validate=validate,
                   plan=asdict(plan))
@@ -158,12 +150,8 @@ def plan_for(dims, workings, n_classes, first_features, memory_gb):
     boxes = [nonzero_box(from_zero(w.image))[0] for w in workings]
     shapes = [tuple(side.stop - side.start for side in box) for box in boxes]
     kept = float(np.median([math.prod(shape) / w.image.size for shape, w in zip(shapes, workings)]))
-    spacings = [w.spacing_mm for w in workings]
-    return make_plan(dims, spacings, shapes, len(workings), n_classes, kept, first_features, memory_gb)
-
-
-def _preprocessed(working, plan, classes):
-    return Volume.of(preprocess(from_zero(working.image), working.spacing_mm, plan, classes[working.label]))
+    spacings_mm = [w.spacing_mm for w in workings]
+    return make_plan(dims, spacings_mm, shapes, len(workings), n_classes, kept, first_features, memory_gb)
 
 
 @torch.no_grad()
@@ -192,10 +180,7 @@ def logits(net, image, spacing_mm, plan, mirror):
 
 
 def _presets(short_steps, short_lr):
-    """A short training is narrow and fitted to little memory, so that its patches and batches are small.
-
-    short_steps, short_lr : length and learning rate of its AdamW.
-    """
+    """A short training is narrow and planned for little memory, so that its patches and batches are small."""
     full_size = dict(**FULL_GRID, bfloat16=True, workers=6, log_every=250, save_minutes=10)
     short = dict(features=8, steps=short_steps, epoch_steps=120, validation_batches=4, optimizer="adamw", lr=short_lr,
                  log_every=100)

@@ -3,8 +3,8 @@
 rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -> gamma (inverted) -> gamma -> mirroring
 
 Every sample draws its own parameters from its own numpy Generator; statistics are those of the sample's patch, padding
-included.  A patch much longer in-plane than deep is rotated in-plane only ("dummy 2D"): rotating thick slices in 3D is
-wrong. Where a patch is cut is in `cmr.nnunet_preprocess`.
+included.  A patch much longer in-plane than deep is rotated in-plane only, because rotating thick slices in 3D is
+wrong.  Where a patch is cut is in `cmr.nnunet_preprocess`.
 
 Public: `Augmentation`, and the single transforms.
 """
@@ -35,7 +35,7 @@ class Augmentation:
 
     @property
     def in_plane(self):
-        """3D patches that are rotated and scaled slice by slice."""
+        """Whether a 3D patch is rotated and scaled slice by slice."""
         return len(self.patch) == 3 and max(self.patch) > ANISOTROPY * self.patch[0]
 
     @property
@@ -55,8 +55,7 @@ class Augmentation:
         """One sample: image (*loaded) float32 and label (*loaded) int8 to (*patch) each; -1 has become background."""
         rotate, scale = g.random() < P_ROTATE, g.random() < P_SCALE
         if rotate or scale:
-            # One angle turns, and scales, in-plane; three are of a turn in 3D, which scales along z too.
-            angles = np.zeros(3 if len(self._below_depth) == 3 else 1)
+            angles = np.zeros(3 if len(self.patch) == 3 and not self.in_plane else 1)
             if rotate:
                 angles = np.deg2rad(g.uniform(-self.largest_angle, self.largest_angle, len(angles)))
             image, label = spatial(image, label, self.patch, angles, g.uniform(*SCALES) if scale else 1.0)
@@ -68,11 +67,6 @@ class Augmentation:
         if self.masked_norm:
             image = torch.where(label < 0, 0, image)
         return image, label.clamp(min=0)
-
-    @property
-    def _below_depth(self):
-        """Axes that are turned, scaled and coarsened together."""
-        return (-2, -1) if self.in_plane else tuple(range(-len(self.patch), 0))
 
     def intensities(self, image, g):
         """Noise to gamma of the list, on one z-scored image (*patch); nothing moves."""
@@ -86,7 +80,7 @@ class Augmentation:
         if g.random() < P_CONTRAST:
             image = contrast(image, around_one(*FACTORS, g))
         if g.random() < P_LOW_RESOLUTION:
-            image = low_resolution(image, g.uniform(*ZOOMS), self._below_depth)
+            image = low_resolution(image, g.uniform(*ZOOMS), 2 if self.in_plane else image.ndim)
         if g.random() < P_GAMMA_INVERTED:
             image = -gamma(-image, around_one(*GAMMAS, g))
         if g.random() < P_GAMMA:
@@ -123,20 +117,20 @@ def centre(array, patch):
 def spatial(image, label, patch, angles, scale):
     """Rotate and scale (> 1 zooms out) about the centre, and cut to `patch`.
 
-    angles : radians, one in-plane, or three about the axes 0, 1, 2.
+    angles : radians; one turns and scales every slice in-plane, three are of a turn in 3D about the axes 0, 1, 2.
     Image and the share of each label are sampled linearly from the same places; beyond the border the image is 0 and
     the label -1; the largest share wins, the lower label a tie.
     """
-    plane = patch if len(angles) != 1 and len(patch) == 3 else patch[-2:]
-    in_plane = image.shape[image.ndim - len(plane):]
+    plane = patch if len(angles) == 3 else patch[-2:]
+    loaded = image.shape[-len(plane):]
     offsets = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in plane]
     output = torch.stack(torch.meshgrid(*offsets, indexing="ij"), -1)                # (*plane, axes), from the centre
-    places = output @ torch.from_numpy(scale * rotation(angles, len(plane))).T
-    grid = (places / (torch.tensor(in_plane) / 2)).flip(-1)       # grid_sample wants the last axis first
+    places = output @ torch.from_numpy(scale * rotation(angles)).T
+    grid = (places / (torch.tensor(loaded) / 2)).flip(-1)         # grid_sample wants the last axis first
     grid = grid[None].to(image.device, image.dtype)
 
     def sample(array):
-        folded = array.reshape(1, -1, *in_plane)                  # slices that turn as one are channels
+        folded = array.reshape(1, -1, *loaded)                    # slices that turn as one are channels
         return F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=False).reshape(patch)
 
     shares = [sample((label == k).to(image.dtype)) for k in range(int(label.max()) + 1)]
@@ -147,9 +141,9 @@ def spatial(image, label, patch, angles, scale):
     return sample(image), found
 
 
-def rotation(angles, dims):
-    """Rotation matrix on (y, x), or Rz Ry Rx on (z, y, x) where x, y, z rotate about the array axes 0, 1, 2."""
-    if dims == 2:
+def rotation(angles):
+    """Rotation matrix on (y, x) of one angle; of three, Rz Ry Rx on (z, y, x), where x, y, z turn about axes 0, 1, 2."""
+    if len(angles) == 1:
         c, s = math.cos(angles[0]), math.sin(angles[0])
         return np.array([[c, -s], [s, c]])
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
@@ -182,11 +176,10 @@ def contrast(image, factor):
     return ((image - mean) * factor + mean).clamp(image.min(), image.max())
 
 
-def low_resolution(image, zoom, axes):
-    """Nearest-neighbour down to `zoom` of the size along `axes`, linearly up again."""
-    size = list(image.shape)
-    for axis in axes:
-        size[axis] = max(1, round(size[axis] * zoom))
+def low_resolution(image, zoom, dims):
+    """Nearest-neighbour down to `zoom` of the size along the last `dims` axes, linearly up again."""
+    depth = image.shape[:-dims]                                   # () unless slices keep theirs
+    size = [*depth, *(max(1, round(n * zoom)) for n in image.shape[-dims:])]
     lower = F.interpolate(image[None, None], size, mode="nearest-exact")
     linear = "bilinear" if image.ndim == 2 else "trilinear"
     return F.interpolate(lower, image.shape, mode=linear, align_corners=False)[0, 0]

@@ -3,14 +3,14 @@
     spacings and shapes -> target spacing -> median shape -> patch -> pooling and kernels -> fit to the memory -> batch
 
 Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `round` is half-to-even throughout.
-Nothing is read or resampled here: the plan is carried out in `cmr.nnunet_preprocess`.
+`cmr.nnunet_preprocess` carries the plan out.
 
-Public: `Plan`, `make_plan`, `target_spacing`, `axis_order`, `resampled_shape`, `topology`, `memory_estimate`,
-`fit_to_memory`.
+Public: `Plan`, `make_plan`, `target_spacing`, `axis_order`, `resampled_shape`, `topology`, `widths`,
+`memory_estimate`, `fit_to_memory`.
 """
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,47 +42,44 @@ class Plan:
         return len(self.patch)
 
     @classmethod
-    def read(cls, path):
-        """A plan from JSON, as `train_unet.py` writes it or by hand; raises UsageError naming what does not fit."""
-        try:
-            content = json.loads(Path(path).read_text())
-        except PermissionError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--plan {path}: cannot be read ({error}); give a plan.json of train_unet.py") from error
-        names = {f.name for f in fields(cls)}
-        if not isinstance(content, dict) or set(content) != names:
-            raise UsageError(f"--plan {path}: expected the keys {', '.join(sorted(names))}")
-        plan = cls.from_dict(content)
-        if not plan._fits():
-            raise UsageError(f"--plan {path}: its stages, axes or sizes do not fit each other; write it anew")
-        return plan
-
-    def _fits(self):
-        """Whether the parts describe one network; one by hand may not."""
-        try:
-            stages = len(self.features)
-            of_axes = (*self.kernels, *self.strides, self.spacing_mm)
-            sizes = (*self.patch, *self.features, self.batch)
-            return (2 <= stages == len(self.kernels) == len(self.strides) and self.dims in (2, 3)
-                    and all(len(axes) == self.dims for axes in of_axes) and sorted(self.order) == [0, 1, 2]
-                    and all(0 < int(n) == n for n in sizes))
-        except TypeError:                                         # text or nothing where numbers belong
-            return False
-
-    @classmethod
     def from_dict(cls, content):
         """The inverse of dataclasses.asdict after JSON, which knows no tuples."""
         deep = lambda v: tuple(map(deep, v)) if isinstance(v, (list, tuple)) else v
         return cls(**{k: deep(v) for k, v in content.items()})
 
+    @classmethod
+    def read(cls, path):
+        """A plan from JSON, as `train_unet.py` writes it or by hand; raises UsageError naming what does not fit."""
+        try:
+            plan = cls.from_dict(json.loads(Path(path).read_text()))
+            fits = plan._fits()
+        except PermissionError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--plan {path}: cannot be read ({error}); give a plan.json of train_unet.py") from error
+        except (AttributeError, TypeError):                       # no table, other keys, or text where numbers belong
+            fits = False
+        if not fits:
+            raise UsageError(f"--plan {path}: its keys, stages, axes or sizes do not fit each other; write it anew")
+        return plan
 
-def make_plan(dims, spacings_mm, shapes, n_training, classes, relative_size=1.0, first_features=32,
+    def _fits(self):
+        """Whether the parts describe one network; those of a plan by hand may not."""
+        n_stages = len(self.features)
+        of_axes = (*self.kernels, *self.strides, self.spacing_mm)
+        sizes = (*self.patch, *self.features, self.batch)
+        return (2 <= n_stages == len(self.kernels) == len(self.strides) and self.dims in (2, 3)
+                and all(len(axes) == self.dims for axes in of_axes) and sorted(self.order) == [0, 1, 2]
+                and all(0 < int(n) == n for n in sizes))
+
+
+def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.0, first_features=32,
               memory_gb=REFERENCE_GB):
     """The plan of a 2D or 3D network.
 
-    spacings_mm, shapes : (cases, 3), of the training volumes after the non-zero crop.  n_training : how many there are.
-    classes : labels, background included.  relative_size : median share of a volume's box that the crop keeps.
+    spacings_mm, shapes : (volumes, 3), of the training volumes after the non-zero crop.
+    n_training : how many volumes there are.  n_classes : background included.
+    relative_size : median share of a volume's box that the crop keeps.
     first_features : 32 in nnU-Net; fewer narrow every stage and change nothing else, patch and batch included.
     memory_gb : what the patch and the batch are fitted to; 8 in nnU-Net.
     Raises UsageError where the volumes are too small for a network with a decoder.
@@ -90,8 +87,8 @@ def make_plan(dims, spacings_mm, shapes, n_training, classes, relative_size=1.0,
     target = target_spacing(spacings_mm, shapes)
     order = axis_order(target)
     target = tuple(target[a] for a in order)
-    in_order = lambda triples: [[triple[a] for a in order] for triple in triples]
-    resampled = [resampled_shape(n, s, target) for n, s in zip(in_order(shapes), in_order(spacings_mm))]
+    in_order = np.asarray(shapes)[:, order], np.asarray(spacings_mm)[:, order]
+    resampled = [resampled_shape(shape, spacing, target) for shape, spacing in zip(*in_order)]
     median = np.median(resampled, 0).tolist()                     # may end in .5
     n_voxels = math.prod(median) * n_training                     # of the 3D grid, for a 2D plan too
     if dims == 3 and median[0] == 1:
@@ -100,7 +97,7 @@ def make_plan(dims, spacings_mm, shapes, n_training, classes, relative_size=1.0,
     # A box isotropic in mm, no larger than the volumes.
     edge_mm = LARGEST_PATCH[dims] * math.prod(target) ** (1 / dims)
     start = tuple(min(round(edge_mm / s), m) for s, m in zip(target, median))
-    *_, (patch, kernels, strides, estimate) = fit_to_memory(target, start, median, classes, memory_gb)
+    *_, (patch, kernels, strides, estimate) = fit_to_memory(target, start, median, n_classes, memory_gb)
     if len(strides) < 2:
         raise UsageError(f"{start} voxels cannot be halved once; an nnU-Net needs at least 8 on two axes or 12 on one")
     by_memory = round(REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB / estimate * REFERENCE_BATCH[dims])
@@ -113,7 +110,7 @@ def make_plan(dims, spacings_mm, shapes, n_training, classes, relative_size=1.0,
 def target_spacing(spacings_mm, shapes):
     """Median spacing (z, y, x); the 10th percentile on an axis that is thick and short in the median volume.
 
-    So that a few volumes of thin slices do not lose them, without interpolating most others finely.
+    So a few volumes of thin slices do not lose them, and most others are not interpolated finely.
     """
     target, size = np.median(spacings_mm, 0), np.median(shapes, 0)
     thick = int(target.argmax())
@@ -159,30 +156,30 @@ def topology(spacing_mm, patch):
     return tuple(kernels), tuple(strides), tuple(math.ceil(n / 2 ** p) * 2 ** p for n, p in zip(patch, pools))
 
 
-def widths(dims, stages, first_features=32):
+def widths(dims, n_stages, first_features=32):
     """Channels per stage: doubled at each, up to the most."""
-    return tuple(min(MOST_FEATURES[dims], first_features * 2 ** i) for i in range(stages))
+    return tuple(min(MOST_FEATURES[dims], first_features * 2 ** i) for i in range(n_stages))
 
 
-def memory_estimate(patch, strides, classes):
-    """Feature-map voxels of one patch in nnU-Net's own widths.
+def memory_estimate(patch, strides, n_classes):
+    """Voxels of all feature maps of one patch, in nnU-Net's own widths.
 
-    Two convolutions per stage down; two, and the enlarging one, up; one head.
+    Each stage counts two convolutions on the way down, and two and the enlarging one on the way up; then the head.
     """
     voxels, size = [], patch
     for stride in strides:
         size = tuple(n // s for n, s in zip(size, stride))
         voxels.append(math.prod(size))
     maps = [f * v for f, v in zip(widths(len(patch), len(strides)), voxels)]
-    return sum(2 * m for m in maps) + sum(3 * m for m in maps[:-1]) + classes * voxels[0]
+    return 2 * sum(maps) + 3 * sum(maps[:-1]) + n_classes * voxels[0]
 
 
-def fit_to_memory(spacing_mm, patch, median_shape, classes, memory_gb=REFERENCE_GB):
+def fit_to_memory(spacing_mm, patch, median_shape, n_classes, memory_gb=REFERENCE_GB):
     """Yield (patch, kernels, strides, estimate), each smaller than the last, until a batch of two fits the memory."""
     dims = len(patch)
     kernels, strides, patch = topology(spacing_mm, patch)
     while True:
-        estimate = memory_estimate(patch, strides, classes)
+        estimate = memory_estimate(patch, strides, n_classes)
         yield patch, kernels, strides, estimate
         if estimate * 2 / REFERENCE_BATCH[dims] <= REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB:
             return

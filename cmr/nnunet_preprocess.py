@@ -1,18 +1,16 @@
-"""nnU-Net's preprocessing (Isensee et al. 2021, v2) and its way back: crop, z-score, resample.
+"""nnU-Net's preprocessing and its way back, and how patches are drawn from what is preprocessed (Isensee et al. 2021).
+
+    crop to the non-zero box -> z-score -> resample to the plan's spacing -> patches at random places
+    logits -> resampled to the crop -> the whole volume
 
 Arrays are (z, y, x) or already in the plan's axis order; spacings in mm in the same order; images are 0 where nothing
 was imaged.  A 2D plan keeps each volume's own slices.
 
-Public: `Case`, `from_zero`, `preprocess`, `back_to_volume`, `nonzero_box`, `zscore`, `separate_axis`, `resample`,
-`resample_labels`.
-
-nnU-Net's patch sampling: random places, and a third of every batch forced to hold foreground.
-
-A 2D patch is a 3D one of depth 1: corners and sizes here are always (z, y, x) in the plan's axis order.
-What is done to a patch afterwards is in `cmr.nnunet_augment`.
-
-Public: `Volume`, `forced_count`, `corner_range`, `corner`, `cut`, `draw_batch`.
+Public: `OUTSIDE`, `NEVER`, `Case`, `from_zero`, `preprocess`, `back_to_volume`, `nonzero_box`, `zscore`,
+`separate_axis`, `resample`, `resample_labels`, `places_of`, `draw_batch`, `forced_count`, `corner_range`, `corner`,
+`cut`.
 """
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +20,7 @@ from cmr.nnunet_plan import ANISOTROPY, resampled_shape
 
 OUTSIDE = -1                                     # label of unlabelled voxels outside the non-zero mask
 NEVER = -1e4                                     # logit of a class that cannot be
+FORCED_SHARE = 0.33                              # of the samples of a batch, which must show foreground
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Case:
     """A volume as the network is trained on it, in the plan's axis order."""
     image: np.ndarray                            # (Z, Y, X) float32, z-scored
     label: np.ndarray                            # (Z, Y, X) int8, -1 outside the non-zero mask; None without labels
+    places: dict                                 # class -> (n, 3) voxels of it, for the foreground classes in `label`
     box: tuple                                   # slices of the crop in the volume, plan's order
     cropped_shape: tuple                         # before resampling
     spacing_mm: tuple                            # of the volume, plan's order
@@ -41,7 +41,7 @@ def from_zero(image):
 
 
 def preprocess(image, spacing_mm, plan, label=None):
-    """(z, y, x) image, and label with consecutive classes, to a Case: reorder axes, crop, z-score, resample."""
+    """The `Case` of a (z, y, x) image and its label, if there is one: axes reordered, cropped, z-scored, resampled."""
     spacing = tuple(float(spacing_mm[a]) for a in plan.order)
     image = np.asarray(image, np.float32).transpose(plan.order)
     box, mask = nonzero_box(image)
@@ -49,13 +49,12 @@ def preprocess(image, spacing_mm, plan, label=None):
     if label is not None:
         label = np.asarray(label).astype(np.int8).transpose(plan.order)[box]
         label = np.where((label == 0) & ~mask, np.int8(OUTSIDE), label)
+        mask = label >= 0
     target = spacing[:1] * (3 - plan.dims) + plan.spacing_mm      # a 2D plan leaves the slices alone
-    shape = resampled_shape(image.shape, spacing, target)
-    inside = mask if label is None else label >= 0
-    thick = separate_axis(spacing, target)
-    resampled = resample(zscore(image, inside if plan.masked_norm else None), shape, thick, order=3)
+    shape, thick = resampled_shape(image.shape, spacing, target), separate_axis(spacing, target)
+    resampled = resample(zscore(image, mask if plan.masked_norm else None), shape, thick, order=3)
     labels = None if label is None else resample_labels(label, shape, thick)
-    return Case(resampled, labels, box, image.shape, spacing, target)
+    return Case(resampled, labels, places_of(labels), box, image.shape, spacing, target)
 
 
 def back_to_volume(logits, case, plan, volume_shape):
@@ -110,10 +109,18 @@ def resample(array, shape, thick, order):
     return np.moveaxis(resized[nearest], 0, thick)
 
 
+def _zoom(array, shape, order):
+    if array.shape == tuple(shape):
+        return array
+    factors = np.divide(shape, array.shape)
+    zoomed = ndimage.zoom(array.astype(np.float64), factors, order=order, mode="nearest", grid_mode=True)
+    return np.clip(zoomed, array.min(), array.max()).astype(array.dtype)
+
+
 def resample_labels(label, shape, thick):
     """(Z, Y, X) labels to `shape`: every label's share by itself, linearly, then the largest.
 
-    Ties go to the nearest neighbour's label.
+    A tie goes to the label of the nearest neighbour if that is among the largest, else to the lowest of them.
     """
     if label.shape == tuple(shape):
         return label
@@ -125,46 +132,29 @@ def resample_labels(label, shape, thick):
     return np.where(among, nearest, values[tied.argmax(0)]).astype(label.dtype)
 
 
-def _zoom(array, shape, order):
-    if array.shape == tuple(shape):
-        return array
-    factors = np.divide(shape, array.shape)
-    zoomed = ndimage.zoom(array.astype(np.float64), factors, order=order, mode="nearest", grid_mode=True)
-    return np.clip(zoomed, array.min(), array.max()).astype(array.dtype)
+def places_of(label):
+    """{class: (n, 3) voxel coordinates} of the foreground classes in a label (Z, Y, X), or in None."""
+    present = [] if label is None else [int(v) for v in np.unique(label) if v > 0]
+    return {v: np.argwhere(label == v).astype(np.int32) for v in present}
 
 
-FORCED_SHARE = 0.33
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A preprocessed training volume with the places of its foreground."""
-    image: np.ndarray                            # (Z, Y, X) float32, z-scored
-    label: np.ndarray                            # (Z, Y, X) int8, -1 outside
-    places: dict                                 # class -> (n, 3) voxel coordinates, classes that are there only
-
-    @classmethod
-    def of(cls, case):
-        present = [int(v) for v in np.unique(case.label) if v > 0]
-        return cls(case.image, case.label, {v: np.argwhere(case.label == v).astype(np.int32) for v in present})
-
-
-def draw_batch(volumes, patch, loaded, batch, g, samples):
+def draw_batch(cases, patch, loaded, batch, g, samples):
     """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
 
     patch : what the network sees.  loaded : what is cut, larger where the augmentation rotates it.  Both (y, x) or
-    (z, y, x).  Every sample's volume is drawn with replacement from numpy Generator `g`; the last samples are the
-    forced ones.  samples : range; the places of the others are drawn too, so that sample j is the same whoever asks.
+    (z, y, x): a 2D patch is a 3D one of depth 1.
+    Every sample's case is drawn with replacement from numpy Generator `g`; the last samples are forced to show
+    foreground.  samples : range; the others are drawn too, so that sample j is the same whoever asks for it.
     """
     deep = lambda size: (1,) * (3 - len(size)) + tuple(size)
     images = np.zeros((len(samples), *deep(loaded)), np.float32)
     labels = np.full(images.shape, OUTSIDE, np.int8)
     for j in range(batch):
-        volume = volumes[g.integers(len(volumes))]
-        start = corner(volume, deep(patch), deep(loaded), j >= batch - forced_count(batch), g)
+        case = cases[g.integers(len(cases))]
+        start = corner(case, deep(patch), deep(loaded), j >= batch - forced_count(batch), g)
         if j in samples:
-            cut(volume.image, start, images[j - samples.start])
-            cut(volume.label, start, labels[j - samples.start])
+            cut(case.image, start, images[j - samples.start])
+            cut(case.label, start, labels[j - samples.start])
     return images.reshape(-1, *loaded), labels.reshape(-1, *loaded)
 
 
@@ -174,32 +164,29 @@ def forced_count(batch):
 
 
 def corner_range(shape, loaded, patch):
-    """(lowest, highest) corner per axis, inclusive.
+    """(lowest, highest) corner of what is loaded from a volume of this shape, per axis, both inclusive.
 
-    What is loaded may hang over the border by as much as it exceeds the patch.
+    It hangs over the border by half of what it exceeds the patch, or the volume, whichever is more.
     """
-    over = [-(-max(p - q, p - n) // 2) for n, p, q in zip(shape, loaded, patch)]
-    return [-o for o in over], [n - p + o for n, p, o in zip(shape, loaded, over)]
+    over = [math.ceil(max(n_loaded - n_patch, n_loaded - n) / 2) for n, n_loaded, n_patch in zip(shape, loaded, patch)]
+    return [-o for o in over], [n - n_loaded + o for n, n_loaded, o in zip(shape, loaded, over)]
 
 
-def corner(volume, patch, loaded, forced, g):
+def corner(case, patch, loaded, forced, g):
     """Lower corner of a patch: anywhere, or (forced) around a voxel of a class drawn evenly among those that are there.
 
     A forced patch is not kept from hanging over the far border: nnU-Net does not keep it either.
     """
-    lowest, highest = corner_range(volume.label.shape, loaded, patch)
-    if forced and volume.places:
-        places = list(volume.places.values())
+    lowest, highest = corner_range(case.label.shape, loaded, patch)
+    if forced and case.places:
+        places = list(case.places.values())
         chosen = places[g.integers(len(places))]
         centre = chosen[g.integers(len(chosen))]
-        return [max(lo, int(v) - p // 2) for lo, v, p in zip(lowest, centre, loaded)]
-    return [int(g.integers(lo, hi + 1)) for lo, hi in zip(lowest, highest)]
+        return [max(low, int(v) - n // 2) for low, v, n in zip(lowest, centre, loaded)]
+    return [int(g.integers(low, high + 1)) for low, high in zip(lowest, highest)]
 
 
 def cut(array, start, out):
     """Copy the box at `start` of the size of `out` into `out`, which keeps its value where the box hangs over."""
-    low = [max(0, s) for s in start]
-    high = [min(n, s + p) for n, s, p in zip(array.shape, start, out.shape)]
-    if all(a < b for a, b in zip(low, high)):
-        inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
-        out[inside] = array[tuple(slice(a, b) for a, b in zip(low, high))]
+    part = array[tuple(slice(max(0, s), max(0, s + n)) for s, n in zip(start, out.shape))]
+    out[tuple(slice(max(0, -s), max(0, -s) + n) for s, n in zip(start, part.shape))] = part

@@ -1,12 +1,8 @@
-"""The segmenters that are compared, by name.  A new one is a file that makes a `Network`, and an entry here.
+"""The table of segmenters, and a trained one: loaded from its checkpoint, asked for a volume.
 
-Public: `NETWORKS`, `split_name`.
+A new segmenter is a file that makes a `cmr.network.Network`, and an entry in `NETWORKS`.
 
-A trained segmenter: loaded from its checkpoint, asked for a working volume, answered on the original grid.
-
-How it was trained is not known here beyond its settings.
-
-Public: `Segmenter`, `labels_on_original`.
+Public: `NETWORKS`, `presets`, `split_name`, `Segmenter`, `labels_on_original`.
 """
 from dataclasses import dataclass
 
@@ -27,10 +23,19 @@ from cmr.workers import half_precision
 NETWORKS = {"vanilla": VANILLA, "nnunet2d": NNUNET_2D, "nnunet3d": NNUNET_3D}
 
 
+def presets():
+    """{preset: {network: {setting of train_unet.py: value}}}, as the networks declare them."""
+    found = {}
+    for name, network in NETWORKS.items():
+        for preset, values in network.presets.items():
+            found.setdefault(preset, {})[name] = values
+    return found
+
+
 def split_name(text):
     """(network, training set) of a segmenter's name such as `vanilla-real` or `nnunet2d-Vendor-B`.
 
-    Either may hold hyphens: the longest name of a network that fits is meant.  Raises UsageError if none does.
+    Both may hold hyphens: the longest name of a network that fits is meant.  Raises UsageError if none does.
     """
     fitting = [name for name in NETWORKS if text.startswith(name + "-")]
     if not fitting:
@@ -41,10 +46,10 @@ def split_name(text):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network, the structures it was trained on (class i + 1 is structures[i]), its settings and plan."""
+    """A trained network, and what its checkpoint says of it."""
     net: torch.nn.Module
-    structures: tuple
-    settings: dict
+    structures: tuple                            # that it was trained on: structures[i] is the network's class i + 1
+    settings: dict                               # of train_unet.py
     plan: dict                                   # of an nnU-Net; None where nothing is planned
     subjects: tuple                              # whose volumes it was trained on
     hash: str
@@ -70,8 +75,9 @@ class Segmenter:
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32, in the project's label order, of a working volume (D, H, W) in [-1, 1].
 
-        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over all mirrored copies; without, it is 4 (2D)
-        or 8 times as fast and a little worse.  A structure the network was not trained on can never win.
+        spacing_mm : (slice, row, column).
+        mirror : whether an nnU-Net averages over all mirrored copies, which takes 4 (2D) or 8 times as long.
+        A structure that the network was not trained on can never win.
         """
         network = NETWORKS[self.settings["network"]]
         with half_precision(next(self.net.parameters()).device, self.settings.get("bfloat16")):
@@ -86,10 +92,9 @@ class Segmenter:
 
 
 def labels_on_original(logits, geometry):
-    """Labels (X, Y, Z) uint8 on the original grid from the logits (4, D, H, W) of one volume's samples.
+    """Labels (X, Y, Z) uint8 on the original grid, from a list of logits (4, D, H, W) on the working grid.
 
-    Logits, not labels, are resampled; of several samples (a translation drawn more than once) the softmax is averaged
-    there.
+    Logits, not labels, are resampled.  Of several (a translation drawn more than once) the softmax is averaged there.
     """
     if len(logits) == 1:
         return to_original(logits[0], geometry)

@@ -1,8 +1,9 @@
 """Tests and intervals on patients: the paper's Welch test, and the paired ones that fit the design.
 
 The same patients are scored by both methods, so the difference per patient is the datum; Welch's test treats the two
-columns as independent and throws that away.  Public: `welch`, `paired_t`, `wilcoxon`, `hodges_lehmann`, `bca_interval`,
-`holm`, `effect_size`. What is compared with what is in `cmr.comparison`.
+columns as independent and throws that away.  What is compared with what is in `cmr.comparison`.
+
+Public: `welch`, `paired_t`, `wilcoxon`, `hodges_lehmann`, `bca_interval`, `holm`, `effect_size`.
 """
 import numpy as np
 from scipy import stats
@@ -10,7 +11,6 @@ from scipy import stats
 
 def welch(a, b):
     """(t, degrees of freedom, two-sided p) of Welch's t-test on two samples; nan for fewer than two values each."""
-    a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2:
         return np.nan, np.nan, np.nan
     result = stats.ttest_ind(a, b, equal_var=False)
@@ -48,10 +48,10 @@ def hodges_lehmann(a, b):
     return float(np.median((d[i] + d[j]) / 2))
 
 
-def bca_interval(differences, level=0.95, resamples=10_000, seed=0, statistic=np.mean):
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of a statistic of patients' differences.
+def bca_interval(differences, level=0.95, resamples=10_000):
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of the mean of patients' differences.
 
-    The statistic must take (data, axis=...).  Equal differences give that point twice; fewer than two values give nan.
+    Equal differences give that point twice; fewer than two values give nan.
     scipy.stats.bootstrap is not used, because it resamples differently between versions and returns nan for ties.
     """
     d = np.asarray(differences, float)
@@ -60,10 +60,9 @@ def bca_interval(differences, level=0.95, resamples=10_000, seed=0, statistic=np
         return np.nan, np.nan
     if np.ptp(d) == 0:
         return float(d[0]), float(d[0])
-    estimate = statistic(d, axis=0)
-    resampled = statistic(d[np.random.default_rng(seed).integers(0, n, (resamples, n))], axis=1)
-    z0 = stats.norm.ppf(((resampled < estimate).sum() + 0.5 * (resampled == estimate).sum()) / resamples)
-    jackknife = np.array([statistic(np.delete(d, i), axis=0) for i in range(n)])
+    resampled = d[np.random.default_rng(0).integers(0, n, (resamples, n))].mean(1)
+    z0 = stats.norm.ppf(((resampled < d.mean()).sum() + 0.5 * (resampled == d.mean()).sum()) / resamples)
+    jackknife = np.array([np.delete(d, i).mean() for i in range(n)])
     u = jackknife.mean() - jackknife
     spread = (u ** 2).sum() ** 1.5
     acceleration = (u ** 3).sum() / (6 * spread) if spread else 0.0                  # 0 where rounding alone differs

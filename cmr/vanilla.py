@@ -1,8 +1,6 @@
-"""The vanilla 2D U-Net (Ronneberger et al. 2015, same padding, batch normalisation): the plain baseline.
+"""The vanilla 2D U-Net, the plain baseline: Ronneberger et al. 2015 with zero padding and batch normalisation.
 
-Network, training recipe and presets; nnU-Net's are in `cmr.nnunet`.
-
-Public: `UNet`, `recipe`, `VANILLA`.
+Public: `VANILLA`, `UNet`, `recipe`.
 """
 import math
 
@@ -17,13 +15,11 @@ from cmr.nnunet_preprocess import zscore
 from cmr.seeds import generator, initialised, rng
 from cmr.settings import FULL_GRID
 
-SLICES_AT_A_TIME = 32
-
 
 class UNet(nn.Module):
-    """(N, 1, H, W) z-scored slices -> (N, classes, H, W) logits.  H and W must be multiples of 2^(levels-1)."""
+    """(N, 1, H, W) z-scored slices -> (N, n_classes, H, W) logits.  ValueError unless 2^(levels-1) divides H and W."""
 
-    def __init__(self, classes, base=32, levels=5):
+    def __init__(self, n_classes, base=32, levels=5):
         super().__init__()
         widths = [base * 2 ** i for i in range(levels)]
         self.multiple = 2 ** (levels - 1)
@@ -31,12 +27,12 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.raise_ = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:]))
         self.up = nn.ModuleList(_double_conv(2 * a, a) for a in widths[:-1])
-        self.head = nn.Conv2d(base, classes, 1)
+        self.head = nn.Conv2d(base, n_classes, 1)
 
     def forward(self, x):
-        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
-            raise ValueError(f"image is {x.shape[-2]}x{x.shape[-1]}, but this U-Net needs multiples of "
-                             f"{self.multiple}; pad it")
+        height, width = x.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"image is {height}x{width}, but this U-Net needs multiples of {self.multiple}; pad it")
         skips = []
         for i, block in enumerate(self.down):
             x = block(self.pool(x) if i else x)
@@ -55,12 +51,12 @@ def _double_conv(c_in, c_out):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the samples of all ranks: what they train together is what one would train alone."""
+    """Batch normalisation over the samples of all ranks: together they train the network that one would train."""
 
     def forward(self, x):
         if not self.training or ranks.world() == 1:
             return super().forward(x)
-        over, wide = (0, 2, 3), x.to(torch.promote_types(x.dtype, torch.float32))
+        over, wide = (0, 2, 3), x.to(torch.promote_types(x.dtype, torch.float32))  # (N, C, H, W)
         n = ranks.summed(wide.new_tensor(wide[:, 0].numel()))
         mean = ranks.summed(wide.sum(over)) / n
         centred = wide - mean[:, None, None]
@@ -74,19 +70,18 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def build(settings, n_classes, plan=None):
-    """The network of a training run's settings; nothing is planned."""
+    """The untrained network; nothing is planned."""
     return UNet(n_classes, settings["features"], settings["levels"]).to(memory_format=torch.channels_last)
 
 
-def recipe(t):
+def recipe(c, data, device):
     """Random slices, flips, Adam with a cosine, Dice + CE over the batch; nnU-Net's intensity changes with --augment.
 
-    t : cmr.network.Training.
+    All slices of a step are flipped alike.
     """
-    c = t.settings
-    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in t.volumes]))[:, None]       # (N, 1, H, W)
-    labels = torch.from_numpy(np.concatenate([t.classes[w.label] for w in t.volumes]))             # (N, H, W)
-    net = initialised(lambda: build(vars(c), t.n_classes), c.seed).to(t.device)
+    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in data.volumes]))[:, None]    # (N, 1, H, W)
+    labels = torch.from_numpy(np.concatenate([w.label for w in data.volumes])).long()              # (N, H, W)
+    net = initialised(lambda: build(vars(c), data.n_classes), c.seed).to(device)
     augmentation = Augmentation(images.shape[2:])
 
     def batch(step, samples):
@@ -96,7 +91,7 @@ def recipe(t):
         x = images[chosen].flip(flips)
         if c.augment:
             streams = [rng(c.seed, "augmentation", step, j) for j in samples]
-            x = torch.stack([augmentation.intensities(image[0], own) for image, own in zip(x, streams)])[:, None]
+            x = torch.stack([augmentation.intensities(*pair) for pair in zip(x[:, 0], streams)])[:, None]
         return x, labels[chosen].flip(flips)
 
     def learning_rate(step):
@@ -107,12 +102,11 @@ def recipe(t):
 
 
 def logits(net, image, spacing_mm, plan, mirror):
-    """Logits (n_classes, D, H, W) of a working volume (D, H, W), slice by slice; spacing and mirroring are unused."""
-    return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], SLICES_AT_A_TIME)
+    """Logits (n_classes, D, H, W) of a working volume (D, H, W), slice by slice; the other arguments are unused."""
+    return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], at_a_time=32)
 
 
-FULL_SIZE = dict(**FULL_GRID, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250,
-                 save_minutes=10)
+FULL_SIZE = dict(**FULL_GRID, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250, save_minutes=10)
 VANILLA = Network(build, recipe, logits, presets={
     "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),
     "demo": dict(features=8, steps=2400, lr=2e-3),

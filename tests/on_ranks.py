@@ -23,8 +23,8 @@ SINGLE = torch.Tensor.float
 
 def in_double(network):
     """The network whose recipe trains in double precision and leaves its validation out."""
-    def recipe(training):
-        made = network.recipe(training)
+    def recipe(c, data, device):
+        made = network.recipe(c, data, device)
         made.net.double()
         def batch(step, samples):
             images, labels = made.batch(step, samples)

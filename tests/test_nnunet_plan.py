@@ -112,7 +112,7 @@ def test_topology(row):
 @pytest.mark.parametrize("row", PLANS.split("\n")[1:-1])
 def test_full_plan(row):
     name, dims, spacing, patch, batch, strides, kernels, features, parameters, estimate = row.split()
-    plan = make_plan(int(dims), *fingerprint(name), classes=4)
+    plan = make_plan(int(dims), *fingerprint(name), n_classes=4)
     layers = ints(features), stages(kernels), stages(strides)
     expected = Plan((0, 1, 2), pytest.approx(floats(spacing)), ints(patch), int(batch), *layers, dims == "2", False)
     assert plan == expected
@@ -137,8 +137,8 @@ def test_axis_order_and_rounding():
     assert axis_order((1.5, 1.5, 10)) == (2, 0, 1) and axis_order((10, 1.5, 1.5)) == (0, 1, 2)
     assert resampled_shape((5, 5, 5), (1, 1, 1), (2, 2, 2)) == (2, 2, 2)
     assert resampled_shape((7, 7, 7), (1, 1, 1), (2, 2, 2)) == (4, 4, 4)
-    plan = make_plan(3, [(1.5625, 1.5625, 10)] * 10, [(256, 216, 10)] * 10, 200, classes=4)
-    assert plan == replace(make_plan(3, *fingerprint("A"), classes=4), order=(2, 0, 1))
+    plan = make_plan(3, [(1.5625, 1.5625, 10)] * 10, [(256, 216, 10)] * 10, 200, n_classes=4)
+    assert plan == replace(make_plan(3, *fingerprint("A"), n_classes=4), order=(2, 0, 1))
 
 
 @pytest.mark.parametrize("spacing,patch,median,trace", [
@@ -156,25 +156,25 @@ def test_shrink_trace(spacing, patch, median, trace):
 
 def test_less_memory_shrinks_the_patch_and_the_batch_by_the_same_rules():
     heart = [(9, 2.5, 2.5)] * 60, [(12, 64, 64)] * 60, 60
-    assert [(p.patch, p.batch) for p in (make_plan(d, *heart, classes=4) for d in (2, 3))] == [
+    assert [(p.patch, p.batch) for p in (make_plan(d, *heart, n_classes=4) for d in (2, 3))] == [
         ((64, 64), 36),
         ((12, 64, 64), 3),
     ]
-    small = [make_plan(d, *heart, classes=4, memory_gb=0.08) for d in (2, 3)]
+    small = [make_plan(d, *heart, n_classes=4, memory_gb=0.08) for d in (2, 3)]
     assert [(p.patch, p.batch) for p in small] == [((64, 64), 8), ((8, 48, 48), 2)]
 
 
 def test_too_small_for_a_decoder_is_refused():
     with pytest.raises(UsageError, match="cannot be halved once"):
-        make_plan(2, [(10, 1, 1)] * 3, [(5, 7, 11)] * 3, 3, classes=4)
+        make_plan(2, [(10, 1, 1)] * 3, [(5, 7, 11)] * 3, 3, n_classes=4)
     with pytest.raises(UsageError, match="use nnunet2d"):
-        make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, classes=4)
+        make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, n_classes=4)
     with pytest.raises(ValueError, match="no decoder"):
         NnUNet(4, (32,), ((3, 3),), ((1, 1),))
 
 
 def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):
-    plan = make_plan(3, *fingerprint("E"), classes=4, first_features=8)
+    plan = make_plan(3, *fingerprint("E"), n_classes=4, first_features=8)
     assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5  # narrower, nothing else
     (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
     assert Plan.read(tmp_path / "plan.json") == plan
@@ -187,7 +187,7 @@ def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):
 @pytest.mark.parametrize("change", [{"features": [8]}, {"patch": "64"}, {"patch": [0, 64, 64]}, {"batch": None}, {"order": [0, 0, 1]},
                                     {"strides": [[1, 1], [2, 2]]}, {"spacing_mm": 3}, {"kernels": []}])
 def test_a_plan_whose_parts_do_not_fit_is_refused(tmp_path, change):
-    plan = asdict(make_plan(3, *fingerprint("E"), classes=4, first_features=8))
+    plan = asdict(make_plan(3, *fingerprint("E"), n_classes=4, first_features=8))
     (tmp_path / "plan.json").write_text(json.dumps({**plan, **change}))
     with pytest.raises(UsageError, match="do not fit each other"):
         Plan.read(tmp_path / "plan.json")

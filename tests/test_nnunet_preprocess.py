@@ -7,9 +7,13 @@ import pytest
 
 from cmr.nnunet_plan import Plan
 from cmr.nnunet_preprocess import (
-    Case, Volume, corner, corner_range, cut, draw_batch, forced_count, nonzero_box, preprocess, resample,
+    Case, corner, corner_range, cut, draw_batch, forced_count, nonzero_box, places_of, preprocess, resample,
     resample_labels, separate_axis, zscore)
 from cmr.seeds import rng
+
+
+def labelled_case(label, image=None):
+    return Case(image, label, places_of(label), None, None, None, None)
 
 
 def test_crop():
@@ -74,7 +78,7 @@ def test_patch_ranges(shape, loaded, patch, low, high):
 def test_forced_patch(voxel, expected):
     label = np.zeros((10, 256, 216), np.int8)
     label[voxel] = 2
-    volume = Volume.of(Case(None, label, None, None, None, None))
+    volume = labelled_case(label)
     assert corner(volume, (10, 256, 224), (10, 301, 301), True, rng(0)) == expected
     assert volume.places.keys() == {2}
     assert len({tuple(corner(volume, (10, 256, 224), (10, 301, 301), False, rng(i))) for i in range(30)}) > 1
@@ -83,10 +87,10 @@ def test_forced_patch(voxel, expected):
 def test_forced_classes_are_drawn_evenly_and_a_volume_without_foreground_is_sampled_anywhere():
     label = np.zeros((1, 40, 40), np.int8)
     label[0, :30], label[0, 39, 39] = 1, 3                                                     # 1200 voxels against one
-    volume = Volume.of(Case(None, label, None, None, None, None))
+    volume = labelled_case(label)
     rare = sum(corner(volume, (1, 8, 8), (1, 8, 8), True, rng("draw", i))[1] == 35 for i in range(400))
     assert 160 < rare < 240
-    empty = Volume.of(Case(None, np.zeros((1, 40, 40), np.int8), None, None, None, None))
+    empty = labelled_case(np.zeros((1, 40, 40), np.int8))
     assert 0 <= corner(empty, (1, 8, 8), (1, 8, 8), True, rng(0))[1] <= 32
 
 
@@ -94,7 +98,7 @@ def test_what_hangs_over_is_the_mean_and_unlabelled():
     out = np.zeros((1, 3, 3), np.float32)
     cut(np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4), (0, -1, 2), out)
     assert out.tolist() == [[[0, 0, 0], [3, 4, 0], [7, 8, 0]]]
-    volume = Volume(np.ones((2, 4, 4), np.float32), np.ones((2, 4, 4), np.int8), {1: np.array([[0, 0, 0]])})
+    volume = labelled_case(np.ones((2, 4, 4), np.int8), np.ones((2, 4, 4), np.float32))
     images, labels = draw_batch([volume], (4, 4), (8, 8), 3, rng(0), range(3))
     assert images.shape == labels.shape == (3, 8, 8) and ((labels == -1) == (images == 0)).all()
     assert (labels == -1).any()

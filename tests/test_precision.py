@@ -7,7 +7,7 @@ import train_unet
 from cmr.bench import noise_volume
 from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
-from cmr.network import Training
+from cmr.network import TrainingData
 from cmr.sampler import SourceModel, Strength, placed, project
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import NETWORKS, Segmenter
@@ -38,7 +38,7 @@ def require_close(net, loss_of):
 def test_a_step_of_a_segmenter(network):
     volumes = [noise_volume(i) for i in range(8)]
     c = train_unet.Config(network=network, features=8, levels=3, memory_gb=0.08, steps=2, epoch_steps=1, batch=4)
-    recipe = NETWORKS[network].recipe(Training(c, volumes, volumes[:1], volumes, np.arange(4), torch.device("cpu")))
+    recipe = NETWORKS[network].recipe(c, TrainingData(volumes, volumes[:1], volumes, 4), torch.device("cpu"))
     images, labels = recipe.batch(0, range(recipe.batch_size))
     require_close(recipe.net, lambda: recipe.loss(recipe.net(images), labels))
 
@@ -83,7 +83,7 @@ def test_a_segmented_volume(network, as_on_a_gpu):
     """Logits are summed in float32; the labels of a network that has learnt nothing, its closest calls, mostly agree."""
     volume = noise_volume(0)
     c = train_unet.Config(network=network, features=8, levels=3, memory_gb=0.08, steps=2, epoch_steps=1, batch=4)
-    recipe = NETWORKS[network].recipe(Training(c, [volume], [], [volume], np.arange(4), torch.device("cpu")))
+    recipe = NETWORKS[network].recipe(c, TrainingData([volume], [], [volume], 4), torch.device("cpu"))
     single, half = (Segmenter(recipe.net.eval(), ("LV", "MYO", "RV"), {**vars(c), "bfloat16": bfloat16}, recipe.plan,
                               (), "").logits(volume.image, volume.spacing_mm) for bfloat16 in (False, True))
     assert half.dtype == np.float32 and not np.array_equal(half, single)

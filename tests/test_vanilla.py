@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train_unet
-from cmr.network import Training
+from cmr.network import TrainingData
 from cmr.nnunet_preprocess import zscore
 from cmr.seeds import rng
 from cmr.vanilla import UNet, recipe
@@ -29,8 +29,8 @@ def test_the_vanilla_augmentation_changes_intensities_alone():
     batches = []
     for augment in (False, True):
         c = train_unet.Config(network="vanilla", features=8, levels=2, batch=16, steps=10, augment=augment)
-        training = Training(c, [volume], [], [volume], np.arange(4), torch.device("cpu"))
-        batches.append(recipe(training).batch(3, range(16)))
+        made = recipe(c, TrainingData([volume], [], [volume], 4), torch.device("cpu"))
+        batches.append(made.batch(3, range(16)))
     (plain, labels), (augmented, same_labels) = batches
     assert torch.equal(labels, same_labels) and plain.shape == augmented.shape
     changed = [not torch.equal(a, b) for a, b in zip(plain, augmented)]

@@ -1,4 +1,4 @@
-"""A segmenter as a stranger would add one: a single file that makes a `Network`; see test_networks.py."""
+"""A segmenter as a stranger would add one: a single file that makes a `Network`; see test_segmenter.py."""
 import numpy as np
 import torch
 from torch import nn
@@ -14,16 +14,16 @@ def build(settings, n_classes, plan):
     return nn.Sequential(first, nn.ReLU(), nn.Conv2d(c, n_classes, 1))
 
 
-def recipe(t):
-    c, plan = t.settings, {"kernel": 5}
-    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in t.volumes]))[:, None]
-    labels = torch.from_numpy(np.concatenate([t.classes[w.label] for w in t.volumes]))
-    net = initialised(lambda: build(vars(c), t.n_classes, plan), c.seed).to(t.device)
+def recipe(c, data, device):
+    plan = {"kernel": 5}
+    images = torch.from_numpy(np.concatenate([zscore(w.image) for w in data.volumes]))[:, None]
+    labels = torch.from_numpy(np.concatenate([w.label for w in data.volumes])).long()
+    net = initialised(lambda: build(vars(c), data.n_classes, plan), c.seed).to(device)
 
     def batch(step, samples):
         chosen = torch.randint(len(images), (c.batch,), generator=generator(c.seed, "step", step))
-        own = chosen[samples.start:samples.stop]
-        return images[own], labels[own]
+        chosen = chosen[samples.start:samples.stop]
+        return images[chosen], labels[chosen]
 
     optimizer = torch.optim.Adam(net.parameters(), lr=c.lr)
     return Recipe(net, optimizer, c.batch, batch, lambda step: c.lr, dice_ce_loss, plan=plan)

@@ -28,11 +28,9 @@ from cmr.working import fingerprint, fully_labelled, prepare, slices_mm
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    out: str                = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt; plan.json and "
-                                                    "validation.csv of an nnU-Net")
+    out: str                = opt("runs/segmenter", "run folder: config.json, log.csv, final.pt")
     network: str            = opt("vanilla", f"which segmenter: {', '.join(NETWORKS)}")
-    domain: str             = opt("", "domain whose training studies are trained on, and whose validation studies "
-                                      "score: a target, for its upper bound; empty: the source")
+    domain: str             = opt("", "domain that is trained on: a target, for its upper bound; empty: the source")
     train_on: str           = opt("real", "training volumes", one_of("real", "synthetic", "both"))
     synthetic: str          = opt("", "synthetic set written by cmr.synthesize (for synthetic and both)")
     shuffle_masks: bool     = opt(False, "give every volume the mask of another: a control that must fail")
@@ -40,18 +38,15 @@ class Config(DataConfig):
     features: int           = opt(32, "channels of the first level; doubled at each", at_least(1))
     levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)", at_least(2))
     memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to", above(0))
-    plan: str               = opt("", "nnU-Net: plan.json to use; empty: planned from the source's real training "
-                                      "volumes, so that batches are equal whatever is trained on")
+    plan: str               = opt("", "nnU-Net: plan.json to use; empty: planned from the real training volumes")
     steps: int              = opt(250_000, "optimiser steps, the same for every training set", at_least(1))
     epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; rate and validation go by epochs", at_least(1))
     validation_batches: int = opt(50, "nnU-Net: validation batches per epoch", at_least(1))
     batch: int              = opt(16, "slices per step (vanilla; an nnU-Net plans its own)", at_least(1))
-    optimizer: str          = opt("sgd", "nnU-Net: sgd with momentum, as the original, or adamw, which gets further in "
-                                         "a short training (vanilla: always Adam)", one_of("sgd", "adamw"))
-    lr: float               = opt(1e-2, "initial learning rate; falls to 0 as a cosine (nnU-Net: a polynomial)", above(0))
+    optimizer: str          = opt("sgd", "nnU-Net: sgd as the original, adamw for short runs", one_of("sgd", "adamw"))
+    lr: float               = opt(1e-2, "initial learning rate; falls as a cosine (nnU-Net: polynomial)", above(0))
     bfloat16: bool          = opt(False, "run the network in bfloat16 (GPU)")
-    workers: int            = opt(0, "processes that prepare batches ahead, for each GPU; does not change the result; "
-                                     "0: each batch is made when it is needed", at_least(0))
+    workers: int            = opt(0, "processes for each GPU that prepare batches ahead; 0: none", at_least(0))
     log_every: int          = opt(50, "steps between log rows", at_least(1))
     save_minutes: float     = opt(1.0, "minutes between checkpoints: what a kill can lose", at_least(0))
 
@@ -78,7 +73,9 @@ def main(argv=None):
           flush=True)
 
     # What the network makes of them: its plan, batches, optimiser and loss.
-    data = TrainingData(*(in_classes_of(structures, some) for some in (volumes, validation)), real, 1 + len(structures))
+    classes = network_classes(structures)
+    in_classes = lambda workings: [replace(w, label=classes[w.label]) for w in workings]
+    data = TrainingData(in_classes(volumes), in_classes(validation), real, n_classes=1 + len(structures))
     recipe = NETWORKS[c.network].recipe(c, data, device)
     run = Run(out, asdict(c), fingerprint(volumes), recipe.net, recipe.optimizer, clip_norm=recipe.clip_norm)
     if run.finished:
@@ -140,12 +137,6 @@ def shuffled(workings, g):
     """The volumes with the masks of others, drawn by g, slice by slice at the same relative height."""
     masks = [workings[other].label for other in g.permutation(len(workings))]
     return [replace(w, label=at_same_height(mask, len(w.image))) for w, mask in zip(workings, masks)]
-
-
-def in_classes_of(structures, workings):
-    """The volumes with the classes of a network of these structures as their labels."""
-    classes = network_classes(structures)
-    return [replace(w, label=classes[w.label]) for w in workings]
 
 
 def end_of_epoch(run, structures, pseudo_dice):

@@ -8,7 +8,7 @@ Public: `Network`, `TrainingData`, `Recipe`, `dice_ce_loss`, `deep_supervision_w
 """
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
@@ -22,7 +22,7 @@ class Network:
     build: Callable                              # (settings, n_classes, plan) -> untrained torch module
     recipe: Callable                             # (train_unet.Config, TrainingData, device) -> Recipe
     logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
-    presets: dict = field(default_factory=dict)  # preset -> {setting of train_unet.py: value}
+    presets: dict                                # preset -> {setting of train_unet.py: value}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ def predict(net, image, patch, flips, at_a_time):
     """
     dims, device = len(patch), next(net.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-    x, inside = _padded(x[:, None] if dims == 2 else x[None, None], patch)        # (N, 1, *space)
+    x = x[:, None] if dims == 2 else x[None, None]                # (N, 1, *space)
+    space = x.shape[2:]
+    missing = [max(0, p - n) for n, p in zip(space, patch)]
+    x = F.pad(x, [amount for m in reversed(missing) for amount in (m // 2, m - m // 2)])     # the last axis first
     starts = [tile_starts(n, p) for n, p in zip(x.shape[2:], patch)]
     tiles = [tuple(slice(s, s + p) for s, p in zip(corner, patch)) for corner in itertools.product(*starts)]
     jobs = [((n, slice(None), *tile), axes) for tile in tiles for n in range(len(x)) for axes in flips]
@@ -109,17 +112,9 @@ def predict(net, image, patch, flips, at_a_time):
             total = x.new_zeros(len(x), found.shape[1], *x.shape[2:])
         for (place, axes), logits in zip(chunk, found):
             total[place] += weights * logits.flip(axes)
+    inside = [slice(m // 2, m // 2 + n) for m, n in zip(missing, space)]
     logits = (total / weight)[(..., *inside)]
     return (logits.transpose(0, 1) if dims == 2 else logits[0]).cpu().numpy()
-
-
-def _padded(x, patch):
-    """(x (N, 1, *space) padded with 0 to at least the patch, slices that cut the padding off again)."""
-    space = x.shape[2:]
-    missing = [max(0, p - n) for n, p in zip(space, patch)]
-    pairs = [(m // 2, m - m // 2) for m in missing]
-    last_axis_first = [amount for pair in reversed(pairs) for amount in pair]
-    return F.pad(x, last_axis_first), tuple(slice(before, before + n) for (before, _), n in zip(pairs, space))
 
 
 def tile_starts(size, patch):

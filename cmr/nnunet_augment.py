@@ -142,7 +142,7 @@ def spatial(image, label, patch, angles, scale):
 
 
 def rotation(angles):
-    """Rotation matrix on (y, x) of one angle; of three, Rz Ry Rx on (z, y, x), where x, y, z turn about axes 0, 1, 2."""
+    """Rotation matrix on (y, x) by one angle, or on (z, y, x) by three: first about axis 0, then 1, then 2."""
     if len(angles) == 1:
         c, s = math.cos(angles[0]), math.sin(angles[0])
         return np.array([[c, -s], [s, c]])

@@ -5,8 +5,7 @@
 Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `round` is half-to-even throughout.
 `cmr.nnunet_preprocess` carries the plan out.
 
-Public: `Plan`, `make_plan`, `target_spacing`, `axis_order`, `resampled_shape`, `topology`, `widths`,
-`memory_estimate`, `fit_to_memory`.
+Public: `Plan`, `make_plan`, `target_spacing`, `resampled_shape`, `topology`, `widths`, `fit_to_memory`.
 """
 import json
 import math
@@ -85,7 +84,8 @@ def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.
     Raises UsageError where the volumes are too small for a network with a decoder.
     """
     target = target_spacing(spacings_mm, shapes)
-    order = axis_order(target)
+    thick = int(np.argmax(target))
+    order = (thick, *(a for a in range(3) if a != thick))
     target = tuple(target[a] for a in order)
     in_order = np.asarray(shapes)[:, order], np.asarray(spacings_mm)[:, order]
     resampled = [resampled_shape(shape, spacing, target) for shape, spacing in zip(*in_order)]
@@ -119,12 +119,6 @@ def target_spacing(spacings_mm, shapes):
         fine = float(np.percentile(np.asarray(spacings_mm)[:, thick], 10))
         target[thick] = max(target[others]) + 1e-5 if fine < max(target[others]) else fine
     return tuple(target.tolist())
-
-
-def axis_order(spacing_mm):
-    """The coarsest axis first, the others as they are."""
-    thick = int(np.argmax(spacing_mm))
-    return (thick, *(a for a in range(3) if a != thick))
 
 
 def resampled_shape(shape, spacing_mm, target_mm):
@@ -161,11 +155,8 @@ def widths(dims, n_stages, first_features=32):
     return tuple(min(MOST_FEATURES[dims], first_features * 2 ** i) for i in range(n_stages))
 
 
-def memory_estimate(patch, strides, n_classes):
-    """Voxels of all feature maps of one patch, in nnU-Net's own widths.
-
-    Each stage counts two convolutions on the way down, and two and the enlarging one on the way up; then the head.
-    """
+def _memory_estimate(patch, strides, n_classes):
+    """Voxels of the feature maps of one patch in nnU-Net's own widths: 2 a stage down, 3 a stage up, and the head."""
     voxels, size = [], patch
     for stride in strides:
         size = tuple(n // s for n, s in zip(size, stride))
@@ -179,7 +170,7 @@ def fit_to_memory(spacing_mm, patch, median_shape, n_classes, memory_gb=REFERENC
     dims = len(patch)
     kernels, strides, patch = topology(spacing_mm, patch)
     while True:
-        estimate = memory_estimate(patch, strides, n_classes)
+        estimate = _memory_estimate(patch, strides, n_classes)
         yield patch, kernels, strides, estimate
         if estimate * 2 / REFERENCE_BATCH[dims] <= REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB:
             return

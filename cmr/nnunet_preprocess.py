@@ -138,14 +138,15 @@ def places_of(label):
     return {v: np.argwhere(label == v).astype(np.int32) for v in present}
 
 
-def draw_batch(cases, patch, loaded, batch, g, samples):
+def draw_batch(cases, patch, loaded, batch, g, samples=None):
     """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
 
     patch : what the network sees.  loaded : what is cut, larger where the augmentation rotates it.  Both (y, x) or
     (z, y, x): a 2D patch is a 3D one of depth 1.
     Every sample's case is drawn with replacement from numpy Generator `g`; the last samples are forced to show
-    foreground.  samples : range; the others are drawn too, so that sample j is the same whoever asks for it.
+    foreground.  samples : range, or None for all; sample j is the same whatever others are asked for.
     """
+    samples = range(batch) if samples is None else samples
     deep = lambda size: (1,) * (3 - len(size)) + tuple(size)
     images = np.zeros((len(samples), *deep(loaded)), np.float32)
     labels = np.full(images.shape, OUTSIDE, np.int8)
@@ -175,7 +176,7 @@ def corner_range(shape, loaded, patch):
 def corner(case, patch, loaded, forced, g):
     """Lower corner of a patch: anywhere, or (forced) around a voxel of a class drawn evenly among those that are there.
 
-    A forced patch is not kept from hanging over the far border: nnU-Net does not keep it either.
+    As in nnU-Net, a forced patch may hang over the far border by any length.
     """
     lowest, highest = corner_range(case.label.shape, loaded, patch)
     if forced and case.places:

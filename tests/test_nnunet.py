@@ -18,9 +18,8 @@ def filled(net):
     """Parameter t, element i becomes 0.3 sin(0.37 i + 0.11 (t + 1)), in the order nnU-Net's parts are built in."""
     with torch.no_grad():
         for t, p in enumerate(net.parameters()):
-            p.copy_(
-                (0.3 * torch.sin(0.37 * torch.arange(p.numel(), dtype=torch.float64) + 0.11 * (t + 1))).view(p.shape)
-            )
+            i = torch.arange(p.numel(), dtype=torch.float64)
+            p.copy_((0.3 * torch.sin(0.37 * i + 0.11 * (t + 1))).view(p.shape))
     return net
 
 
@@ -85,7 +84,7 @@ def test_three_optimiser_steps(batch_dice, steps, after):
         if i < len(steps):
             assert (loss.item(), norm.item()) == pytest.approx(steps[i], abs=2e-6)
     assert deep_supervision_loss(net(x), y, batch_dice).item() == pytest.approx(after, abs=3e-6)
-    # the coarsest head is never trained
-    assert [i for i, p in enumerate(net.parameters()) if p.grad is None] == [42, 43]
+    untrained = [i for i, p in enumerate(net.parameters()) if p.grad is None]
+    assert untrained == [42, 43]                                  # the coarsest head
     if batch_dice:
         assert sum((p.double() ** 2).sum().item() for p in net.parameters()) == pytest.approx(919.92145, rel=1e-6)

@@ -7,16 +7,7 @@ import torch
 
 from cmr.errors import UsageError
 from cmr.nnunet import NnUNet
-from cmr.nnunet_plan import (
-    Plan,
-    axis_order,
-    fit_to_memory,
-    make_plan,
-    resampled_shape,
-    target_spacing,
-    topology,
-    widths,
-)
+from cmr.nnunet_plan import Plan, fit_to_memory, make_plan, resampled_shape, target_spacing, topology, widths
 
 # id: spacing; patch in; pools; strides; kernels; patch out; features
 TOPOLOGY = """
@@ -134,7 +125,6 @@ def test_target_spacing():
 
 
 def test_axis_order_and_rounding():
-    assert axis_order((1.5, 1.5, 10)) == (2, 0, 1) and axis_order((10, 1.5, 1.5)) == (0, 1, 2)
     assert resampled_shape((5, 5, 5), (1, 1, 1), (2, 2, 2)) == (2, 2, 2)
     assert resampled_shape((7, 7, 7), (1, 1, 1), (2, 2, 2)) == (4, 4, 4)
     plan = make_plan(3, [(1.5625, 1.5625, 10)] * 10, [(256, 216, 10)] * 10, 200, n_classes=4)
@@ -156,12 +146,9 @@ def test_shrink_trace(spacing, patch, median, trace):
 
 def test_less_memory_shrinks_the_patch_and_the_batch_by_the_same_rules():
     heart = [(9, 2.5, 2.5)] * 60, [(12, 64, 64)] * 60, 60
-    assert [(p.patch, p.batch) for p in (make_plan(d, *heart, n_classes=4) for d in (2, 3))] == [
-        ((64, 64), 36),
-        ((12, 64, 64), 3),
-    ]
-    small = [make_plan(d, *heart, n_classes=4, memory_gb=0.08) for d in (2, 3)]
-    assert [(p.patch, p.batch) for p in small] == [((64, 64), 8), ((8, 48, 48), 2)]
+    for memory_gb, expected in ((8, [((64, 64), 36), ((12, 64, 64), 3)]), (0.08, [((64, 64), 8), ((8, 48, 48), 2)])):
+        plans = [make_plan(dims, *heart, n_classes=4, memory_gb=memory_gb) for dims in (2, 3)]
+        assert [(p.patch, p.batch) for p in plans] == expected
 
 
 def test_too_small_for_a_decoder_is_refused():

@@ -1,7 +1,4 @@
-"""nnU-Net's preprocessing and its way back, against its own numbers.
-
-Patch sampling against nnU-Net's own numbers.
-"""
+"""nnU-Net's preprocessing, its way back, and its patch sampling, against its own numbers."""
 import numpy as np
 import pytest
 

@@ -1,7 +1,4 @@
-"""The table of segmenters: names, and a new network that is one file and one entry.
-
-From a raw volume to labels on its grid, against nnU-Net's own numbers.
-"""
+"""The table of segmenters, a new one, and the way from a volume to labels on its grid against nnU-Net's own numbers."""
 import csv
 from dataclasses import asdict
 
@@ -19,6 +16,7 @@ from cmr.network import predict, softmax, tile_starts
 from cmr.nnunet import NnUNet
 from cmr.nnunet_plan import Plan
 from cmr.nnunet_preprocess import NEVER, back_to_volume, preprocess
+from cmr.records import STRUCTURES
 from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
 from helpers import on
 from toy_network import TOY
@@ -52,7 +50,13 @@ def test_a_new_segmenter_is_one_file_and_one_entry(run, phantom, tmp_path, monke
     assert len(list((tmp_path / "results" / "predictions" / "toy-net" / "synthetic-raw").iterdir())) == 12
 
 
-NNUNET = {"network": "nnunet2d"}                 # which nnU-Net is said by its plan
+def segmenter_of(net, structures, plan):
+    return Segmenter(net, structures, {"network": "nnunet2d"}, asdict(plan), (), "")     # the plan says which nnU-Net
+
+
+def plan_of(name, spacing_mm, patch, order=(0, 1, 2)):
+    layers = [NNUNET_TOY[name][part] for part in ("features", "kernels", "strides")]
+    return Plan(order, spacing_mm, patch, 2, *layers, batch_dice=name == "2d", masked_norm=False)
 
 
 def heart():
@@ -74,19 +78,15 @@ def heart():
      (-0.26780, -0.16431, -0.06081, 0.02190), [1620, 0, 402, 5178])])
 def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported):
     image, spacing_mm, label = heart()
-    plan = Plan(
-        (0, 1, 2), spacing, patch, 2, *(NNUNET_TOY[name][k] for k in ("features", "kernels", "strides")), name == "2d", False
-    )
+    plan = plan_of(name, spacing, patch)
     case = preprocess(image, spacing_mm, plan, label)
     assert [(b.start, b.stop) for b in case.box] == [(0, 5), (2, 38), (3, 34)] and case.image.shape == shape
-    assert [case.image.mean(), case.image.std(), case.image.min(), case.image.max()] == pytest.approx(
-        [-0.000008, sd, -2.44634, 2.53097], abs=1e-5
-    )
+    found = [case.image.mean(), case.image.std(), case.image.min(), case.image.max()]
+    assert found == pytest.approx([-0.000008, sd, -2.44634, 2.53097], abs=1e-5)
     assert case.image[2, 10, 5:8].tolist() == pytest.approx([1.33066, 1.36138, 1.41530], abs=1e-5)
     assert [int((case.label == v).sum()) for v in range(4)] == counts
     assert [tile_starts(n, p) for n, p in zip(shape[-len(patch):], patch)] == [[0, 2], [0, 11], [0, 9]][-len(patch):]
-    net = filled(NnUNet(4, plan.features, plan.kernels, plan.strides)).eval()
-    segmenter = Segmenter(net, ("LV", "MYO", "RV"), NNUNET, asdict(plan), (), "")
+    net = filled(NnUNet(4, **NNUNET_TOY[name])).eval()
     mirrored = [(), (-1,), (-2,), (-2, -1)]
     if name == "3d":
         mirrored += [(-3, *axes) for axes in mirrored]
@@ -94,31 +94,26 @@ def test_end_to_end(name, spacing, patch, shape, sd, counts, channels, exported)
     assert logits.mean((1, 2, 3)).tolist() == pytest.approx(channels, abs=1e-5)
     whole = back_to_volume(logits, case, plan, image.shape)
     assert np.bincount(whole.argmax(0).ravel(), minlength=4).tolist() == exported
+    segmenter = segmenter_of(net, STRUCTURES, plan)
     assert np.allclose(segmenter.logits(image - 1, spacing_mm), whole, atol=1e-4)  # of a working volume, -1 is nothing
 
 
 def test_another_axis_order_gives_the_same_logits():
     image, spacing_mm, _ = heart()
-    layers = [NNUNET_TOY["3d"][k] for k in ("features", "kernels", "strides")]
-    plan = lambda order: Plan(order, (8, 1.25, 1.25), (4, 32, 28), 2, *layers, False, False)
     net = filled(NnUNet(4, **NNUNET_TOY["3d"])).eval()
-    of = lambda order: Segmenter(net, ("LV", "MYO", "RV"), NNUNET, asdict(plan(order)), (), "")
+    of = lambda order: segmenter_of(net, STRUCTURES, plan_of("3d", (8, 1.25, 1.25), (4, 32, 28), order))
     turned = of((2, 0, 1)).logits(image.transpose(1, 2, 0) - 1, (1.5, 1.5, 10))
     assert np.array_equal(turned.transpose(0, 3, 1, 2), of((0, 1, 2)).logits(image - 1, spacing_mm))
 
 
 def test_a_structure_without_training_never_wins_and_samples_are_averaged_as_softmax():
-    plan = Plan(
-        (0, 1, 2), (1.25, 1.25), (32, 28), 2, *(NNUNET_TOY["2d"][k] for k in ("features", "kernels", "strides")), True, False
-    )
-    net = filled(NnUNet(2, plan.features, plan.kernels, plan.strides)).eval()
+    net = filled(NnUNet(2, **NNUNET_TOY["2d"])).eval()
     image, spacing_mm, _ = heart()
-    logits = Segmenter(net, ("RV",), NNUNET, asdict(plan), (), "").logits(image - 1, spacing_mm)
+    logits = segmenter_of(net, ("RV",), plan_of("2d", (1.25, 1.25), (32, 28))).logits(image - 1, spacing_mm)
     assert (logits[1:3] == NEVER).all() and set(np.unique(logits.argmax(0))) <= {0, 3}
     assert np.allclose(softmax(logits)[1:3], 0)
-    geometry = Geometry(
-        (6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), False, (False,) * 3, False, 0.0, 1.0, (1.0, 4)
-    )
+    as_stored = dict(transposed=False, flipped=(False,) * 3, oriented=False, low=0.0, high=1.0)
+    geometry = Geometry((6, 6, 1), tuple(map(tuple, np.eye(4))), (1.0, 1.0, 8.0), **as_stored, grid=(1.0, 4))
     sure, unsure = np.zeros((2, 4, 1, 4, 4), np.float32)
     sure[1], unsure[2] = 0.8, 0.7
     strong = unsure * 10

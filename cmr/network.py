@@ -124,10 +124,7 @@ def tile_starts(size, patch):
 
 
 def importance(patch):
-    """Gaussian weight of a tile's voxels: sigma an eighth of its size, 10 at the centre.
-
-    Rounded to float16 and never 0, as in nnU-Net.
-    """
+    """Gaussian weight of a tile's voxels: sigma an eighth of its size, 10 at the centre, never 0, in float16 steps."""
     squares = [((torch.arange(n, dtype=torch.float64) - n // 2) / (n / 8)) ** 2 for n in patch]
     weights = (10 * torch.exp(-0.5 * sum(torch.meshgrid(*squares, indexing="ij")))).half().float()
     return torch.where(weights == 0, weights[weights > 0].min(), weights)

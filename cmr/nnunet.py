@@ -31,14 +31,10 @@ class NnUNet(nn.Module):
     kernels, strides : of each stage, one entry per axis (two axes make a 2D network, three a 3D one); strides[0] is 1.
     In train mode the list holds the logits of every decoder stage, finest first (deep supervision).  Nothing else
     differs between the modes: there is no dropout and no batch statistic.
-    Raises ValueError for a plan of one stage, which has no decoder.
     """
 
     def __init__(self, n_classes, features, kernels, strides):
         super().__init__()
-        if len(features) < 2:
-            raise ValueError(f"a plan of {len(features)} stage has no decoder; the patch is too small for an nnU-Net "
-                             "(at least 8 pixels on two axes, or 12 on one)")
         dims = len(strides[0])
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for c_in, c_out, kernel, stride in zip([1, *features], features, kernels, strides):

@@ -1,4 +1,4 @@
-"""nnU-Net's training augmentation (Isensee et al. 2021, v2), in its order, on tensors of any device.
+"""nnU-Net's training augmentation (Isensee et al. 2021, v2), in its order, on CPU tensors.
 
 rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -> gamma (inverted) -> gamma -> mirroring
 
@@ -72,7 +72,7 @@ class Augmentation:
         """Noise to gamma of the list, on one z-scored image (*patch); nothing moves."""
         if g.random() < P_NOISE:
             sd = g.uniform(*NOISE_SD)
-            image = image + sd * torch.from_numpy(g.standard_normal(self.patch, np.float32)).to(image.device)
+            image = image + sd * torch.from_numpy(g.standard_normal(self.patch, np.float32))
         if g.random() < P_BLUR:
             image = blur(image, g.uniform(*BLUR_SIGMA, len(self.patch)))
         if g.random() < P_BRIGHTNESS:
@@ -94,10 +94,7 @@ def around_one(low, high, g):
 
 
 def enlarged(patch, angle_degrees):
-    """Size to load so that `patch` stays full when it is rotated by up to the angle.
-
-    Divided by 0.85, as nnU-Net does whatever its scales are.
-    """
+    """Size to load so that `patch` stays full when it is rotated by up to the angle and shrunk by nnU-Net's 0.85."""
     a = math.radians(min(90, angle_degrees))
     largest = np.array(patch, float)
     pairs = [(0, 1)] if len(patch) == 2 else [(1, 2), (0, 2), (0, 1)]
@@ -126,15 +123,14 @@ def spatial(image, label, patch, angles, scale):
     offsets = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in plane]
     output = torch.stack(torch.meshgrid(*offsets, indexing="ij"), -1)                # (*plane, axes), from the centre
     places = output @ torch.from_numpy(scale * rotation(angles)).T
-    grid = (places / (torch.tensor(loaded) / 2)).flip(-1)         # grid_sample wants the last axis first
-    grid = grid[None].to(image.device, image.dtype)
+    grid = (places / (torch.tensor(loaded) / 2)).flip(-1)[None].to(image.dtype)      # the last axis first
 
     def sample(array):
         folded = array.reshape(1, -1, *loaded)                    # slices that turn as one are channels
         return F.grid_sample(folded, grid, mode="bilinear", padding_mode="zeros", align_corners=False).reshape(patch)
 
     shares = [sample((label == k).to(image.dtype)) for k in range(int(label.max()) + 1)]
-    best, found = 1 - sum(shares), torch.full(patch, OUTSIDE, dtype=label.dtype, device=label.device)
+    best, found = 1 - sum(shares), torch.full(patch, OUTSIDE, dtype=label.dtype)
     for k, share in enumerate(shares):                            # an argmax; torch's own is slow over the first axis
         better = share > best
         best, found = torch.where(better, share, best), torch.where(better, k, found)
@@ -154,16 +150,13 @@ def rotation(angles):
 
 
 def blur(image, sigmas):
-    """Separable Gaussian, one sigma (voxels) per axis, reflected at the border.
-
-    An axis too short to be reflected is left alone.
-    """
+    """Separable Gaussian, one sigma (voxels) per axis, reflected at the border; not along an axis too short for it."""
     for axis, sigma in enumerate(sigmas):
         half = round((6 * sigma + 0.5 - 1) / 2)                   # 6 sigma + 0.5, to the nearest odd size
         if half < 1 or image.shape[axis] <= half:
             continue
         kernel = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).to(image.device, image.dtype)
+        kernel = (kernel / kernel.sum()).to(image.dtype)
         lines = image.movedim(axis, -1)
         padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (half, half), mode="reflect")
         image = F.conv1d(padded, kernel.view(1, 1, -1)).reshape(lines.shape).movedim(-1, axis)
@@ -178,8 +171,7 @@ def contrast(image, factor):
 
 def low_resolution(image, zoom, dims):
     """Nearest-neighbour down to `zoom` of the size along the last `dims` axes, linearly up again."""
-    depth = image.shape[:-dims]                                   # () unless slices keep theirs
-    size = [*depth, *(max(1, round(n * zoom)) for n in image.shape[-dims:])]
+    size = [*image.shape[:-dims], *(max(1, round(n * zoom)) for n in image.shape[-dims:])]
     lower = F.interpolate(image[None, None], size, mode="nearest-exact")
     linear = "bilinear" if image.ndim == 2 else "trilinear"
     return F.interpolate(lower, image.shape, mode=linear, align_corners=False)[0, 0]

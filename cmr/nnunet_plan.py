@@ -168,8 +168,8 @@ def _memory_estimate(patch, strides, n_classes):
 def fit_to_memory(spacing_mm, patch, median_shape, n_classes, memory_gb=REFERENCE_GB):
     """Yield (patch, kernels, strides, estimate), each smaller than the last, until a batch of two fits the memory."""
     dims = len(patch)
-    kernels, strides, patch = topology(spacing_mm, patch)
     while True:
+        kernels, strides, patch = topology(spacing_mm, patch)
         estimate = _memory_estimate(patch, strides, n_classes)
         yield patch, kernels, strides, estimate
         if estimate * 2 / REFERENCE_BATCH[dims] <= REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB:
@@ -178,4 +178,4 @@ def fit_to_memory(spacing_mm, patch, median_shape, n_classes, memory_gb=REFERENC
         minus = lambda by: tuple(n - by if a == longest else n for a, n in enumerate(patch))
         multiple = lambda strides: math.prod(s[longest] for s in strides)
         _, thinner, _ = topology(spacing_mm, minus(multiple(strides)))    # the step down is that of the patch after it
-        kernels, strides, patch = topology(spacing_mm, minus(multiple(thinner)))
+        patch = minus(multiple(thinner))

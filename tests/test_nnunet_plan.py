@@ -156,8 +156,6 @@ def test_too_small_for_a_decoder_is_refused():
         make_plan(2, [(10, 1, 1)] * 3, [(5, 7, 11)] * 3, 3, n_classes=4)
     with pytest.raises(UsageError, match="use nnunet2d"):
         make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, n_classes=4)
-    with pytest.raises(ValueError, match="no decoder"):
-        NnUNet(4, (32,), ((3, 3),), ((1, 1),))
 
 
 def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):

@@ -85,10 +85,9 @@ def measure(pred, ref, spacing_mm):
         surface = dict.fromkeys((*SURFACE, "nsd"), math.nan)
     else:
         surface = {**dict.fromkeys(SURFACE, math.inf), "nsd": 0.0}
-    in_plane = in_plane_metrics(pred, ref, spacing_mm) if pred.ndim == 3 else {}
     voxel_ml = math.prod(spacing_mm) / 1000
     volumes = {"volume_pred_ml": pred.sum() * voxel_ml, "volume_ref_ml": ref.sum() * voxel_ml}
-    return {"status": status, "dice": dice(pred, ref), **volumes, **surface, **in_plane}
+    return {"status": status, "dice": dice(pred, ref), **volumes, **surface, **in_plane_metrics(pred, ref, spacing_mm)}
 
 
 def mean_dice(labels, mask):

@@ -38,7 +38,6 @@ class Config(DataConfig):
     features: int           = opt(32, "channels of the first level; doubled at each", at_least(1))
     levels: int             = opt(4, "resolution levels (vanilla; an nnU-Net plans its own)", at_least(2))
     memory_gb: float        = opt(8.0, "nnU-Net: memory that the planned patch and batch are fitted to", above(0))
-    plan: str               = opt("", "nnU-Net: plan.json to use; empty: planned from the real training volumes")
     steps: int              = opt(250_000, "optimiser steps, the same for every training set", at_least(1))
     epoch_steps: int        = opt(250, "nnU-Net: steps per epoch; rate and validation go by epochs", at_least(1))
     validation_batches: int = opt(50, "nnU-Net: validation batches per epoch", at_least(1))

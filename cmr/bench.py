@@ -160,7 +160,7 @@ def segmenter_speed(network, threads, steps=40):
     """
     torch.set_num_threads(threads)
     volumes = [noise_volume(i) for i in range(60)]
-    settings = SimpleNamespace(network=network, features=8, levels=4, memory_gb=0.08, plan="", steps=1200,
+    settings = SimpleNamespace(network=network, features=8, levels=4, memory_gb=0.08, steps=1200,
                                epoch_steps=120, validation_batches=1, batch=16, optimizer="adamw", lr=1e-3,
                                augment=False, seed=0)
     before = peak_memory_gb(torch.device("cpu"))

@@ -95,14 +95,12 @@ def build(settings, n_classes, plan):
 def recipe(c, data, device, dims):
     """Plan, preprocess, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice per epoch.
 
-    Raises UsageError for a part of an epoch, and for a plan that cannot be read or made.
+    Raises UsageError for a part of an epoch, and for volumes that are too small for a plan.
     """
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
                          f"{c.epoch_steps}")
-    plan = Plan.read(c.plan) if c.plan else plan_for(dims, data.real, data.n_classes, c.features, c.memory_gb)
-    if plan.dims != dims:
-        raise UsageError(f"--plan {c.plan}: a {plan.dims}D plan, but --network {c.network}")
+    plan = plan_for(dims, data.real, data.n_classes, c.features, c.memory_gb)
     cases, held_out = ([preprocess(from_zero(w.image), w.spacing_mm, plan, w.label) for w in volumes]
                        for volumes in (data.volumes, data.validation))
     augmentation = Augmentation(plan.patch, plan.masked_norm)

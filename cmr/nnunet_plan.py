@@ -7,10 +7,8 @@ Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `
 
 Public: `Plan`, `make_plan`, `target_spacing`, `resampled_shape`, `topology`, `widths`, `fit_to_memory`.
 """
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -45,31 +43,6 @@ class Plan:
         """The inverse of dataclasses.asdict after JSON, which knows no tuples."""
         deep = lambda v: tuple(map(deep, v)) if isinstance(v, (list, tuple)) else v
         return cls(**{k: deep(v) for k, v in content.items()})
-
-    @classmethod
-    def read(cls, path):
-        """A plan from JSON, as `train_unet.py` writes it or by hand; raises UsageError naming what does not fit."""
-        try:
-            plan = cls.from_dict(json.loads(Path(path).read_text()))
-            fits = plan._fits()
-        except PermissionError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--plan {path}: cannot be read ({error}); give a plan.json of train_unet.py") from error
-        except (AttributeError, TypeError):                       # no table, other keys, or text where numbers belong
-            fits = False
-        if not fits:
-            raise UsageError(f"--plan {path}: its keys, stages, axes or sizes do not fit each other; write it anew")
-        return plan
-
-    def _fits(self):
-        """Whether the parts describe one network; those of a plan by hand may not."""
-        n_stages = len(self.features)
-        of_axes = (*self.kernels, *self.strides, self.spacing_mm)
-        sizes = (*self.patch, *self.features, self.batch)
-        return (2 <= n_stages == len(self.kernels) == len(self.strides) and self.dims in (2, 3)
-                and all(len(axes) == self.dims for axes in of_axes) and sorted(self.order) == [0, 1, 2]
-                and all(0 < int(n) == n for n in sizes))
 
 
 def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.0, first_features=32,

@@ -493,13 +493,6 @@ def with_text(path, text):
     path.write_text(text)
 
 
-@fault("damaged files", "plan.json cut off", 2, "plan.json")
-def _(p):
-    plan = p.folder / "plan.json"
-    with_text(plan, (p.run / "segmenter-nnunet2d-real" / "plan.json").read_text()[:60])
-    return p.train("--network", "nnunet2d", "--plan", plan)
-
-
 @fault("damaged files", "config.json damaged: final.pt knows its settings", 0, "finished already")
 def _(p):
     with_text(p.run / "segmenter-vanilla-real" / "config.json", "{")

@@ -20,7 +20,7 @@ side. A flag of the stage overrides each; `--help` says the same. Written by `py
 two cores; `lab` real data in a night on one GPU; `paper` the full length.
 """
 HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse", "seed", "seeds", "diffusion", "segmenter",
-             "use", "network", "domain", "train_on", "plan", "pseudonyms", "references", "use_unlabeled_masks"}
+             "use", "network", "domain", "train_on", "pseudonyms", "references", "use_unlabeled_masks"}
 
 
 def section(title, config, of_preset):

@@ -9,7 +9,6 @@ from cmr import checkpoint
 from cmr.errors import DataError, answer
 from cmr.files import read_json, read_sealed_json
 from cmr.nifti import read_nifti
-from cmr.nnunet_plan import Plan
 
 NCCL = """NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, unhandled system error, NCCL version 2.27.3
 ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
@@ -53,7 +52,7 @@ def test_a_fault_of_the_program_is_no_line(error):
     assert answer(error)[0] is None
 
 
-@pytest.mark.parametrize("read", [read_nifti, checkpoint.load, read_json, read_sealed_json, Plan.read])
+@pytest.mark.parametrize("read", [read_nifti, checkpoint.load, read_json, read_sealed_json])
 def test_a_file_that_may_not_be_read_is_not_called_damaged(read, tmp_path, monkeypatch):
     path = tmp_path / "closed.nii.gz"
     checkpoint.save(path, weights=torch.zeros(1))

@@ -78,7 +78,6 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
     unet, nnunet = ["train_unet.py", *on_phantom], ["train_unet.py", *on_phantom, "--network", "nnunet2d"]
     evaluate = ["evaluate.py", *on_phantom, "--run", run, "--target", "Vendor=B,D"]
     da = ["-m", "cmr.synthesize", *synthesis(phantom, run, "--use", "da", "--out", tmp_path / "da")]
-    plan_3d = run / "segmenter-nnunet3d-real" / "plan.json"
     for code, words, arguments in (
             (3, "no such folder", [*check, tmp_path / "absent"]),
             (2, "Vendor has A", [*check, phantom, "--source", "Vendor=Q"]),
@@ -89,7 +88,6 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (5, "choose another --out", [*unet, "--out", __file__ + "/run"]),
             (2, "lies in the dataset", [*unet, "--out", phantom / "run"]),
             (2, "whole epochs", [*nnunet, "--steps", "7"]),
-            (2, "a 3D plan", [*nnunet, "--plan", plan_3d]),
             (2, "--shift '0,1': use numbers", ["-m", "cmr.synthesize", *synthesis(phantom, run, "--shift", "0,1")]),
             (2, "a target must be unseen", [*evaluate, "--segmenters", "vanilla-real", "--target", "Vendor=A,B"]),
             (2, "a target must be unseen", [*da, "--target", "Vendor=B,A"]),

@@ -158,21 +158,7 @@ def test_too_small_for_a_decoder_is_refused():
         make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, n_classes=4)
 
 
-def test_a_plan_survives_json_and_a_wrong_one_is_refused(tmp_path):
+def test_a_plan_survives_json():
     plan = make_plan(3, *fingerprint("E"), n_classes=4, first_features=8)
     assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5  # narrower, nothing else
-    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
-    assert Plan.read(tmp_path / "plan.json") == plan
-    (tmp_path / "bad.json").write_text(json.dumps({"patch": [64, 64]}))
-    for name in ("bad.json", "absent.json"):
-        with pytest.raises(UsageError, match="--plan"):
-            Plan.read(tmp_path / name)
-
-
-@pytest.mark.parametrize("change", [{"features": [8]}, {"patch": "64"}, {"patch": [0, 64, 64]}, {"batch": None}, {"order": [0, 0, 1]},
-                                    {"strides": [[1, 1], [2, 2]]}, {"spacing_mm": 3}, {"kernels": []}])
-def test_a_plan_whose_parts_do_not_fit_is_refused(tmp_path, change):
-    plan = asdict(make_plan(3, *fingerprint("E"), n_classes=4, first_features=8))
-    (tmp_path / "plan.json").write_text(json.dumps({**plan, **change}))
-    with pytest.raises(UsageError, match="do not fit each other"):
-        Plan.read(tmp_path / "plan.json")
+    assert Plan.from_dict(json.loads(json.dumps(asdict(plan)))) == plan

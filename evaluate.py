@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.comparison import METRIC_COLUMNS, structures_of
+from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
-from cmr.figures import Example
+from cmr.pictures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.look import fda, match_quantiles
@@ -105,8 +105,8 @@ def not_measured(rows, cases):
         of_case.setdefault((row["domain"], f"{row['subject']}_{row['phase']}"), []).append(row)
     found = []
     for domain, case in cases:
-        there = structures_of(of_case.get((domain, case), []))
-        lacking = [name for name in structures_of(of_domain[domain]) if name not in there]
+        there = distinct(of_case.get((domain, case), []), "structure")
+        lacking = [name for name in distinct(of_domain[domain], "structure") if name not in there]
         if lacking:
             found.append((case, f"{', '.join(lacking)} not labelled: not measured there"))
     return found

@@ -15,7 +15,7 @@ from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder
 from cmr.grid import Grid
 from cmr.look import intensity_statistics
-from cmr.panels import save_png, sheet, with_contours
+from cmr.pictures import save_png, sheet, with_contours
 from cmr.records import Domain
 from cmr.sampler import build_denoiser, placed
 from cmr.seeds import generator, initialised

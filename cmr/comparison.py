@@ -1,16 +1,15 @@
-"""Comparing the rows of the experiment over patients: values, means, tests, gaps closed, verdicts.  No Markdown here.
+"""Comparing the rows of the experiment over patients: values, means, tests, shares of a gap.  No Markdown here.
 
-The unit is the patient: phases and structures are averaged inside first.  One rule for distances, in every mean,
-difference, test and share: a missed structure is infinitely far and counts as the largest diagonal of the test images,
-so that it can only hurt; how many were missed stands beside.  The mean over the structures that were found has a name
-of its own.
+The unit is the patient: phases and structures are averaged inside first.  A missed structure is infinitely far: in
+every mean, difference, test and share it counts as the largest diagonal of the test images, so that it can only hurt,
+and how many were missed stands beside.
 
-`rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.  What compares domains is given
-the rows of `comparable` alone.
+`rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where domains are compared,
+they are those of `comparable` alone.
 
 Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `patient_values`, `failures`, `compare`, `all_tests`, `means`, `gap_closed`,
-`outcome`, `against_controls`, and what is in `rows`: `comparable`, `largest_diagonal_mm`, `domains_of`, `targets_of`,
-`networks_of`, `compared_in`, `structures_of`.
+`outcome`, `against_controls`, `largest_diagonal_mm`, and what is in `rows`: `comparable`, `compared_in`, `of_domain`,
+`select`, `distinct`, `targets_of`.
 """
 import math
 
@@ -62,21 +61,21 @@ def failures(rows):
     return sum(row["status"] in FAILED for row in rows)
 
 
-def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
+def compare(rows, domain, network, arm, metric, against=BASELINE):
     """One row of tests.csv: `arm` minus another row of its network, on the same patients of `domain` (or POOLED)."""
-    here = [r for r in rows if r["network"] == network and _in_domain(r, domain)]
-    its, others = ([r for r in here if r["arm"] == name] for name in (arm, against))
-    a, b = patient_values(its, metric, penalty_mm), patient_values(others, metric, penalty_mm)
+    here, penalty_mm = select(of_domain(rows, domain), network=network), largest_diagonal_mm(rows)
+    ours, theirs = select(here, arm=arm), select(here, arm=against)
+    a, b = (patient_values(of_row, metric, penalty_mm) for of_row in (ours, theirs))
     subjects = sorted(a.keys() & b.keys())
     x, y = np.array([a[s] for s in subjects]), np.array([b[s] for s in subjects])
     enough = len(subjects) >= MINIMUM_PATIENTS
-    interval = lambda level: bca_interval(x - y, level) if enough else (math.nan, math.nan)
-    (low, high), (low90, high90) = interval(0.95), interval(0.90)
+    (low, high), (low90, high90) = (bca_interval(x - y, level) if enough else (math.nan, math.nan)
+                                    for level in (0.95, 0.90))
     welch_t, welch_df, welch_p = welch(x, y)
     larger, smaller, wilcoxon_p = wilcoxon(x, y)
     return {"domain": domain, "network": network, "arm": arm, "metric": metric,
             "primary": int(arm in PRIMARY_ARMS and metric in PRIMARY_METRICS), "n": len(subjects),
-            "n_missed_baseline": failures(others), "n_missed_arm": failures(its),
+            "n_missed_baseline": failures(theirs), "n_missed_arm": failures(ours),
             "mean_baseline": float(y.mean()), "mean_arm": float(x.mean()), "mean_difference": float((x - y).mean()),
             "bca_low": low, "bca_high": high, "bca90_low": low90, "bca90_high": high90,
             "hodges_lehmann": hodges_lehmann(x, y), "hedges_g": effect_size(x, y),
@@ -85,23 +84,17 @@ def compare(rows, domain, network, arm, metric, penalty_mm, against=BASELINE):
             "wilcoxon_p": wilcoxon_p}
 
 
-def _in_domain(row, domain):
-    return row["domain"] == domain or domain == POOLED and row["role"] == "target"
-
-
 def all_tests(rows):
-    """Every arm against the baseline on every target and on all together.
+    """Every row of the experiment against the baseline, on every target and on all together.
 
     Holm over two primary families, {HD95, ASSD} x networks x {DA, DG} x targets, and the same without targets for the
     pooled patients.
     """
-    penalty_mm = largest_diagonal_mm(rows)
     others = [(network, arm.name) for network, arm in compared_in(rows) if arm.name != BASELINE]
-    tests = [compare(rows, domain, network, arm, metric, penalty_mm)
+    tests = [compare(rows, domain, network, arm, metric)
              for domain in (*targets_of(rows), POOLED) for network, arm in others for metric in TESTED_METRICS]
-    primary = [t for t in tests if t["primary"]]
     for pooled in (False, True):
-        family = [t for t in primary if (t["domain"] == POOLED) == pooled]
+        family = [t for t in tests if t["primary"] and (t["domain"] == POOLED) == pooled]
         for name in ("welch_p", "wilcoxon_p"):
             for test, p in zip(family, holm([t[name] for t in family])):
                 test[name + "_holm"] = float(p)
@@ -114,24 +107,18 @@ def means(rows):
     Each has three entries more: "hd95_found", the mean HD95 in mm of the structures that were found (nan if none was),
     "missed" and "structures", how many were not and how many there are.
     """
-    groups = {}
-    for domain in (POOLED, *domains_of(rows)):
-        for row in rows:
-            if _in_domain(row, domain):
-                groups.setdefault((domain, row["network"], row["arm"]), []).append(row)
-    penalty_mm = largest_diagonal_mm(rows)
-    return {key: _means_of(own, penalty_mm) for key, own in groups.items()}
+    penalty_mm, found = largest_diagonal_mm(rows), {}
+    for domain in (POOLED, *distinct(rows, "domain")):
+        for network, arm, of_row in each_row(rows, domain):
+            found[domain, network, arm.name] = {
+                **{metric: _mean(of_row, metric, penalty_mm) for metric in SUMMARY_METRICS},
+                "hd95_found": _mean(of_row, "hd95", None), "missed": failures(of_row), "structures": len(of_row)}
+    return found
 
 
-def _means_of(rows, penalty_mm):
-    """The entries of one row of a table."""
-    over_patients = lambda metric, penalty: _mean_of(patient_values(rows, metric, penalty))
-    return {**{metric: over_patients(metric, penalty_mm) for metric in SUMMARY_METRICS},
-            "hd95_found": over_patients("hd95", None), "missed": failures(rows), "structures": len(rows)}
-
-
-def _mean_of(values):
-    return float(np.mean(list(values.values()))) if values else math.nan
+def _mean(rows, metric, penalty_mm):
+    values = list(patient_values(rows, metric, penalty_mm).values())
+    return float(np.mean(values)) if values else math.nan
 
 
 def gap_closed(mean, domain, network, arm, metric):
@@ -155,15 +142,13 @@ def against_controls(rows):
     A dictionary for each network and control: network, control, its tests of `compare` in dice and hd95, p of the
     Wilcoxon test of HD95 after Holm over all these comparisons, and the outcome (of `outcome`).
     """
-    penalty_mm = largest_diagonal_mm(rows)
     ran = {(network, arm.name) for network, arm in compared_in(rows)}
-    pairs = [(network, control) for network in networks_of(rows) for control in CONTROLS
-             if {(network, control), (network, "DG")} <= ran]
     found = []
-    for network, control in pairs:
-        tests = {metric: compare(rows, POOLED, network, "DG", metric, penalty_mm, against=control)
-                 for metric in ("dice", "hd95")}
-        found.append({"network": network, "control": control, **tests})
+    for network in distinct(rows, "network"):
+        for control in CONTROLS:
+            if {(network, control), (network, "DG")} <= ran:
+                tests = {metric: compare(rows, POOLED, network, "DG", metric, control) for metric in ("dice", "hd95")}
+                found.append({"network": network, "control": control, **tests})
     corrected = holm([c["hd95"]["wilcoxon_p"] for c in found])
     return [{**c, "p": float(p), "outcome": outcome(c["hd95"], p)} for c, p in zip(found, corrected)]
 
@@ -188,30 +173,43 @@ def largest_diagonal_mm(rows):
     return max(row["diagonal_mm"] for row in rows)
 
 
+# ---- What is in the rows ----
+
 def comparable(rows):
     """The rows of the structures that every domain has: a mean over others would compare structures, not domains."""
-    of_domain = [structures_of([row for row in rows if row["domain"] == domain]) for domain in domains_of(rows)]
-    common = set.intersection(*map(set, of_domain))
+    of_each = [distinct(of_domain(rows, domain), "structure") for domain in distinct(rows, "domain")]
+    common = set.intersection(*map(set, of_each))
     return [row for row in rows if row["structure"] in common]
-
-
-def structures_of(rows):
-    return list(dict.fromkeys(row["structure"] for row in rows))
-
-
-def domains_of(rows):
-    return list(dict.fromkeys(row["domain"] for row in rows))
-
-
-def targets_of(rows):
-    return list(dict.fromkeys(row["domain"] for row in rows if row["role"] == "target"))
-
-
-def networks_of(rows):
-    return list(dict.fromkeys(row["network"] for row in rows))
 
 
 def compared_in(rows):
     """[(network, Arm)] that were run, in the order of ARMS."""
     ran = {(row["network"], row["arm"]) for row in rows}
-    return [(network, arm) for network in networks_of(rows) for arm in ARMS if (network, arm.name) in ran]
+    return [(network, arm) for network in distinct(rows, "network") for arm in ARMS if (network, arm.name) in ran]
+
+
+def each_row(rows, domain):
+    """(network, Arm, the rows that it has there) of all that was run on a domain, or on POOLED."""
+    here = of_domain(rows, domain)
+    for network, arm in compared_in(here):
+        yield network, arm, select(here, network=network, arm=arm.name)
+
+
+def of_domain(rows, domain):
+    """The rows of a domain, or of every target for POOLED."""
+    return select(rows, role="target") if domain == POOLED else select(rows, domain=domain)
+
+
+def select(rows, **cells):
+    """The rows that have these cells, such as network="vanilla", arm="DG"."""
+    return [row for row in rows if all(row[column] == cell for column, cell in cells.items())]
+
+
+def distinct(rows, column):
+    """What a column holds, each once, in the order of the rows."""
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def targets_of(rows):
+    """The unseen domains."""
+    return distinct(select(rows, role="target"), "domain")

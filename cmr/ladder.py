@@ -12,7 +12,7 @@ import numpy as np
 from cmr.errors import DataError, run_script
 from cmr.files import write_text
 from cmr.grid import Grid
-from cmr.panels import labelled_sheet, with_contours
+from cmr.pictures import labelled_sheet, with_contours
 from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import GRIDS, DataConfig, given, opt, parse
 from cmr.studies import find

@@ -1,19 +1,22 @@
-"""report.md: what was compared and found, as Markdown.  Numbers are `cmr.comparison`'s, pictures `cmr.figures`'.
+"""The report of an experiment: the tables and pictures that are filled into the page `cmr/report.md`.
 
-Public: `write_report`.
+Numbers are `cmr.comparison`'s, sentences `cmr.verdict`'s, drawings `cmr.pictures`'.
+
+Public: `write_report`, `draw_examples`, and for other pages `SUMMARISED`, `markdown_table`, `mean_sd`.
 """
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
-from cmr.comparison import (
-    ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, compared_in, domains_of, failures,
-    gap_closed, largest_diagonal_mm, means, networks_of, outcome, patient_values, structures_of)
+from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, distinct, each_row,
+                            failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values, select)
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
-from cmr.figures import EXAMPLES, LEFT_OUT, draw_examples, draw_forest, draw_plots
 from cmr.files import read_csv, write_csv, write_text
+from cmr.pictures import FULL_COLOUR, example_sheet, forest
+from cmr.records import Domain
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 
@@ -22,248 +25,210 @@ SUMMARISED = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2
               "hd95_in_plane": ("in-plane HD95 mm", 1)}
 TABULATED = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm",
              "hd95_in_plane": "in-plane HD95 mm"}
+FOUND = "HD95 mm of those found"
+BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")             # rows shown for each structure
 
-MISSED, FOUND = "missed", "HD95 mm of those found"
-
-READING = ("Mean ± SD over patients; phases and structures are averaged inside a patient first. Distances are in mm "
-           "on the original grid. **A structure that was missed is counted and costs {penalty:.0f} mm**, the largest "
-           "diagonal of the test images, in every mean, difference, test and share of a gap here, so that missing it "
-           "can only hurt; *{found}* alone leaves it out. HD95 is the larger directed 95th percentile, pooled HD95 is "
-           "medpy's.")
-SUMMARY = ("Means over the patients of all targets together. A spurious or missed end slice moves HD95 by the slice "
-           "spacing, in-plane HD95 leaves it out. A missed structure counts as {penalty:.0f} mm. ")
-SHARES = {True: "100 % of the gap closed is as good as the upper bound, the same network trained on each target's own "
-                "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, "
-                "0.5 mm HD95 or 0.2 mm ASSD.",
-          False: "No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
-                 "differ in difficulty."}
-TESTS = ("Negative: better than the baseline. The primary family is {{HD95, ASSD}} x networks x {{DA, DG}} x targets, "
-         "Holm-corrected; the patients of all targets pooled are a family of their own. Welch's test is the paper's; "
-         "the same patients are scored twice, so the paired signed-rank test is the one to read, and better or worse "
-         "is the sign of its rank sums. A missed structure counts as {penalty:.0f} mm. A star needs "
-         f"{MINIMUM_PATIENTS} patients and Wilcoxon p < {ALPHA:g} after Holm; one training seed says nothing about "
-         "training noise.")
-LIKENESS = ("A small convolutional network tells patches of the source's training volumes from those of a target's "
-            "validation volumes (DA), or from their own with the look changed at random (DG, which knows no target), "
-            "however they are turned. A volume whose patches have a mean probability above one half is taken for the "
-            "source, and a projection that worked is. Dice is the auditing segmenter's, against the reference's mask: "
-            "on held-out patients, which neither network was trained on, it should not fall.")
+PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with names for what is filled in
+BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same network trained on each target's own "
+           "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, 0.5 mm "
+           "HD95 or 0.2 mm ASSD.")
+UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
+             "differ in difficulty.")
 
 
 def write_report(out, rows, examples, source, run, settings, made_of, orphans, boundable):
-    """Write tests.csv, report.md and the figures into `out`; print the main tables.
+    """Write tests.csv, report.md and its pictures into `out`; print the main tables.
 
-    rows : of metrics.csv.  examples : {domain: list of cmr.figures.Example}.  source : its domain's name.
+    rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : its domain's name.
     run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.provenance.  orphans : of
     cmr.studies.left_out.  boundable : targets with labelled studies to train on.
     """
-    shared, penalty = comparable(rows), largest_diagonal_mm(rows)
+    shared, domains = comparable(rows), distinct(rows, "domain")
+    targets = [domain for domain in domains if domain != source]
     tests = all_tests(shared)
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
-    summary = [*_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)]
-    tables = {domain: _domain_table(shared, domain) for domain in domains_of(rows)}
     verdict = sentences(shared, tests, source, boundable)
-    text = [*_head(rows, source, settings, verdict),
-            *_summaries(shared, source, summary),
-            *_domain_sections(rows, source, tables),
-            "## Tests against the baseline", "", TESTS.format(penalty=penalty), "", *_shown(draw_forest(out, tests)),
-            *_test_table(tests), "",
-            "## What each row has seen of the target", "", *_ledger(rows), "",
-            *_figures(out, shared, examples),
-            *_synthetic_set(out, run),
-            "## Does it look like the source?", "", LIKENESS, "", *_likeness_table(run), "",
-            *_samples(out, run),
-            *_made_of(made_of, orphans)]
-    write_text(out / "report.md", "\n".join(text))
+    summary = "\n".join([_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)])
+    tables = {domain: _domain_table(shared, domain) for domain in domains}
+    titles = {domain: f"{len(distinct(select(rows, domain=domain), 'subject'))} patients" for domain in domains}
+    sections = [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {titles[domain]})\n\n"
+                f"{tables[domain]}\n\n{_structure_table(rows, domain)}\n" for domain in domains]
+    write_text(out / "report.md", PAGE.format(
+        source=source, targets=", ".join(targets), verdict="\n".join(f"- {sentence}" for sentence in verdict),
+        networks=", ".join(distinct(rows, "network")), seed=settings["seed"], structures=_structures(rows, shared),
+        alpha=ALPHA, minimum=MINIMUM_PATIENTS, full_colour=FULL_COLOUR, copied=COPIED,
+        penalty=largest_diagonal_mm(rows), shared_penalty=largest_diagonal_mm(shared),
+        shares=BOUNDED if UPPER_BOUND in distinct(shared, "arm") else UNBOUNDED, summary=summary,
+        each_target=_summary(shared, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)), domains="\n".join(sections),
+        forest=_forest(out, tests), tests=_test_table(tests), ledger=_ledger(shared),
+        examples=draw_examples(out, shared, examples), **_synthetic_set(out, run), likeness=_likeness_table(run),
+        **_samples(out, run), made_of=markdown_table(["what", "value"], made_of),
+        left_out="\n".join(f"- {what}: {why}" for what, why in orphans) or "Nothing."))
     print("\n" + "\n".join(verdict))
-    print("\nall unseen targets\n" + "\n".join(summary))
+    print(f"\nall unseen targets\n{summary}")
     for domain, table in tables.items():
-        print(f"\n{domain} ({_patients(rows, domain)} patients)")
-        print("\n".join(table))
+        print(f"\n{domain} ({titles[domain]})\n{table}")
 
 
 def markdown_table(header, rows):
-    """Lines of a Markdown table."""
-    return [_line(header), "|" + "---|" * len(header), *map(_line, rows)]
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
-def _line(cells):
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _patients(rows, domain):
-    return len({row["subject"] for row in rows if row["domain"] == domain})
-
-
-def _head(rows, source, settings, verdict):
-    """Title, the verdict, what was measured, and how to read the tables."""
-    every, compared = structures_of(rows), structures_of(comparable(rows))
-    partial = " (the dataset labels no others)" if len(every) < 3 else ""
-    if len(compared) < len(every):
-        partial = f"; averaged are {', '.join(compared)}, which every domain labels"
-    targets = ", ".join(domain for domain in domains_of(rows) if domain != source)
-    return [f"# Source {source}, targets {targets}", "", *(f"- {sentence}" for sentence in verdict), "",
-            f"Significant: Wilcoxon p < {ALPHA:g} after Holm, on the patients of all targets together.", "",
-            f"Segmenters: {', '.join(networks_of(rows))}, one training seed ({settings['seed']}). "
-            f"Structures measured: {', '.join(every)}{partial}. A structure that a volume does not label is not "
-            "measured there.",
-            READING.format(penalty=largest_diagonal_mm(rows), found=FOUND), ""]
-
-
-def _summaries(rows, source, summary):
-    """All targets together, then each by itself."""
-    targets = [domain for domain in domains_of(rows) if domain != source]
-    main_arms = (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)
-    reading = SUMMARY.format(penalty=largest_diagonal_mm(rows)) + SHARES[_bounded(rows)]
-    return ["## All unseen targets", "", reading, "", *summary, "",
-            "The same on each target:", "", *_summary(rows, targets, main_arms), ""]
-
-
-def _bounded(rows):
-    return any(row["arm"] == UPPER_BOUND for row in rows)
-
-
-def _summary(rows, domains, arms):
-    """Means over patients, how many structures were missed and, with an upper bound, the shares of the gap closed."""
-    mean, names = means(rows), [name for name, _ in SUMMARISED.values()]
-    shares = ["gap closed: " + names[0], *(name.replace(" mm", "") for name in names[1:])] if _bounded(rows) else []
-    lines = []
-    for domain in domains:
-        for network, arm in compared_in(rows):
-            if arm.name not in arms:
-                continue
-            values = mean[domain, network, arm.name]
-            closed = [gap_closed(mean, domain, network, arm.name, metric) for metric in SUMMARISED]
-            lines.append([domain, network, arm.name,
-                          *(f"{values[metric]:.{digits}f}" for metric, (_, digits) in SUMMARISED.items()),
-                          f"{values['missed']} of {values['structures']}", _or_dash(values["hd95_found"], ".1f"),
-                          *(_or_dash(share, ".0%") for share in closed[:len(shares)])])
-    return markdown_table(["target", "network", "row", *names, MISSED, FOUND, *shares], lines)
-
-
-def _domain_sections(rows, source, tables):
-    """A section for each domain: every row, then the main rows structure by structure."""
-    text = []
-    for domain, table in tables.items():
-        role = "source test studies" if domain == source else "unseen target"
-        text += [f"## {domain} ({role}, {_patients(rows, domain)} patients)", "", *table, "",
-                 *_structure_table(rows, domain), ""]
-    return text
-
-
-def _domain_table(rows, domain):
-    here, penalty_mm = [row for row in rows if row["domain"] == domain], largest_diagonal_mm(rows)
-    lines = []
-    for network, arm in compared_in(rows):
-        own = [row for row in here if row["arm"] == arm.name and row["network"] == network]
-        cells = [_mean_sd(own, metric, penalty_mm) for metric in TABULATED]
-        lines.append([network, arm.name, arm.trained_on, arm.test_input, *cells, f"{failures(own)} of {len(own)}",
-                      _mean_sd(own, "hd95", None)])
-    header = ["network", "row", "trained on", "test input", *TABULATED.values(), MISSED, FOUND]
-    return markdown_table(header, lines)
-
-
-def _structure_table(rows, domain):
-    here, penalty_mm = [row for row in rows if row["domain"] == domain], largest_diagonal_mm(rows)
-    structures = structures_of(here)
-    lines = []
-    for network, arm in compared_in(rows):
-        if arm.name not in (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG"):
-            continue
-        of_row = [row for row in here if (row["network"], row["arm"]) == (network, arm.name)]
-        cells = []
-        for structure in structures:
-            own = [row for row in of_row if row["structure"] == structure]
-            cells += [_mean_sd(own, metric, penalty_mm) for metric in ("dice", "hd95", "assd")]
-            cells.append(f"{failures(own)} of {len(own)}")
-        lines.append([network, arm.name, *cells])
-    columns = [f"{s} {name}" for s in structures for name in ("Dice", "HD95 mm", "ASSD mm", MISSED)]
-    return markdown_table(["network", "row", *columns], lines)
-
-
-def _mean_sd(rows, metric, penalty_mm):
-    """Mean ± SD over patients, or `-`."""
-    values = list(patient_values(rows, metric, penalty_mm).values())
-    if not values:
+def mean_sd(values, digits, sign=""):
+    """Mean ± SD, without the SD of a single value; `-` without any."""
+    if not len(values):
         return "-"
-    digits = 3 if metric == "dice" else 1
     sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{sd}"
+    return f"{np.mean(values):{sign}.{digits}f}{sd}"
+
+
+def _over_patients(rows, metric, penalty_mm):
+    """Mean ± SD over patients."""
+    values = list(patient_values(rows, metric, penalty_mm).values())
+    return mean_sd(values, 3 if metric == "dice" else 1)
+
+
+def _missed(rows):
+    return f"{failures(rows)} of {len(rows)}"
 
 
 def _or_dash(value, form):
     return "-" if value is None or math.isnan(value) else format(value, form)
 
 
+def _picture(name):
+    """The picture of a file beside the report, and the blank line after it."""
+    return f"![{name[:-4].replace('_', ' ')}]({name})\n\n"
+
+
+def _structures(rows, shared):
+    """Which structures were measured, and which of them are averaged."""
+    every, averaged = distinct(rows, "structure"), distinct(shared, "structure")
+    partial = " (the dataset labels no others)" if len(every) < 3 else ""
+    if len(averaged) < len(every):
+        partial = f"; averaged are {', '.join(averaged)}, which every domain labels"
+    return ", ".join(every) + partial
+
+
+def _summary(rows, domains, arms):
+    """Means over patients, how many structures were missed and, with an upper bound, the shares of the gap closed."""
+    mean, bounded = means(rows), UPPER_BOUND in distinct(rows, "arm")
+    header = ["target", "network", "row", *(name for name, _ in SUMMARISED.values()), "missed", FOUND]
+    if bounded:
+        header += ["gap closed: Dice", "HD95", "ASSD", "in-plane HD95"]
+    lines = []
+    for (domain, network, arm), values in mean.items():
+        if domain in domains and arm in arms:
+            lines.append([domain, network, arm,
+                          *(f"{values[metric]:.{digits}f}" for metric, (_, digits) in SUMMARISED.items()),
+                          f"{values['missed']} of {values['structures']}", _or_dash(values["hd95_found"], ".1f")])
+            if bounded:
+                closed = [gap_closed(mean, domain, network, arm, metric) for metric in SUMMARISED]
+                lines[-1] += [_or_dash(share, ".0%") for share in closed]
+    return markdown_table(header, lines)
+
+
+def _domain_table(rows, domain):
+    """Every row of the experiment on a domain."""
+    penalty_mm, lines = largest_diagonal_mm(rows), []
+    for network, arm, of_row in each_row(rows, domain):
+        lines.append([network, arm.name, arm.trained_on, arm.test_input,
+                      *(_over_patients(of_row, metric, penalty_mm) for metric in TABULATED), _missed(of_row),
+                      _over_patients(of_row, "hd95", None)])
+    header = ["network", "row", "trained on", "test input", *TABULATED.values(), "missed", FOUND]
+    return markdown_table(header, lines)
+
+
+def _structure_table(rows, domain):
+    """The main rows of the experiment on a domain, structure by structure."""
+    structures, penalty_mm = distinct(select(rows, domain=domain), "structure"), largest_diagonal_mm(rows)
+    lines = []
+    for network, arm, of_row in each_row(rows, domain):
+        if arm.name in BY_STRUCTURE:
+            cells = []
+            for structure in structures:
+                measured = select(of_row, structure=structure)
+                cells += [_over_patients(measured, metric, penalty_mm) for metric in ("dice", "hd95", "assd")]
+                cells.append(_missed(measured))
+            lines.append([network, arm.name, *cells])
+    columns = [f"{s} {name}" for s in structures for name in ("Dice", "HD95 mm", "ASSD mm", "missed")]
+    return markdown_table(["network", "row", *columns], lines)
+
+
+def _forest(out, tests):
+    """The change of HD95 of DA and DG with its interval, drawn; nothing if all have too few patients for one."""
+    groups = {}
+    for test in select(tests, metric="hd95"):
+        values = test["mean_difference"], test["bca_low"], test["bca_high"]
+        if test["arm"] in PRIMARY_ARMS and np.isfinite(values).all():
+            name = f"{test['network']} {test['arm']}"
+            groups.setdefault(test["domain"], []).append((name, *values, PRIMARY_ARMS.index(test["arm"])))
+    if not groups:
+        return ""
+    write_text(out / "forest.svg", forest(groups))
+    return ("Change of HD95 against the baseline, mean over patients with its 95 % BCa interval; what was missed "
+            f"counts as in the table.\n\n{_picture('forest.svg')}")
+
+
 def _test_table(tests):
-    lines = [[t["domain"], t["network"], t["arm"], t["metric"].upper(), t["n"], f"{t['mean_difference']:+.2f} mm",
-              f"{t['n_missed_baseline']}, {t['n_missed_arm']}", _interval(t),
-              f"{_or_dash(t['welch_p'], '.2g')} ({_or_dash(t['welch_p_holm'], '.2g')})",
-              f"{t['wilcoxon_p']:.2g} ({t['wilcoxon_p_holm']:.2g}){_star(t)}"] for t in tests if t["primary"]]
+    lines = []
+    for t in select(tests, primary=1):
+        interval = f"{t['bca_low']:+.1f} to {t['bca_high']:+.1f}"
+        kind = outcome(t, t["wilcoxon_p_holm"])
+        star = f" * {kind}" if kind in ("better", "worse") else ""
+        lines.append([t["domain"], t["network"], t["arm"], t["metric"].upper(), t["n"],
+                      f"{t['mean_difference']:+.2f} mm", f"{t['n_missed_baseline']}, {t['n_missed_arm']}",
+                      f"n < {MINIMUM_PATIENTS}" if kind == "few" else interval,
+                      f"{_or_dash(t['welch_p'], '.2g')} ({_or_dash(t['welch_p_holm'], '.2g')})",
+                      f"{t['wilcoxon_p']:.2g} ({t['wilcoxon_p_holm']:.2g}){star}"])
     return markdown_table(["target", "network", "row", "metric", "n", "difference", "missed by baseline, row",
                            "95 % BCa", "Welch p (Holm)", "Wilcoxon p (Holm)"], lines)
 
 
-def _interval(test):
-    if test["n"] < MINIMUM_PATIENTS:
-        return f"n < {MINIMUM_PATIENTS}"
-    return f"{test['bca_low']:+.1f} to {test['bca_high']:+.1f}"
-
-
-def _star(test):
-    kind = outcome(test, test["wilcoxon_p_holm"])
-    return f" * {kind}" if kind in ("better", "worse") else ""
-
-
 def _ledger(rows):
-    """Which images and masks of which domain each row has touched."""
-    arms = dict.fromkeys(arm for _, arm in compared_in(rows))
+    """Which images and masks of which domain each row of the experiment has touched."""
+    ran = distinct(rows, "arm")
     return markdown_table(["row", "source images", "source masks", "target images", "target masks"],
-                  [[arm.name, arm.source, arm.source, arm.access, arm.target_masks] for arm in arms])
+                          [[arm.name, arm.source, arm.source, arm.access, arm.target_masks]
+                           for arm in ARMS if arm.name in ran])
 
 
-def _figures(out, rows, examples):
-    """Plots, if they can be drawn, and the example slices of each domain."""
-    plots = draw_plots(out, rows)
-    text = ["## Figures", ""]
-    if plots is None:
-        text += [LEFT_OUT, ""]
-    text += [*_shown(plots or ()), EXAMPLES, ""]
-    for domain in domains_of(rows):
-        text += _shown(draw_examples(out, domain, networks_of(rows)[0], examples[domain], rows))
+def draw_examples(out, rows, examples):
+    """The median and the worst case of each domain by the HD95 of the first network's baseline, drawn."""
+    network, penalty_mm, text = rows[0]["network"], largest_diagonal_mm(rows), ""
+    for domain, of_domain in examples.items():
+        of_baseline = select(rows, domain=domain, network=network, arm=BASELINE)
+        as_patients = [{**row, "subject": f"{row['subject']}_{row['phase']}"} for row in of_baseline]
+        distance_mm = patient_values(as_patients, "hd95", penalty_mm)
+        order = sorted((e for e in of_domain if e.case in distance_mm), key=lambda e: (distance_mm[e.case], e.case))
+        for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
+            drawn = [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
+            name = f"{which}_{Domain.parse(domain).file_name}.svg"
+            write_text(out / name, example_sheet(example, {arm: example.found[network, arm] for arm in drawn}))
+            outside = "" if example.truth.any() else "; the heart lies outside the working field of view"
+            text += (f"{domain}, {which} case by the baseline's HD95 ({example.case}, {distance_mm[example.case]:.1f} "
+                     f"mm{outside}), contours of {network}.\n\n{_picture(name)}")
     return text
 
 
-def _shown(pictures):
-    """Lines that show each (file name, caption)."""
-    lines = []
-    for name, caption in pictures:
-        lines += [f"{caption.rstrip('.')}.", "", f"![{name[:-4].replace('_', ' ')}]({name})", ""]
-    return lines
-
-
 def _synthetic_set(out, run):
-    """How many pairs fit their masks, the worst of them, and continuity across slices."""
+    """What the page says of DG's pairs: how many fit their masks, the worst, and continuity across slices."""
     pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
-    excluded = sum(row["kept"] == "0" for row in pairs)
-    text = ["## The synthetic training set", "",
-            f"{len(pairs) - excluded} of {len(pairs)} pairs were kept, {excluded} excluded, as they no longer fitted "
-            "their mask (`dg/manifest.csv` names them). The worst by displacement of the boundary (reference and "
-            "synthetic image, then with the mask on both):", ""]
+    excluded = len(select(pairs, kept="0"))
+    shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
+    worst, correlations = "", []
     for name in ("worst_kept.png", "worst_excluded.png"):
         if (run / "dg" / name).exists():
             shutil.copyfile(run / "dg" / name, out / name)
-            text += [f"![{name[:-4].replace('_', ' ')}]({name})", ""]
-    shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
-    correlations = []
+            worst += _picture(name)
     for kind in ("reference", "synthetic"):
         r = np.array([float(row[f"through_plane_{kind}"] or "nan") for row in pairs])
         r = r[np.isfinite(r)]                                     # a volume of one slice has none
         correlations.append(f"{kind} {r.mean():.3f} ± {r.std():.3f}" if len(r) else f"{kind} undefined")
-    return [*text,
-            "Cuts along the long axis: a source reference, then its synthetic volumes, whose slices share their noise. "
-            f"Correlation of neighbouring slices: {', '.join(correlations)} ({len(pairs)} pairs).", "",
-            "![through-plane continuity](through_plane.png)", ""]
+    return {"kept": len(pairs) - excluded, "pairs": len(pairs), "excluded": excluded, "worst": worst,
+            "correlations": ", ".join(correlations)}
 
 
 def _likeness_table(run):
@@ -291,25 +256,11 @@ def _likeness_table(run):
 
 
 def _samples(out, run):
-    """Whether the SD-DM has learnt the source: how its unconditional samples compare with held-out slices."""
+    """What the page says of the SD-DM's unconditional samples, and the last sheet of them."""
     [row] = read_csv(run / "dg" / "sd_dm.csv", COLUMNS)
-    value = {name: float(row[name]) for name in COLUMNS}
-    text = ["## Has the diffusion model learnt the source?", "",
-            f"Fréchet distance to held-out source slices, on the features of the segmenter that audits DG: "
-            f"{value['frechet_samples']:.3g} from {row['samples']} unconditional samples, "
-            f"{value['frechet_training']:.3g} from as many training slices, ratio {value['frechet_ratio']:.2f}; 1 is "
-            f"the ideal.  A sample is {value['nearest_mean']:.2f} times as far from the nearest training slice as from "
-            f"the nearest held-out one (least {value['nearest_least']:.2f}; {row['copies']} of {row['samples']} below "
-            f"{COPIED}, copies).", ""]
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
+    sheet = ""
     if sheets:
         shutil.copyfile(sheets[-1], out / "samples.png")
-        text += ["Samples, always from the same noise:", "", "![samples](samples.png)", ""]
-    return text
-
-
-def _made_of(made_of, orphans):
-    """Provenance, and what of the dataset took no part."""
-    lines = [f"- {what}: {why}" for what, why in orphans] or ["Nothing."]
-    return ["## What this was made of", "", *markdown_table(["what", "value"], made_of), "",
-            "Left out of the dataset in training or tests, as a whole or in part:", "", *lines, ""]
+        sheet = f"Samples, always from the same noise:\n\n{_picture('samples.png')}"
+    return {**{name: float(row[name]) for name in COLUMNS}, "sheet": sheet}

@@ -23,7 +23,7 @@ from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
-from cmr.panels import enlargement, save_png, sheet, two_a_row, with_contours
+from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.sampler import DEFAULT_STRENGTH, NONE, translate
 from cmr.segmenter import Segmenter, labels_on_original

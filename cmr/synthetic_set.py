@@ -13,7 +13,7 @@ from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed, write_json
 from cmr.grid import working_affine
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
-from cmr.panels import long_axis, save_png, sheet, two_a_row, with_contours
+from cmr.pictures import save_png, sheet, two_a_row, with_contours
 from cmr.records import network_classes
 from cmr.sampler import NONE
 from cmr.studies import find
@@ -112,9 +112,9 @@ def draw_long_axes(out, use, workings, rows):
     cuts = []
     for working in workings[::max(1, len(workings) // 3)][:3]:
         synthetic = [_read_image(out, use, row) for row in rows if row["reference"] == working.record.case]
-        middle, stretch = working.image.shape[1] // 2, working.spacing_mm[0] / working.spacing_mm[1]
+        middle, stretch = working.image.shape[1] // 2, round(working.spacing_mm[0] / working.spacing_mm[1])
         volumes = [np.asarray(working.image), *synthetic]
-        cuts.append([long_axis(volume[:, middle], stretch) for volume in volumes])
+        cuts.append([with_contours(np.repeat(volume[:, middle], stretch, 0)) for volume in volumes])
     height = max(row[0].shape[0] for row in cuts)
     pad = lambda panel: np.pad(panel, ((0, height - len(panel)), (0, 0), (0, 0)))
     save_png(Path(out) / "through_plane.png", sheet([[pad(panel) for panel in row] for row in cuts]))

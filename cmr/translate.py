@@ -15,7 +15,7 @@ from cmr.errors import UsageError, run_script
 from cmr.grid import Grid
 from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
 from cmr.own_image import Field, read_own, unusual_pixels
-from cmr.panels import difference, enlargement, save_png, sheet, two_a_row, with_contours
+from cmr.pictures import difference, enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
 from cmr.settings import given, opt, parse
 from cmr.workers import pick_device

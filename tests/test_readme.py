@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 EACH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = "".join(path.read_text() for path in EACH)
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
-OPTIONAL = {"matplotlib", "medpy", "monai", "surface_distance", "diffusers", "dynamic_network_architectures"}
+OPTIONAL = {"medpy", "monai", "surface_distance", "diffusers", "dynamic_network_architectures"}
 
 
 def names(path):

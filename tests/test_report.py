@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from cmr.figures import Example
-from cmr.report import write_report
+from cmr.pictures import Example
+from cmr.report import draw_examples, write_report
 
 NO_NUMBERS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on",
               "test_input", "status")
@@ -66,3 +66,21 @@ def test_no_share_of_a_gap_without_an_upper_bound(run, uneven, tmp_path):
     report = reported(run, tmp_path, unbounded, ("Vendor=B", "Vendor=D"))
     assert "gap closed" not in report and "No share of a gap is given" in report
     assert "an upper bound can be had with UPPER=1." in report
+
+
+def test_a_heart_outside_the_field_of_view_is_drawn_and_said(tmp_path):
+    """Its structures are missed, so that it is the worst case; there is nothing to draw contours of."""
+    measured = {"p": {}, "q": {}, "r": {"status": "missed", "hd95": math.inf}}
+    row = {"domain": "Vendor=A", "network": "vanilla", "arm": "baseline", "phase": "ED", "status": "ok", "hd95": 10.0,
+           "diagonal_mm": 500.0}
+    rows = [{**row, "subject": subject, **of} for subject, of in measured.items()]
+    image, heart = np.zeros((4, 16, 16), np.float32), np.zeros((4, 16, 16), np.uint8)
+    heart[1:3, 4:8, 4:8] = 1
+    truths = {"p": heart, "q": heart, "r": 0 * heart, "not measured": heart}
+    examples = [Example(f"{subject}_ED", image, image, truth, {}) for subject, truth in truths.items()]
+    text = draw_examples(tmp_path, rows, {"Vendor=A": examples})
+    assert "median case by the baseline's HD95 (q_ED, 10.0 mm)" in text
+    outside = "r_ED, 500.0 mm; the heart lies outside the working field of view"
+    assert f"worst case by the baseline's HD95 ({outside})" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"median_Vendor-A.svg", "worst_Vendor-A.svg"}
+    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

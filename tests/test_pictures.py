@@ -1,5 +1,4 @@
-"""Pictures with words: valid XML, everything in its place.
-"""
+"""Pictures with words: valid XML, everything in its place."""
 import base64
 import io
 import xml.etree.ElementTree as ElementTree
@@ -7,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from skimage.io import imread
 
-from cmr.panels import forest, labelled_sheet
+from cmr.pictures import forest, labelled_sheet
 
 NAME = "{http://www.w3.org/2000/svg}"
 
@@ -28,7 +27,7 @@ def test_a_sheet_names_its_panels_and_holds_them_as_they_are():
 
 def test_a_forest_draws_what_it_says():
     groups = {"Vendor=B": [("vanilla DA", -2.0, -4.0, 1.0, 0)], "Vendor=C": [("vanilla DG", 3.0, 2.0, 5.0, 1)]}
-    picture = ElementTree.fromstring(forest(groups, "mm"))
+    picture = ElementTree.fromstring(forest(groups))
     zero, *intervals = [(float(line.get("x1")), float(line.get("x2"))) for line in picture.iter(NAME + "line")]
     points = [float(circle.get("cx")) for circle in picture.iter(NAME + "circle")]
     scale = (intervals[1][1] - intervals[1][0]) / 3.0             # pixels of a mm
@@ -39,6 +38,6 @@ def test_a_forest_draws_what_it_says():
 
 
 def test_a_forest_of_rows_that_change_nothing_is_drawn():
-    picture = ElementTree.fromstring(forest({"Vendor=B": [("vanilla DA", 0.0, 0.0, 0.0, 0)]}, "mm"))
+    picture = ElementTree.fromstring(forest({"Vendor=B": [("vanilla DA", 0.0, 0.0, 0.0, 0)]}))
     zero, interval = [float(line.get("x1")) for line in picture.iter(NAME + "line")]
     assert abs(zero - interval) < 0.1

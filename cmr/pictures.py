@@ -1,17 +1,14 @@
-"""Slices as pictures: grey panels with contours, differences, long-axis cuts, sheets of panels.  PNG by scikit-image.
+"""Pictures, drawn from arrays and numbers alone: slices with contours, sheets of panels, a forest plot.
 
-Words in pictures are in `cmr.panels`.
+A slice is an array (H, W) in [-1, 1], a panel its picture (zoom H, zoom W, 3) uint8.  Sheets without words are PNG
+files; pictures with words are texts of SVG, which any browser shows, with the panels embedded as PNG.
 
-Public: `with_contours`, `difference`, `long_axis`, `enlargement`, `two_a_row`, `sheet`, `save_png`.
-
-Pictures with words in them, as SVG that any browser shows: sheets of labelled panels, and a forest plot.
-
-Nothing but text is written; pictures are embedded as PNG.  What is drawn is `cmr.figures`' and `cmr.ladder`'s business.
-
-Public: `labelled_sheet`, `forest`.
+Public: `with_contours`, `difference`, `enlargement`, `two_a_row`, `sheet`, `save_png`, `labelled_sheet`,
+`Example`, `example_sheet`, `FULL_COLOUR`, `forest`.
 """
 import base64
 import tempfile
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -23,11 +20,15 @@ from skimage.transform import resize
 from cmr.files import atomic
 
 COLOURS = {1: (230, 60, 60), 2: (70, 200, 90), 3: (70, 130, 250)}                    # LV red, MYO green, RV blue
+FULL_COLOUR = 0.5                                # of an example's difference: a quarter of the images' range [-1, 1]
+FONT, LINE = 13, 18                              # pixels
+PLOT_COLOURS = ("#1f77b4", "#d62728")
 
 
 def with_contours(image, label=None, zoom=3):
-    """A slice (H, W) in [-1, 1] as RGB with the inner boundary of each structure of label (H, W) drawn on it."""
-    panel = _grey(image, zoom)
+    """The panel of a slice; the inner boundary of each structure of label (H, W) is drawn on it."""
+    grey = (np.clip(_enlarged(image, zoom) + 1, 0, 2) * 127.5).astype(np.uint8)
+    panel = np.repeat(grey[..., None], 3, 2)
     if label is not None:
         large = np.kron(label, np.ones((zoom, zoom), np.uint8))
         for value, colour in COLOURS.items():
@@ -36,23 +37,12 @@ def with_contours(image, label=None, zoom=3):
 
 
 def difference(a, b, full, zoom=3):
-    """b - a of two slices: blue where b is darker, red where it is brighter, black where equal.
+    """The panel of b - a: blue where b is darker, red where it is brighter, black where both are equal.
 
     full : the difference that has the full colour.
     """
     d = _enlarged((b - a) / full, zoom)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
-
-
-def long_axis(cut, stretch, zoom=3):
-    """A cut across the slices, (D, W) in [-1, 1], as RGB; every slice is drawn as thick as it is, `stretch` pixels."""
-    return _grey(np.repeat(cut, round(stretch), 0), zoom)
-
-
-def _grey(image, zoom):
-    """(H, W) in [-1, 1] to (zoom H, zoom W, 3) uint8."""
-    grey = (np.clip(_enlarged(image, zoom) + 1, 0, 2) * 127.5).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, 2)
 
 
 def _enlarged(image, zoom):
@@ -61,7 +51,7 @@ def _enlarged(image, zoom):
 
 
 def enlargement(slices):
-    """How many pixels of a picture a pixel of these slices (D, H, W) becomes, for panels of some 200 pixels."""
+    """The zoom at which panels of these slices (D, H, W) have some 200 pixels."""
     return max(1, round(200 / slices.shape[1]))
 
 
@@ -71,7 +61,7 @@ def two_a_row(rows):
 
 
 def sheet(rows, gap=2):
-    """Rows of RGB panels of one size as a single picture; short rows are padded with white."""
+    """Rows of panels of one size as a single RGB picture; short rows are padded with white."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     picture = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -88,15 +78,8 @@ def save_png(path, picture):
         imsave(temporary, picture, check_contrast=False)
 
 
-FONT, LINE = 13, 18                              # pixels
-PLOT_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
-
-
 def labelled_sheet(rows, columns, names=()):
-    """A table of RGB panels, each column named above it and, if there are names, each row before it.
-
-    rows : lists of panels (H, W, 3) uint8 of one size.
-    """
+    """SVG of rows of panels of one size, each column named above it and, if there are names, each row before it."""
     height, width = rows[0][0].shape[:2]
     left, gap = 8 * max(map(len, names), default=0), 3
     parts = []
@@ -109,38 +92,63 @@ def labelled_sheet(rows, columns, names=()):
         for j, panel in enumerate(row):
             parts.append(f'<image x="{left + j * (width + gap)}" y="{top}" width="{width}" height="{height}" '
                          f'href="data:image/png;base64,{_png(panel)}"/>')
-    return _document(left + len(columns) * (width + gap), LINE + len(rows) * (height + gap), parts)
+    return _svg(left + len(columns) * (width + gap), LINE + len(rows) * (height + gap), parts)
 
 
-def forest(groups, unit):
-    """Differences with their intervals, one line each, better to the left of a line at 0.
+@dataclass(frozen=True)
+class Example:
+    """A test volume on the working grid, to be drawn: images (D, H, W) in [-1, 1], labels (D, H, W)."""
+    case: str
+    image: np.ndarray
+    translated: np.ndarray
+    truth: np.ndarray
+    found: dict                                  # (network, row of the experiment) -> labels
 
-    groups : {heading: [(name, difference, low, high, which colour)]}.
+
+def example_sheet(example, found):
+    """SVG of the first, middle and last labelled slice of an example, or of all slices if none is labelled.
+
+    Each is drawn as it is, translated, as the difference of the two, and with the contours of the truth and of `found`,
+    {name: labels (D, H, W)}.
     """
-    of_all = [row for rows in groups.values() for row in rows]
-    span = 1.05 * (max(abs(value) for _, *values, _ in of_all for value in values) or 1.0)      # all 0: nothing changed
-    left, width, height = 190, 420, LINE * (len(of_all) + len(groups) + 2)
+    labelled = np.flatnonzero(example.truth.any((1, 2)))
+    among = labelled if len(labelled) else np.arange(len(example.truth))
+    rows = []
+    for k in among[np.linspace(0, len(among) - 1, min(3, len(among))).round().astype(int)]:
+        image, translated = example.image[k], example.translated[k]
+        rows.append([with_contours(image), with_contours(translated), difference(image, translated, FULL_COLOUR),
+                     *(with_contours(image, labels[k]) for labels in (example.truth, *found.values()))])
+    return labelled_sheet(rows, ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *found])
+
+
+def forest(groups):
+    """SVG of differences in mm with their intervals, one line each; what is better lies to the left of the line at 0.
+
+    groups : {heading: [(name, difference, low, high, index of its colour)]}.
+    """
+    every = [row for rows in groups.values() for row in rows]
+    span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # all 0: nothing changed
+    left, width, height = 190, 420, LINE * (len(every) + len(groups) + 2)
     at = lambda value: left + width * (value + span) / (2 * span)
     parts, y = [f'<line x1="{at(0)}" x2="{at(0)}" y1="4" y2="{height - 2 * LINE}" stroke="#888"/>'], LINE
     for heading, rows in groups.items():
-        parts.append(_text(4, y, heading, "start", bold=True))
+        parts.append(_text(4, y, heading, "start", ' font-weight="bold"'))
         y += LINE
         for name, difference, low, high, colour in rows:
-            paint = PLOT_COLOURS[colour % len(PLOT_COLOURS)]
+            paint = PLOT_COLOURS[colour]
             line = f'y1="{y - 4}" y2="{y - 4}" stroke="{paint}" stroke-width="2"'
             parts += [_text(left - 8, y, name, "end"), f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" {line}/>',
                       f'<circle cx="{at(difference):.1f}" cy="{y - 4}" r="3.5" fill="{paint}"/>',
                       _text(left + width + 8, y, f"{difference:+.1f} ({low:+.1f} to {high:+.1f})", "start")]
             y += LINE
     for value in (-span, 0, span):
-        parts.append(_text(at(value), y, f"{value:+.0f} {unit}" if value else "0", "middle"))
+        parts.append(_text(at(value), y, f"{value:+.0f} mm" if value else "0", "middle"))
     parts += [_text(at(-span / 2), y + LINE, "better", "middle"), _text(at(span / 2), y + LINE, "worse", "middle")]
-    return _document(left + width + 170, height + LINE, parts)
+    return _svg(left + width + 170, height + LINE, parts)
 
 
-def _text(x, y, words, anchor, bold=False):
-    weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{escape(words)}</text>'
+def _text(x, y, words, anchor, style=""):
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
 def _png(panel):
@@ -150,7 +158,7 @@ def _png(panel):
         return base64.b64encode(path.read_bytes()).decode()
 
 
-def _document(width, height, parts):
+def _svg(width, height, parts):
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" font-size="{FONT}" '
             'font-family="sans-serif">')
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""])

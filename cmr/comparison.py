@@ -4,12 +4,12 @@ The unit is the patient: phases and structures are averaged inside first.  A mis
 every mean, difference, test and share it counts as the largest diagonal of the test images, so that it can only hurt,
 and how many were missed stands beside.
 
-`rows` are those of metrics.csv: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where domains are compared,
-they are those of `comparable` alone.
+`rows` are those of metrics.csv, `penalised`: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where domains are
+compared, they are those of `comparable` alone.
 
-Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `patient_values`, `failures`, `compare`, `all_tests`, `means`, `gap_closed`,
-`outcome`, `against_controls`, `largest_diagonal_mm`, and what is in `rows`: `comparable`, `compared_in`, `of_domain`,
-`select`, `distinct`, `targets_of`.
+Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `penalised`, `patient_values`, `failures`, `compare`, `all_tests`, `means`,
+`gap_closed`, `outcome`, `against_controls`, `largest_diagonal_mm`, and what is in `rows`: `comparable`, `compared_in`,
+`each_row`, `of_domain`, `select`, `distinct`.
 """
 import math
 
@@ -28,6 +28,7 @@ TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_
                 "rank_sum_larger", "rank_sum_smaller", "wilcoxon_p", "wilcoxon_p_holm")
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
 SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
+DISTANCES = ("hd95", "hd95_pooled", "assd", "hd95_in_plane")                         # those that are averaged, in mm
 SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}        # smaller is not worth closing
 FAILED = ("missed", "spurious")
 POOLED = "all targets"                           # the patients of every unseen domain together
@@ -37,22 +38,31 @@ ALPHA = 0.01
 MARGIN = {"dice": 0.01, "hd95": 1.0, "assd": 0.5}
 
 
-def patient_values(rows, metric, penalty_mm):
-    """{subject: mean over phases and structures} of a metric; absent_both is left out.
+def penalised(rows):
+    """The rows, every distance finite, and beside them `hd95_found`: HD95 in mm, nan where a structure was missed.
 
-    penalty_mm : what a distance counts as that is infinite (a missed structure), or undefined in-plane (a structure
-    that was found in none of its slices); None averages the structures that were found.
+    A distance that is infinite (a missed structure), or undefined in-plane (a structure that was found in none of its
+    slices), counts as the largest diagonal.  What is absent from both masks keeps its nan, and is in no mean.
     """
+    penalty_mm, found = largest_diagonal_mm(rows), []
+    for row in rows:
+        hd95 = row["hd95"] if math.isfinite(row["hd95"]) else math.nan
+        counted = {name: row[name] if math.isfinite(row[name]) else penalty_mm for name in DISTANCES}
+        found.append({**row, "hd95_found": hd95, **(counted if row["status"] != "absent_both" else {})})
+    return found
+
+
+def largest_diagonal_mm(rows):
+    """What a missed structure counts as."""
+    return max(row["diagonal_mm"] for row in rows)
+
+
+def patient_values(rows, metric):
+    """{subject: mean over phases and structures} of a metric, without what is nan."""
     values = {}
     for row in rows:
-        value = row[metric]
-        if row["status"] == "absent_both":
-            continue
-        if not math.isfinite(value):
-            if penalty_mm is None:
-                continue
-            value = penalty_mm
-        values.setdefault(row["subject"], []).append(value)
+        if not math.isnan(row[metric]):
+            values.setdefault(row["subject"], []).append(row[metric])
     return {subject: float(np.mean(v)) for subject, v in sorted(values.items())}
 
 
@@ -63,9 +73,9 @@ def failures(rows):
 
 def compare(rows, domain, network, arm, metric, against=BASELINE):
     """One row of tests.csv: `arm` minus another row of its network, on the same patients of `domain` (or POOLED)."""
-    here, penalty_mm = select(of_domain(rows, domain), network=network), largest_diagonal_mm(rows)
+    here = select(of_domain(rows, domain), network=network)
     ours, theirs = select(here, arm=arm), select(here, arm=against)
-    a, b = (patient_values(of_row, metric, penalty_mm) for of_row in (ours, theirs))
+    a, b = patient_values(ours, metric), patient_values(theirs, metric)
     subjects = sorted(a.keys() & b.keys())
     x, y = np.array([a[s] for s in subjects]), np.array([b[s] for s in subjects])
     enough = len(subjects) >= MINIMUM_PATIENTS
@@ -91,8 +101,9 @@ def all_tests(rows):
     pooled patients.
     """
     others = [(network, arm.name) for network, arm in compared_in(rows) if arm.name != BASELINE]
+    domains = [*distinct(of_domain(rows, POOLED), "domain"), POOLED]
     tests = [compare(rows, domain, network, arm, metric)
-             for domain in (*targets_of(rows), POOLED) for network, arm in others for metric in TESTED_METRICS]
+             for domain in domains for network, arm in others for metric in TESTED_METRICS]
     for pooled in (False, True):
         family = [t for t in tests if t["primary"] and (t["domain"] == POOLED) == pooled]
         for name in ("welch_p", "wilcoxon_p"):
@@ -107,18 +118,15 @@ def means(rows):
     Each has three entries more: "hd95_found", the mean HD95 in mm of the structures that were found (nan if none was),
     "missed" and "structures", how many were not and how many there are.
     """
-    penalty_mm, found = largest_diagonal_mm(rows), {}
+    found = {}
     for domain in (POOLED, *distinct(rows, "domain")):
         for network, arm, of_row in each_row(rows, domain):
-            found[domain, network, arm.name] = {
-                **{metric: _mean(of_row, metric, penalty_mm) for metric in SUMMARY_METRICS},
-                "hd95_found": _mean(of_row, "hd95", None), "missed": failures(of_row), "structures": len(of_row)}
+            entries = {"missed": failures(of_row), "structures": len(of_row)}
+            for metric in (*SUMMARY_METRICS, "hd95_found"):
+                values = list(patient_values(of_row, metric).values())
+                entries[metric] = float(np.mean(values)) if values else math.nan
+            found[domain, network, arm.name] = entries
     return found
-
-
-def _mean(rows, metric, penalty_mm):
-    values = list(patient_values(rows, metric, penalty_mm).values())
-    return float(np.mean(values)) if values else math.nan
 
 
 def gap_closed(mean, domain, network, arm, metric):
@@ -168,13 +176,6 @@ def outcome(test, p):
     return "equal" if -margin < test["bca90_low"] and test["bca90_high"] < margin else "open"
 
 
-def largest_diagonal_mm(rows):
-    """What a missed structure counts as."""
-    return max(row["diagonal_mm"] for row in rows)
-
-
-# ---- What is in the rows ----
-
 def comparable(rows):
     """The rows of the structures that every domain has: a mean over others would compare structures, not domains."""
     of_each = [distinct(of_domain(rows, domain), "structure") for domain in distinct(rows, "domain")]
@@ -196,7 +197,7 @@ def each_row(rows, domain):
 
 
 def of_domain(rows, domain):
-    """The rows of a domain, or of every target for POOLED."""
+    """The rows of a domain, or of every target (unseen domain) for POOLED."""
     return select(rows, role="target") if domain == POOLED else select(rows, domain=domain)
 
 
@@ -208,8 +209,3 @@ def select(rows, **cells):
 def distinct(rows, column):
     """What a column holds, each once, in the order of the rows."""
     return list(dict.fromkeys(row[column] for row in rows))
-
-
-def targets_of(rows):
-    """The unseen domains."""
-    return distinct(select(rows, role="target"), "domain")

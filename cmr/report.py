@@ -12,7 +12,8 @@ import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
 from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, distinct, each_row,
-                            failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values, select)
+                            failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values, penalised,
+                            select)
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.files import read_csv, write_csv, write_text
 from cmr.pictures import FULL_COLOUR, example_sheet, forest
@@ -20,12 +21,11 @@ from cmr.records import Domain
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 
-# Metric: its name in the summary and digits; its name in the tables of a domain.
+# Metric: its name in the summary and digits.  Column: its name in the tables of a domain.
 SUMMARISED = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2),
               "hd95_in_plane": ("in-plane HD95 mm", 1)}
 TABULATED = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm",
-             "hd95_in_plane": "in-plane HD95 mm"}
-FOUND = "HD95 mm of those found"
+             "hd95_in_plane": "in-plane HD95 mm", "missed": "missed", "hd95_found": "HD95 mm of those found"}
 BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")             # rows shown for each structure
 
 PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with names for what is filled in
@@ -43,31 +43,36 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans, b
     run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.provenance.  orphans : of
     cmr.studies.left_out.  boundable : targets with labelled studies to train on.
     """
+    rows = penalised(rows)
     shared, domains = comparable(rows), distinct(rows, "domain")
     targets = [domain for domain in domains if domain != source]
     tests = all_tests(shared)
-    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     verdict = sentences(shared, tests, source, boundable)
     summary = "\n".join([_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)])
+    patients = {domain: f"{len(distinct(select(rows, domain=domain), 'subject'))} patients" for domain in domains}
     tables = {domain: _domain_table(shared, domain) for domain in domains}
-    titles = {domain: f"{len(distinct(select(rows, domain=domain), 'subject'))} patients" for domain in domains}
-    sections = [f"## {domain} ({'source test studies' if domain == source else 'unseen target'}, {titles[domain]})\n\n"
-                f"{tables[domain]}\n\n{_structure_table(rows, domain)}\n" for domain in domains]
+    sections = []
+    for domain in domains:
+        role = "source test studies" if domain == source else "unseen target"
+        sections += [f"## {domain} ({role}, {patients[domain]})", "", tables[domain], "",
+                     _structure_table(rows, domain), ""]
+    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     write_text(out / "report.md", PAGE.format(
-        source=source, targets=", ".join(targets), verdict="\n".join(f"- {sentence}" for sentence in verdict),
-        networks=", ".join(distinct(rows, "network")), seed=settings["seed"], structures=_structures(rows, shared),
+        source=source, targets=", ".join(targets), networks=", ".join(distinct(rows, "network")),
+        seed=settings["seed"], penalty=largest_diagonal_mm(rows), structures=_structures(rows, shared),
         alpha=ALPHA, minimum=MINIMUM_PATIENTS, full_colour=FULL_COLOUR, copied=COPIED,
-        penalty=largest_diagonal_mm(rows), shared_penalty=largest_diagonal_mm(shared),
-        shares=BOUNDED if UPPER_BOUND in distinct(shared, "arm") else UNBOUNDED, summary=summary,
-        each_target=_summary(shared, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)), domains="\n".join(sections),
-        forest=_forest(out, tests), tests=_test_table(tests), ledger=_ledger(shared),
-        examples=draw_examples(out, shared, examples), **_synthetic_set(out, run), likeness=_likeness_table(run),
-        **_samples(out, run), made_of=markdown_table(["what", "value"], made_of),
+        verdict="\n".join(f"- {sentence}" for sentence in verdict),
+        shares=BOUNDED if UPPER_BOUND in distinct(shared, "arm") else UNBOUNDED,
+        summary=summary, each_target=_summary(shared, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)),
+        domains="\n".join(sections), forest=_forest(out, tests), tests=_test_table(tests), ledger=_ledger(shared),
+        examples=draw_examples(out, shared, examples), likeness=_likeness_table(run),
+        **_synthetic_set(out, run), **_samples(out, run),
+        made_of=markdown_table(["what", "value"], made_of),
         left_out="\n".join(f"- {what}: {why}" for what, why in orphans) or "Nothing."))
     print("\n" + "\n".join(verdict))
     print(f"\nall unseen targets\n{summary}")
     for domain, table in tables.items():
-        print(f"\n{domain} ({titles[domain]})\n{table}")
+        print(f"\n{domain} ({patients[domain]})\n{table}")
 
 
 def markdown_table(header, rows):
@@ -84,14 +89,15 @@ def mean_sd(values, digits, sign=""):
     return f"{np.mean(values):{sign}.{digits}f}{sd}"
 
 
-def _over_patients(rows, metric, penalty_mm):
-    """Mean ± SD over patients."""
-    values = list(patient_values(rows, metric, penalty_mm).values())
-    return mean_sd(values, 3 if metric == "dice" else 1)
-
-
-def _missed(rows):
-    return f"{failures(rows)} of {len(rows)}"
+def _measured(rows, metrics):
+    """Cells of a table: mean ± SD over patients of each metric; for "missed" how many structures were."""
+    cells = []
+    for metric in metrics:
+        if metric == "missed":
+            cells.append(f"{failures(rows)} of {len(rows)}")
+        else:
+            cells.append(mean_sd(list(patient_values(rows, metric).values()), 3 if metric == "dice" else 1))
+    return cells
 
 
 def _or_dash(value, form):
@@ -115,7 +121,7 @@ def _structures(rows, shared):
 def _summary(rows, domains, arms):
     """Means over patients, how many structures were missed and, with an upper bound, the shares of the gap closed."""
     mean, bounded = means(rows), UPPER_BOUND in distinct(rows, "arm")
-    header = ["target", "network", "row", *(name for name, _ in SUMMARISED.values()), "missed", FOUND]
+    header = ["target", "network", "row", *(name for name, _ in SUMMARISED.values()), "missed", TABULATED["hd95_found"]]
     if bounded:
         header += ["gap closed: Dice", "HD95", "ASSD", "in-plane HD95"]
     lines = []
@@ -132,28 +138,21 @@ def _summary(rows, domains, arms):
 
 def _domain_table(rows, domain):
     """Every row of the experiment on a domain."""
-    penalty_mm, lines = largest_diagonal_mm(rows), []
-    for network, arm, of_row in each_row(rows, domain):
-        lines.append([network, arm.name, arm.trained_on, arm.test_input,
-                      *(_over_patients(of_row, metric, penalty_mm) for metric in TABULATED), _missed(of_row),
-                      _over_patients(of_row, "hd95", None)])
-    header = ["network", "row", "trained on", "test input", *TABULATED.values(), "missed", FOUND]
-    return markdown_table(header, lines)
+    lines = [[network, arm.name, arm.trained_on, arm.test_input, *_measured(of_row, TABULATED)]
+             for network, arm, of_row in each_row(rows, domain)]
+    return markdown_table(["network", "row", "trained on", "test input", *TABULATED.values()], lines)
 
 
 def _structure_table(rows, domain):
     """The main rows of the experiment on a domain, structure by structure."""
-    structures, penalty_mm = distinct(select(rows, domain=domain), "structure"), largest_diagonal_mm(rows)
-    lines = []
+    structures = distinct(select(rows, domain=domain), "structure")
+    shown, lines = ("dice", "hd95", "assd", "missed"), []
     for network, arm, of_row in each_row(rows, domain):
         if arm.name in BY_STRUCTURE:
-            cells = []
+            lines.append([network, arm.name])
             for structure in structures:
-                measured = select(of_row, structure=structure)
-                cells += [_over_patients(measured, metric, penalty_mm) for metric in ("dice", "hd95", "assd")]
-                cells.append(_missed(measured))
-            lines.append([network, arm.name, *cells])
-    columns = [f"{s} {name}" for s in structures for name in ("Dice", "HD95 mm", "ASSD mm", "missed")]
+                lines[-1] += _measured(select(of_row, structure=structure), shown)
+    columns = [f"{structure} {TABULATED[metric]}" for structure in structures for metric in shown]
     return markdown_table(["network", "row", *columns], lines)
 
 
@@ -197,11 +196,11 @@ def _ledger(rows):
 
 def draw_examples(out, rows, examples):
     """The median and the worst case of each domain by the HD95 of the first network's baseline, drawn."""
-    network, penalty_mm, text = rows[0]["network"], largest_diagonal_mm(rows), ""
+    network, text = rows[0]["network"], ""
     for domain, of_domain in examples.items():
         of_baseline = select(rows, domain=domain, network=network, arm=BASELINE)
         as_patients = [{**row, "subject": f"{row['subject']}_{row['phase']}"} for row in of_baseline]
-        distance_mm = patient_values(as_patients, "hd95", penalty_mm)
+        distance_mm = patient_values(as_patients, "hd95")
         order = sorted((e for e in of_domain if e.case in distance_mm), key=lambda e: (distance_mm[e.case], e.case))
         for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
             drawn = [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]

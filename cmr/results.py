@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.comparison import METRIC_COLUMNS, SUMMARY_METRICS, comparable, largest_diagonal_mm, means
+from cmr.comparison import DISTANCES, METRIC_COLUMNS, comparable, largest_diagonal_mm, means, penalised
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import BASELINE
 from cmr.files import read_csv, write_text
@@ -119,9 +119,11 @@ def spread_over_seeds(runs):
 
 
 def _read_metrics(path):
-    """Rows of a metrics.csv with the metrics of the summary as numbers; an empty cell is nan."""
-    numbers = (*SUMMARY_METRICS, "diagonal_mm")
-    return [{**row, **{name: float(row[name] or "nan") for name in numbers}} for row in read_csv(path, METRIC_COLUMNS)]
+    """Rows of a metrics.csv, penalised; an empty cell is nan."""
+    rows = read_csv(path, METRIC_COLUMNS)
+    for row in rows:
+        row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
+    return penalised(rows)
 
 
 def _spread_of(key, of_seed):

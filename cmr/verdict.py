@@ -6,7 +6,7 @@ Every sentence is a template for an outcome, so that it is true of the numbers i
 Public: `sentences`, `control_lines`.
 """
 from cmr.comparison import (MARGIN, MINIMUM_PATIENTS, POOLED, against_controls, compared_in, distinct, gap_closed,
-                            means, of_domain, outcome, select, targets_of)
+                            means, of_domain, outcome, select)
 from cmr.experiment import BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 
 HARM = {"dice": 0.005, "hd95": 0.5}              # a loss beyond on any target is named
@@ -32,7 +32,7 @@ def sentences(rows, tests, source, boundable=()):
 
 def _gap(rows, mean, source, boundable):
     """How much worse the baselines are than their upper bounds; without those, how source and targets compare."""
-    networks, targets = distinct(rows, "network"), targets_of(rows)
+    networks, targets = distinct(rows, "network"), distinct(of_domain(rows, POOLED), "domain")
     bounded = [network for network in networks if (POOLED, network, UPPER_BOUND) in mean]
     text = "**The gap.** "
     if bounded:
@@ -127,7 +127,7 @@ def _controls(compared):
 
 def _harm(rows, mean, ran):
     """The targets and networks on which a row loses most, if it loses more than HARM; ran : (network, row)."""
-    losses, targets = [], targets_of(rows)
+    losses, targets = [], distinct(of_domain(rows, POOLED), "domain")
     for network, arm in ran:
         for domain in targets:
             ours, baseline = mean[domain, network, arm], mean[domain, network, BASELINE]

@@ -3,20 +3,21 @@ import math
 
 import pytest
 
-from cmr.comparison import (POOLED, TESTED_METRICS, all_tests, comparable, compare, distinct, gap_closed, means,
-                            outcome, patient_values)
+from cmr.comparison import (DISTANCES, POOLED, TESTED_METRICS, all_tests, comparable, compare, distinct, gap_closed,
+                            means, outcome, patient_values, penalised)
 from cmr.experiment import ARMS
 
 
 def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target", **more):
     dice = 0.9 - hd95 / 100 if status == "ok" else 0.0
-    return {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status,
-            "structure": "LV", "dice": dice, "hd95": hd95, "assd": hd95 / 4, "hd95_in_plane": hd95,
-            "diagonal_mm": 500.0, **more}
+    measured = {"domain": domain, "role": role, "subject": subject, "arm": arm, "network": "vanilla", "status": status,
+                "structure": "LV", "dice": dice, "hd95": hd95, "hd95_pooled": hd95, "assd": hd95 / 4,
+                "hd95_in_plane": hd95, "diagonal_mm": 500.0, **more}
+    return penalised([measured])[0]
 
 
 def missed(subject, arm):
-    return {**row(subject, arm, math.inf, "missed"), "hd95_in_plane": math.nan}
+    return row(subject, arm, math.inf, "missed", hd95_in_plane=math.nan)
 
 
 def test_failures_are_counted_and_can_only_hurt():
@@ -31,11 +32,13 @@ def test_failures_are_counted_and_can_only_hurt():
     assert worse["n"] == 12 and worse["n_missed_arm"] == 1
     assert worse["mean_difference"] == pytest.approx((-3 * 12 + 2 + 490) / 12)
     assert worse["wilcoxon_p"] > better["wilcoxon_p"]
-    assert patient_values([rows[1]], "hd95", None) == {} and patient_values([rows[1]], "dice", 500.0) == {"p0": 0.0}
-    for metric in ("hd95", "assd", "hd95_in_plane"):
-        assert patient_values([rows[1]], metric, 500.0) == {"p0": 500.0}
-    found_in_no_slice = {**row("p0", "DA", 30.0), "hd95_in_plane": math.nan}
-    assert patient_values([found_in_no_slice], "hd95_in_plane", 500.0) == {"p0": 500.0}
+    assert patient_values([rows[1]], "hd95_found") == {} and patient_values([rows[1]], "dice") == {"p0": 0.0}
+    for metric in DISTANCES:
+        assert patient_values([rows[1]], metric) == {"p0": 500.0}
+    found_in_no_slice = row("p0", "DA", 30.0, hd95_in_plane=math.nan)
+    assert patient_values([found_in_no_slice], "hd95_in_plane") == {"p0": 500.0}
+    absent_from_both = row("p0", "DA", math.nan, "absent_both", dice=math.nan)
+    assert all(patient_values([absent_from_both], metric) == {} for metric in ("dice", *DISTANCES))
 
 
 def test_means_tests_and_shares_speak_of_the_same_distances():

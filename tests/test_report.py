@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from cmr.comparison import DISTANCES, penalised
 from cmr.pictures import Example
 from cmr.report import draw_examples, write_report
 
@@ -71,9 +72,9 @@ def test_no_share_of_a_gap_without_an_upper_bound(run, uneven, tmp_path):
 def test_a_heart_outside_the_field_of_view_is_drawn_and_said(tmp_path):
     """Its structures are missed, so that it is the worst case; there is nothing to draw contours of."""
     measured = {"p": {}, "q": {}, "r": {"status": "missed", "hd95": math.inf}}
-    row = {"domain": "Vendor=A", "network": "vanilla", "arm": "baseline", "phase": "ED", "status": "ok", "hd95": 10.0,
-           "diagonal_mm": 500.0}
-    rows = [{**row, "subject": subject, **of} for subject, of in measured.items()]
+    row = {"domain": "Vendor=A", "network": "vanilla", "arm": "baseline", "phase": "ED", "status": "ok",
+           "diagonal_mm": 500.0, **dict.fromkeys(DISTANCES, 10.0)}
+    rows = penalised([{**row, "subject": subject, **of} for subject, of in measured.items()])
     image, heart = np.zeros((4, 16, 16), np.float32), np.zeros((4, 16, 16), np.uint8)
     heart[1:3, 4:8, 4:8] = 1
     truths = {"p": heart, "q": heart, "r": 0 * heart, "not measured": heart}

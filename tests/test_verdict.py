@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cmr.comparison import all_tests, outcome
+from cmr.comparison import all_tests, outcome, penalised
 from cmr.verdict import control_lines, sentences
 
 SOURCE, TARGETS = "Vendor=A", ("Vendor=B", "Vendor=C")
@@ -29,8 +29,9 @@ def rows_of(hd95_of, networks=("vanilla",), source_hd95=8.0, patients=14, bound=
                     rows.append({"domain": domain, "role": "source" if domain == SOURCE else "target",
                                  "subject": f"{domain}{i}", "arm": arm, "network": network, "structure": "LV",
                                  "status": "ok" if found else "missed", "dice": 1 - hd95 / 100 if found else 0.0,
-                                 "hd95": hd95, "assd": hd95 / 4, "hd95_in_plane": hd95, "diagonal_mm": 500.0})
-    return rows
+                                 "hd95": hd95, "hd95_pooled": hd95, "assd": hd95 / 4, "hd95_in_plane": hd95,
+                                 "diagonal_mm": 500.0})
+    return penalised(rows)
 
 
 def said(hd95_of, boundable=(), **more):
@@ -146,7 +147,7 @@ def test_harm_is_named_where_it_is():
 
 
 def test_rows_that_ran_for_some_networks_only():
-    more = [row for row in rows_of({"DA": steady(-3)}, networks=("nnunet2d",), bound=None)]
+    more = rows_of({"DA": steady(-3)}, networks=("nnunet2d",), bound=None)
     rows = rows_of({"DA": steady(-3), "DG": steady(-3), "augmented": steady(-3)}) + more
     gap, da, dg, controls, harm = sentences(rows, all_tests(rows), SOURCE, TARGETS)
     assert "so the gap of nnunet2d cannot be told from that; an upper bound can be had" in gap

@@ -60,7 +60,6 @@ ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
         Arm(UPPER_BOUND, "target", "raw", "its own training images", source="no",
             target_masks="those of its training images"))
-DOSES = {}
 # Networks whose secondary rows are measured too.
 ALL_INPUTS_OF = {**dict.fromkeys(("tiny", "demo", "small", "lab"), "vanilla"), "paper": "vanilla,nnunet2d,nnunet3d"}
 # What generalises without a diffusion model: DG is compared with each.

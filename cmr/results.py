@@ -21,7 +21,6 @@ from cmr.report import SUMMARISED, markdown_table, mean_sd
 from cmr.settings import given, opt, parse
 
 SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like the source?")
-OF_EACH = SHOWN[:1]                              # sections of the second and further runs
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def results_page(runs, c):
     for run, report in zip(runs, reports):
         verdict = "\n".join(re.findall(r"^- \*\*.*", report[""], re.M))
         text += [f"## Seed {run.name.rpartition('-seed')[2]}: what the numbers say", "", verdict, ""]
-        for heading in SHOWN if run == runs[0] else OF_EACH:
+        for heading in SHOWN if run == runs[0] else SHOWN[:1]:
             text += [f"### {heading}", "", _with_figures(report[heading], run / "results", folder), ""]
     if len(runs) > 1:
         text += ["## Spread over the seeds", "", spread_over_seeds(runs), ""]

@@ -14,13 +14,13 @@ import numpy as np
 from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
-from cmr.pictures import Example
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.look import fda, match_quantiles
 from cmr.metrics import measure
 from cmr.network import softmax
 from cmr.nifti import read_volume, without_words, write_like
+from cmr.pictures import Example
 from cmr.provenance import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report

@@ -156,12 +156,13 @@ def data_changed(c):
 
 def makefile(runs):
     """The goals and stages of all runs as rules of make."""
-    first = runs[0]
-    reports = [f"{run.run}/results/report.md" for run in runs]
-    rules = [rule("reproduce", reports, [], *(f"@cat {report}; echo; echo 'figures and per-case numbers: "
-                                               f"{Path(report).parent}'" for report in reports)),
-             rule("check", [], [], stages(first)[0].command),
-             rule("estimate", [], [], price(first))]
+    reports = [str(run.run / "results" / "report.md") for run in runs]
+    shown = [f"@cat {report}; echo; echo 'figures and per-case numbers: {Path(report).parent}'" for report in reports]
+    if len(runs) > 1:
+        folders = ",".join(str(run.run) for run in runs)
+        shown.append(f"@{runs[0].python} -m cmr.results --spread --runs {folders} --out {runs[0].run}/results/seeds.md")
+    rules = [rule("reproduce", reports, [], *shown), rule("check", [], [], stages(runs[0])[0].command),
+             rule("estimate", [], [], price(runs[0]))]
     for run in runs:
         below = lambda files: [str(run.run / file) for file in files]
         for stage in stages(run):

@@ -49,6 +49,14 @@ def test_a_report_is_of_exactly_what_is_asked_for(tmp_path):
         assert made(tmp_path, *TWO, *asked) == {}
 
 
+def test_several_seeds_are_runs_of_their_own_and_end_in_a_table_of_their_spread(tmp_path):
+    commands = made(tmp_path, *TWO, "--seeds", "2", "--seed", "3")
+    asked = (tmp_path / "asked").read_text()
+    assert all(asked.count(f"--seed {seed} ") == 1 + 1 + 2 + 2 + 2 + 1 for seed in (3, 4))
+    spread = commands["seeds.md"]
+    assert "-m cmr.results --spread --runs" in spread and "-seed3," in spread and "-seed4 " in spread
+
+
 def test_a_dataset_that_was_changed_is_checked_again(tmp_path):
     made(tmp_path, *TWO)
     (tmp_path / "data" / "new").write_text("")

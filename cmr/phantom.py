@@ -1,22 +1,16 @@
-"""One phantom study: a subject's beating heart, scanned slice by slice, with the labels an annotator would draw.
+"""Write the embedded multi-vendor phantom as an M&Ms-1 tree: `python -m cmr.phantom --out data/phantom-demo`.
 
-Files are written by `cmr.phantom`.
+A numerical heart beats in a numerical thorax and is scanned, slice by slice, by four simulated vendors, so that
+everything runs without a download.  It is never patient data: PHANTOM stands in every file.
+How a heart, its surroundings and a scan are made is in `cmr.phantom_heart`, `cmr.phantom_tissue`, `cmr.phantom_scanner`.
 
-Public: `Study`, `render_study`, `contraction`.
-
-Write the embedded multi-vendor phantom as an M&Ms-1 tree: `python -m cmr.phantom --out data/phantom-demo`.
-
-A numerical heart in a numerical thorax, scanned by four simulated vendors, so that everything runs without a download
-and the domain gap can be turned with one knob (`--severity`).  It is never patient data: PHANTOM stands in every file.
-`--validate` prints statistics of the phantom beside those measured on real cardiac MR.
-How a heart and its scan are made is in `cmr.phantom` and below.
-
-Public: `Config`, `PRESETS`, `write_dataset`.
+Public: `Config`, `PRESETS`, `write_dataset`, `render_study`, `contraction`.
 """
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from scipy import ndimage
@@ -26,33 +20,138 @@ from cmr.files import writable_folder, write_csv, write_json, write_text
 from cmr.grid import CANONICAL
 from cmr.nifti import write_nifti
 from cmr.phantom_heart import GROUPS, heart_at, label_slice, sample_subject
-from cmr.phantom_realism import print_realism
-from cmr.phantom_scanner import (
-    GRID, REFERENCE_VENDOR, STAND_INS, VENDORS, acquire, at_severity, export, sample_session, signal_slice)
+from cmr.phantom_scanner import GRID, VENDORS, acquire, export, sample_session, signal_slice
 from cmr.phantom_tissue import fractal, noise_fields, tissue_slice
 from cmr.records import VALUES
 from cmr.seeds import rng
 from cmr.settings import at_least, given, one_of, opt, parse, within
 from cmr.workers import spawned
 
+# Studies of each vendor: labelled training, unlabelled training, validation, testing.  As in M&Ms, C and D have no
+# labelled training studies; A is the source.
+COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
+          "example": {"A": (24, 0, 2, 0), "D": (0, 0, 0, 1)},
+          "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
+          "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},
+          "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)}}
+FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
+CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
+README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
+Not for clinical use.  Written by cmr/phantom.py; all sampled values are in phantom_params.json.
+"""
+
 
 @dataclass(frozen=True)
-class Study:
-    """A rendered study: image and label (X, Y, Z, T), affine, spacing (x, y, z) mm, ED and ES index, the truth."""
-    image: np.ndarray
-    label: np.ndarray
-    affine: np.ndarray
-    spacing_mm: tuple
-    ed: int
-    es: int
-    truth: dict
+class Config:
+    """Settings of the phantom dataset."""
+    out: str = opt("data/phantom-demo", "folder of the dataset", given("a folder"))
+    counts: str = opt("demo", "studies per vendor and split", one_of(*COUNTS))
+    frames: int = opt(3, "frames of each training cine (real ones have 18-34)", within(2, 100))
+    test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone", within(2, 100))
+    target_training: int = opt(0, "labelled training studies of every vendor but A beside --counts, for networks "
+                                  "trained on the target itself; no other study changes", at_least(0))
+    seed: int = opt(0, "seed of every subject and scan", at_least(0))
+    processes: int = opt(os.cpu_count() or 1, "subjects rendered at a time; does not change the result", at_least(1))
+
+
+PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "small": {}, "lab": dict(counts="lab", frames=12),
+           "paper": dict(counts="mnms", frames=25, test_frames=25)}
+
+
+def main(argv=None):
+    write_dataset(parse(Config, PRESETS, argv, __doc__.splitlines()[0]))
+
+
+def write_dataset(config):
+    """Write the whole tree; phantom_params.json is written last, so its presence means *finished*.
+
+    Equal settings give equal bytes.  Raises CheckpointError where another phantom lies.
+    """
+    root = writable_folder(config.out)
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes")}
+    started = root / ".settings.json"
+    if started.exists() and json.loads(started.read_text()) != settings:
+        raise CheckpointError(f"{root}: holds a phantom of other settings; use another --out or delete it")
+    write_json(started, settings)
+    write_text(root / "README.txt", README)
+    jobs = [(config, *study) for study in _studies(config)]
+    done = []
+    for study in spawned(_write_study, jobs, min(config.processes, len(jobs))):
+        done.append(study)
+        if len(done) % 10 == 0 or len(done) == len(jobs):
+            print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
+    done.sort(key=lambda study: study["row"]["External code"])
+    table = [{"": i, **study["row"]} for i, study in enumerate(done)]
+    write_csv(root / "OpenDataset" / CSV_NAME, table, list(table[0]))
+    sampled = {study["row"]["External code"]: study["sampled"] for study in done}
+    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings, "studies": sampled})
+
+
+def _studies(config):
+    """(code, vendor, split folder, disease group) of every study, a function of the seed."""
+    draw, studies, codes = rng(config.seed, "plan"), [], set()
+    counts_of = COUNTS[config.counts]
+    # The targets' own training studies are drawn last, so that they change nothing else.
+    own_training = {vendor: (config.target_training,) for vendor in counts_of if vendor != "A"}
+    for vendor, counts in (*counts_of.items(), *own_training.items()):
+        folders = [folder for folder, n in zip(FOLDERS, counts) for _ in range(n)]
+        groups = [group for n in counts for group in _groups(draw, n)]
+        for folder, group in zip(folders, groups):
+            code = _code(draw)
+            while code in codes:
+                code = _code(draw)
+            codes.add(code)
+            studies.append((code, vendor, folder, group))
+    return studies
+
+
+def _code(draw):
+    """A study's code like those of M&Ms: digit, letter, digit, letter, digit, here after an X."""
+    digits, letters = list("0123456789"), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return "X" + "".join(draw.choice(digits if i % 2 == 0 else letters) for i in range(5))
+
+
+def _groups(draw, n):
+    """n disease groups in the phantom's proportions, shuffled: no vendor gets its case mix by chance."""
+    shares = np.array(list(GROUPS.values()))
+    counts = np.floor(shares * n).astype(int)
+    for i in np.argsort(-(shares * n - counts), kind="stable")[: n - counts.sum()]:
+        counts[i] += 1
+    return list(draw.permutation(np.repeat(list(GROUPS), counts)))
+
+
+def _write_study(job):
+    """Render and write one study, unless an earlier run has; {row: of the CSV, sampled: what it was made of}."""
+    config, code, vendor, folder, group = job
+    study_folder = Path(config.out) / "OpenDataset" / folder / code
+    finished = study_folder / f".{code}.json"
+    if finished.exists():
+        return json.loads(finished.read_text())
+    draw = rng(config.seed, code)
+    subject = sample_subject(draw, group)
+    frames = config.frames if folder.startswith("Training") else config.test_frames
+    study = render_study(subject, VENDORS[vendor], frames, config.seed, code)
+    label, ed, es = study.label, study.ed, study.es
+    if folder == "Training/Unlabeled":
+        label, ed, es = np.zeros_like(label), 0, 0
+    for name, array in ((f"{code}_sa.nii.gz", study.image), (f"{code}_sa_gt.nii.gz", label)):
+        write_nifti(study_folder / name, array, study.affine, study.spacing_mm, "PHANTOM, not a patient")
+    sex = str(draw.choice(["M", "F"]))
+    height, weight = ((176, 7), (80, 12)) if sex == "M" else ((163, 7), (67, 12))
+    row = {"External code": code, "VendorName": VENDORS[vendor].name, "Vendor": vendor,
+           "Centre": VENDORS[vendor].centre, "ED": ed, "ES": es, "Age": int(draw.integers(20, 80)), "Pathology": group,
+           "Sex": sex, "Height": int(draw.normal(*height)), "Weight": int(draw.normal(*weight))}
+    written = {"row": row, "sampled": study.sampled}
+    write_json(finished, written)
+    return written
 
 
 def render_study(subject, vendor, frames, *key):
-    """Scan `subject` (cmr.phantom_heart.Subject) on `vendor` (cmr.phantom_scanner.Vendor).
+    """Scan a subject (`cmr.phantom_heart.sample_subject`) on a vendor (`cmr.phantom_scanner.Vendor`).
 
-    The heart, its pose and its texture depend on the subject alone and `key` only drives the scan, so two vendors can
-    image the same subject: paired images.
+    The heart, its pose and its texture depend on the subject alone and `key` drives only the scan, so that two vendors
+    can image the same subject.  Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frames ed and
+    es, and what was sampled.
     """
     scan, pose = rng(*key, "scan"), np.random.default_rng(subject.texture_seed + 1)
     session = sample_session(scan, vendor)
@@ -75,7 +174,7 @@ def render_study(subject, vendor, frames, *key):
         hand = [ndimage.zoom(wobble[2 * k + i], u_near.shape[0] / 64, order=1) * 1.7 for i in (0, 1)]
         u_breath, v_breath = u + np.float32(shift[0]), v + np.float32(shift[1])
         for f, heart in enumerate(hearts):
-            layers, thorax = tissue_slice(heart, u_breath, v_breath, w, here, thorax=thorax)
+            layers, thorax = tissue_slice(heart, u_breath, v_breath, w, here, thorax)
             signal = signal_slice(layers, u, v, here["texture"], session)
             image[f, k] = acquire(signal, u, v, w, session, scan)
             if f in (ed, es):
@@ -86,10 +185,10 @@ def render_study(subject, vendor, frames, *key):
         label[f] = _single_components(label[f])
 
     spacing_mm = (session.fov_mm / session.matrix,) * 2 + (session.spacing_mm,)
-    truth = {"subject": asdict(subject), "vendor": asdict(session.vendor), "enhanced": session.enhanced,
-             **_volumes_ml(label, {"ED": ed, "ES": es}, spacing_mm)}
-    stored_image, stored_label, affine = _store(image, label, spacing_mm, subject, session.vendor.flips)
-    return Study(stored_image, stored_label, affine, spacing_mm, ed, es, truth)
+    image, label, affine = _store(image, label, spacing_mm, subject, session.vendor.flips)
+    sampled = {"subject": vars(subject), "vendor": asdict(session.vendor), "enhanced": session.enhanced}
+    return SimpleNamespace(image=image, label=label, affine=affine, spacing_mm=spacing_mm, ed=ed, es=es,
+                           sampled=sampled)
 
 
 def contraction(frame, frames, ed):
@@ -110,19 +209,13 @@ def _slice_positions(ed_heart, session, pose):
 
 
 def _plane(n, fov_mm):
-    """(u, v), each (n, n) float32 in mm: the centres of n pixels over a field of view."""
+    """(u, v), each (n, n) float32 in mm: the centres of n x n pixels over a field of view."""
     axis = ((np.arange(n) - (n - 1) / 2) * fov_mm / n).astype(np.float32)
     return np.meshgrid(axis, axis)
 
 
-def _volumes_ml(label, frame_of, spacing_mm):
-    """{LV_ED_ml, ...} from the labels (T, D, H, W)."""
-    return {f"{name}_{phase}_ml": float((label[frame] == value).sum() * np.prod(spacing_mm) / 1000)
-            for phase, frame in frame_of.items() for name, value in VALUES.items()}
-
-
 def _single_components(label):
-    """Keep the largest face-connected part of each structure (D, H, W); the rest becomes background."""
+    """The largest face-connected part of each structure of a label map (D, H, W); the rest becomes background."""
     result = np.zeros_like(label)
     for value in VALUES.values():
         parts, n = ndimage.label(label == value)
@@ -131,153 +224,20 @@ def _single_components(label):
     return result
 
 
-def _store(image, label, spacing, subject, flips):
-    """Canonical (T, D, H, W) to the vendor's stored (X, Y, Z, T), and the affine that says so."""
+def _store(image, label, spacing_mm, subject, flips):
+    """Both arrays (T, D, H, W) as the vendor stores them, (X, Y, Z, T), and the affine that says so."""
     a, b = subject.tilt                                           # the plane's tilt also turns the affine
     turn = np.linalg.qr(np.eye(3) + np.array([[0, -a, -b], [a, 0, 0], [b, 0, 0]]))[0]
-    directions = np.sign(np.diag(turn)) * turn @ CANONICAL        # columns w, h, d
-    transposed, flip_0, flip_1, flip_d = flips
-    order = (1, 0) if transposed else (0, 1)                      # canonical in-plane axis of stored axes 0 and 1
-    arrays = [np.moveaxis(a, [3, 2, 1, 0], [order.index(0), order.index(1), 2, 3]) for a in (image, label)]
-    columns = [directions[:, order[0]], directions[:, order[1]], directions[:, 2]]
-    for axis, flip in enumerate((flip_0, flip_1, flip_d)):
-        if flip:
-            arrays, columns[axis] = [np.flip(a, axis) for a in arrays], -columns[axis]
+    directions = np.sign(np.diag(turn)) * turn @ CANONICAL        # columns: along w, h and d
+    transposed, *flipped = flips
+    axes = (2, 3, 1, 0) if transposed else (3, 2, 1, 0)
+    if transposed:
+        directions = directions[:, [1, 0, 2]]
+    stored = [np.flip(array.transpose(axes), tuple(np.flatnonzero(flipped))) for array in (image, label)]
     affine = np.eye(4)
-    affine[:3, :3] = np.stack(columns, 1) * spacing
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(arrays[0].shape[:3]) - 1) / 2)
-    return (*map(np.ascontiguousarray, arrays), affine)
-
-
-COLUMNS = ["", "External code", "VendorName", "Vendor", "Centre", "ED", "ES", "Age", "Pathology", "Sex", "Height",
-           "Weight"]
-CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
-# Studies per vendor: labelled training, unlabelled training, validation, testing.  C and D have no labelled training
-# studies in M&Ms either; A is the source.  Stand-ins are the targets of whoever settles a recipe, beside the A of
-# another phantom.
-COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D": (0, 0, 1, 2)},
-          "example": {"A": (24, 0, 2, 0), "D": (0, 0, 0, 1)},
-          "demo": {"A": (40, 0, 4, 10), "B": (0, 0, 5, 12), "C": (0, 1, 5, 12), "D": (0, 0, 5, 12)},
-          "lab": {"A": (75, 0, 4, 16), "B": (0, 0, 5, 13), "C": (0, 1, 5, 13), "D": (0, 0, 5, 13)},
-          "mnms": {"A": (75, 0, 4, 16), "B": (75, 0, 10, 40), "C": (0, 25, 10, 40), "D": (0, 0, 10, 40)},
-          "stand-ins": dict.fromkeys(STAND_INS, (0, 0, 4, 6))}
-FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
-README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
-Not for clinical use.  Written by cmr/phantom.py; all sampled values are in phantom_params.json.
-"""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of the phantom dataset."""
-    out: str = opt("data/phantom-demo", "folder of the dataset", given("a folder"))
-    counts: str = opt("demo", "studies per vendor and split", one_of(*COUNTS))
-    frames: int = opt(3, "frames of each training cine (real ones have 18-34)", within(2, 100))
-    test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone", within(2, 100))
-    target_training: int = opt(0, "labelled training studies of every vendor but A beside --counts, for networks "
-                                  "trained on the target itself; no other study changes", at_least(0))
-    severity: float = opt(1.0, "size of the vendor gap: 0 none, 1 realistic upper range, 1.5 exaggerated", within(0, 3))
-    geometry: bool = opt(True, "vendors also differ in pixel size, slice spacing and stored orientation")
-    seed: int = opt(0, "seed of every subject and scan", at_least(0))
-    processes: int = opt(os.cpu_count() or 1, "subjects rendered at a time; does not change the result", at_least(1))
-    validate: bool = opt(False, "print the phantom's statistics beside real ones instead of writing")
-
-
-PRESETS = {"tiny": dict(counts="tiny", frames=2), "demo": {}, "small": {}, "lab": dict(counts="lab", frames=12),
-           "paper": dict(counts="mnms", frames=25, test_frames=25)}
-
-
-def write_dataset(config):
-    """Write the whole tree; phantom_params.json is written last, so its presence means *finished*.
-
-    Equal settings give equal bytes.  Raises CheckpointError where another phantom lies.
-    """
-    root = writable_folder(config.out)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "processes", "validate")}
-    started = root / ".settings.json"
-    if started.exists() and json.loads(started.read_text()) != settings:
-        raise CheckpointError(f"{root}: holds a phantom of other settings; use another --out or delete it")
-    write_json(started, settings)
-    write_text(root / "README.txt", README)
-    jobs = [(config, *study) for study in _studies(config)]
-    done = []
-    for study in spawned(_write_study, jobs, min(config.processes, len(jobs))):
-        done.append(study)
-        if len(done) % 10 == 0 or len(done) == len(jobs):
-            print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
-    rows = sorted((study["row"] for study in done), key=lambda r: r["External code"])
-    write_csv(root / "OpenDataset" / CSV_NAME, [{"": i, **row} for i, row in enumerate(rows)], COLUMNS)
-    truth = {study["row"]["External code"]: study["truth"] for study in done}
-    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings, "studies": truth})
-
-
-def _studies(config):
-    """(code, vendor, split folder, group) of every study, a function of the seed."""
-    draw, studies, codes = rng(config.seed, "plan"), [], set()
-    counts_of = COUNTS[config.counts]
-    training_of_targets = {vendor: (config.target_training,) for vendor in counts_of if vendor != REFERENCE_VENDOR}
-    # The targets' training studies are drawn last, so that they change nothing else.
-    for vendor, counts in (*counts_of.items(), *training_of_targets.items()):
-        folders = [folder for folder, n in zip(FOLDERS, counts) for _ in range(n)]
-        groups = [group for n in counts for group in _groups(draw, n)]
-        for folder, group in zip(folders, groups):
-            code = _code(draw)
-            while code in codes:
-                code = _code(draw)
-            codes.add(code)
-            studies.append((code, vendor, folder, group))
-    return studies
-
-
-def _code(draw):
-    """A study's code as M&Ms has them: digit, letter, digit, letter, digit."""
-    digits, letters = list("0123456789"), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    return "X" + "".join(draw.choice(digits if i % 2 == 0 else letters) for i in range(5))
-
-
-def _groups(draw, n):
-    """n disease groups in the phantom's proportions, shuffled: no vendor gets its case mix by chance."""
-    shares = np.array(list(GROUPS.values()))
-    counts = np.floor(shares * n).astype(int)
-    for i in np.argsort(-(shares * n - counts), kind="stable")[: n - counts.sum()]:
-        counts[i] += 1
-    return list(draw.permutation(np.repeat(list(GROUPS), counts)))
-
-
-def _write_study(job):
-    """Render and write one study, unless an earlier run has; {row: of the CSV, truth: what it was made of}."""
-    config, code, vendor, folder, group = job
-    study_folder = Path(config.out) / "OpenDataset" / folder / code
-    done = study_folder / f".{code}.json"
-    if done.exists():
-        return json.loads(done.read_text())                       # finished before an interruption
-    draw = rng(config.seed, code)
-    subject = sample_subject(draw, group)
-    frames = config.frames if folder.startswith("Training") else config.test_frames
-    profile = at_severity(vendor, config.severity, config.geometry)
-    study = render_study(subject, profile, frames, config.seed, code)
-    unlabelled = folder == "Training/Unlabeled"
-    label = np.zeros_like(study.label) if unlabelled else study.label
-    for name, array in ((f"{code}_sa.nii.gz", study.image), (f"{code}_sa_gt.nii.gz", label)):
-        write_nifti(study_folder / name, array, study.affine, study.spacing_mm, "PHANTOM, not a patient")
-    ed, es = (0, 0) if unlabelled else (study.ed, study.es)
-    sex = str(draw.choice(["M", "F"]))
-    height, weight = ((176, 7), (80, 12)) if sex == "M" else ((163, 7), (67, 12))
-    role = VENDORS[vendor]
-    row = {"External code": code, "VendorName": role.name, "Vendor": vendor, "Centre": role.centre, "ED": ed, "ES": es,
-           "Age": int(draw.integers(20, 80)), "Pathology": group, "Sex": sex, "Height": int(draw.normal(*height)),
-           "Weight": int(draw.normal(*weight))}
-    study_and_truth = {"row": row, "truth": study.truth}
-    write_json(done, study_and_truth)
-    return study_and_truth
-
-
-def main(argv=None):
-    config = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
-    if config.validate:
-        print_realism(config.out)
-    else:
-        write_dataset(config)
+    affine[:3, :3] = np.where(flipped, -directions, directions) * spacing_mm
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(stored[0].shape[:3]) - 1) / 2)
+    return (*map(np.ascontiguousarray, stored), affine)
 
 
 if __name__ == "__main__":

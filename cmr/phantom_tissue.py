@@ -16,16 +16,16 @@ _NAMES = "AIR FAT MUSCLE CORTEX MARROW LUNG LIVER SPLEEN FOOD GAS KIDNEY FLUID A
 Tissue = IntEnum("Tissue", _NAMES, start=0)
 
 
-def tissue_slice(heart, u, v, w, noise, thickness_mm=8.0, sub_slices=3, thorax=None):
-    """Tissues through the thickness of one slice: (sub_slices, H, W) int8 of Tissue, and the heart-less thorax (H, W).
+def tissue_slice(heart, u, v, w, noise, thorax=None):
+    """Tissues in three layers through the 8 mm of one slice: (3, H, W) int8 of Tissue, and the thorax alone (H, W).
 
     u, v : (H, W) mm.  noise : {name: (H, W)}.  Pass `thorax` back in for the next phase of the same slice: it does not
     move.
     """
     if thorax is None:
         thorax = _thorax_tissue(heart.subject, u, v, w, noise)
-    stack = np.repeat(thorax[None], sub_slices, 0)
-    offsets = (np.arange(sub_slices) - (sub_slices - 1) / 2) * thickness_mm / sub_slices
+    stack = np.repeat(thorax[None], 3, 0)
+    offsets = (np.arange(3) - 1.0) * 8.0 / 3
     rows, columns = np.abs(v[:, 0] - heart.subject.centre_mm[1]) < 90, np.abs(u[0] - heart.subject.centre_mm[0]) < 90
     box = np.ix_(rows, columns)
     for layer, offset in zip(stack, offsets):

@@ -1,7 +1,7 @@
 """Speed of the parts on this machine: `make bench`.  Compare ratios within one run; seconds are the machine's.
 
-All is of the size of `demo`, made of noise, and beside other people's networks of equal layers where installed:
-diffusers' UNet2DModel, dynamic-network-architectures' PlainConvUNet.
+Networks are of the size of `demo` and see noise.  Other people's of equal layers, diffusers' UNet2DModel and
+dynamic-network-architectures' PlainConvUNet, are timed beside ours where they are installed.
 
 Public: `noise_volume`, `segmenter_speed`, `other_denoiser`, `other_nnunet`, `main`.
 """
@@ -52,8 +52,7 @@ def print_steps(what, device, loss_of, networks, waiting_s=0.0):
             optimizer.step()
 
         step_s = waiting_s + seconds(step, 10)
-        name = f"{what}, training step of {type(net).__name__}"
-        print(f"{name}: {step_s:.3f}, {waiting_s / step_s:.1%} of it waiting for data")
+        print(f"{what}, step of {type(net).__name__}: {step_s:.3f}, {waiting_s / step_s:.1%} of it waiting for data")
 
 
 def denoiser_speed(device):

@@ -2,7 +2,7 @@
 
 Every kind of training makes a few real steps, as its script does them; the networks that come of it then make some
 images of each synthetic set, and segment and score a volume.  What is multiplied by what stands in the table.
-Not counted: the phantom, the check, the report, and that stages beside each other slow each other down.
+Not counted: phantom, check, report, DG's controls, which project nothing, and that stages slow each other down.
 
 Public: `Config`, `estimated`, `table`.
 """
@@ -12,7 +12,7 @@ import runpy
 import shutil
 import tempfile
 import timeit
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +31,15 @@ from cmr.studies import in_role, studies_of
 from cmr.workers import cores, pick_device
 from cmr.working import prepare
 
-SCRIPTS = Path(__file__).parent.parent
-
 
 @dataclass(frozen=True)
 class Config(DataConfig):
     experiment: str = opt("demo", "preset of the experiment that is estimated; that of --preset", one_of(*GRIDS))
     target: str     = opt("Vendor=B,C,D", "target domains")
+    references: str = opt("", "domain of DG's references; empty: the source")
     segmenters: str = opt("vanilla-real,vanilla-synthetic", "all that are trained, as network-trainingset")
     jobs: int       = opt(1, "stages at a time", at_least(1))
     ranks: int      = opt(1, "GPUs that share each stage, as many times as fast", at_least(1))
-    out: str        = opt("", "folder for estimate.md; empty: print only")
 
 
 PRESETS = {preset: dict(**grid, experiment=preset) for preset, grid in GRIDS.items()}
@@ -60,53 +58,46 @@ def main(argv=None):
 
 def estimated(c, run):
     """[(stage, how many, of what, seconds of one)] of all long stages; `run` is an empty folder to work in."""
-    segmenters = [split_name(name) for name in c.segmenters.split(",")]
-    script = runpy.run_path(str(SCRIPTS / "train_diffusion.py"))
+    segmenters, scripts = [split_name(name) for name in c.segmenters.split(",")], Path(__file__).parent.parent
+    script = runpy.run_path(f"{scripts}/train_diffusion.py")
     steps = script["Config"](**script["PRESETS"][c.experiment]).steps
     step_s = step_seconds(c, script["main"], run / "diffusion", "--sheet", "1", "--sheet-steps", "1")
-    stages = [("diffusion", steps, "steps", step_s)]
-    script, of_network = runpy.run_path(str(SCRIPTS / "train_unet.py")), {}
-    for network in dict.fromkeys(network for network, _ in segmenters):
+    stages, of_network = [("diffusion", steps, "steps", step_s)], {}
+    script = runpy.run_path(f"{scripts}/train_unet.py")
+    for network in dict(segmenters):
         steps = script["Config"](**NETWORKS[network].presets[c.experiment]).steps
         flags = "--network", network, "--epoch-steps", "3", "--validation-batches", "1"
         of_network[network] = steps, "steps", step_seconds(c, script["main"], run / network, *flags)
     stages += [(f"{network}-{trained_on}", *of_network[network]) for network, trained_on in segmenters]
 
-    sets = {"dg": dict(arm="dg"), "da": dict(arm="da", target=c.target)}
-    for _, trained_on in segmenters:
-        if trained_on == "shifted":
-            sets["shifted"] = dict(arm="dg", strength="none")
-        if trained_on.startswith("dose"):
-            sets[trained_on] = dict(arm="dg", samples=int(trained_on.removeprefix("dose")))
-    for name, changes in sets.items():
-        synthesis = synthetic_set(c, run, name, segmenters[0][0], changes)
-        n_images = len(synthesis.jobs)
-        stages.append((name, n_images, "images", seconds_each(synthesis.volume, n_images) / c.ranks))
+    models = "--diffusion", f"{run}/diffusion/final.pt", "--segmenter", f"{run}/{segmenters[0][0]}/final.pt"
+    for use, kind, flags in (("dg", synthesize.Generalisation, ("--references", c.references)),
+                             ("da", synthesize.Adaptation, ("--target", c.target))):
+        argv = [*of_any(c), "--use", use, *models, *flags, "--out", f"{run}/{use}"]
+        synthesis = kind(parse(synthesize.Config, synthesize.PRESETS, argv, "", by="use"))
+        n = len(synthesis.jobs)
+        stages.append((use, n, "images", seconds_each(synthesis.volume, n) / c.ranks))
     return [*stages, evaluation(c, run, segmenters)]
+
+
+def of_any(c):
+    """The flags on which all stages must agree."""
+    flags = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device]
+    flags += ["--upper-bound"] if c.upper_bound else []
+    return flags + (["--use-unlabeled-masks"] if c.use_unlabeled_masks else [])
 
 
 def step_seconds(c, main, out, *flags):
     """Of a training, some steps of which its script's main makes; out/final.pt has what came of them."""
-    places = ["--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device, "--seed", str(c.seed)]
-    places += ["--upper-bound"] if c.upper_bound else []
     for steps in (3, 30):                                         # the second time only if a step is short
         shutil.rmtree(out, ignore_errors=True)
-        short = ["--steps", str(steps), "--log-every", "1", "--out", str(out)]
-        main(["--preset", c.experiment, *places, *short, *flags])
+        main([*of_any(c), "--steps", str(steps), "--log-every", "1", "--out", str(out), *flags])
         rows = read_csv(out / "log.csv", ("seconds_per_step",))
         # The first step warms up; after the last, an nnU-Net's epoch is validated.
         seconds = float(np.median([float(row["seconds_per_step"]) for row in rows[1:-1]]))
         if seconds > 1:
             break
     return seconds / c.ranks
-
-
-def synthetic_set(c, run, name, auditor, changes):
-    """What makes a synthetic set with the networks of `run`."""
-    shared = {f.name: getattr(c, f.name) for f in fields(DataConfig)}
-    values = {**synthesize.PRESETS[c.experiment][changes["arm"]], **shared, **changes, "out": str(run / name)}
-    models = dict(diffusion=str(run / "diffusion" / "final.pt"), segmenter=str(run / auditor / "final.pt"))
-    return synthesize.Synthesis(synthesize.Config(**values, **models))
 
 
 def evaluation(c, run, segmenters):
@@ -122,15 +113,14 @@ def evaluation(c, run, segmenters):
         once_s = seconds_each(lambda i: segmenter.logits(image, working.spacing_mm), 3)
         seconds += once_s * sum(of == network for of, _, _ in seen)
     logits, (_, truth, nifti, _) = segmenter.logits(image, working.spacing_mm), read_volume(working.record)
-    truth = truth.transpose(2, 1, 0)                              # (X, Y, Z) -> (D, H, W)
+    masks = [truth.transpose(2, 1, 0) == value for value in VALUES.values()]         # (X, Y, Z) -> (D, H, W)
 
-    def row(i):
+    def score(i):
         labels_on_original([logits], working.geometry)
-        for value in VALUES.values():                             # a segmentation that is a pixel off
-            measure(np.roll(truth == value, 1, axis=1), truth == value, nifti.spacing_mm[::-1])
+        for mask in masks:                                        # a segmentation that is a pixel off
+            measure(np.roll(mask, 1, axis=1), mask, nifti.spacing_mm[::-1])
 
-    seconds += seconds_each(row, 3) * len(rows)
-    return "results", len(tested), "volumes", seconds / c.ranks
+    return "results", len(tested), "volumes", (seconds + seconds_each(score, 3) * len(rows)) / c.ranks
 
 
 def seconds_each(make, n):
@@ -147,10 +137,9 @@ def table(c, stages):
     """The estimate as Markdown."""
     lines = [f"Estimate for preset {c.experiment} on this machine ({pick_device(c.device)}, {cores()} cores):", "",
              "| stage | how many | seconds each | minutes |", "|---|---|---|---|"]
-    minutes = []
     for name, count, unit, each_s in stages:
-        minutes.append(count * each_s / 60)
-        lines.append(f"| {name} | {count} {unit} | {each_s:.3g} | {minutes[-1]:.1f} |")
+        lines.append(f"| {name} | {count} {unit} | {each_s:.3g} | {count * each_s / 60:.1f} |")
+    minutes = [count * each_s / 60 for _, count, _, each_s in stages]
     total = max(*minutes, sum(minutes) / c.jobs)
     lines += ["", f"Total: about {total:.0f} minutes ({total / 60:.1f} hours) with JOBS={c.jobs} and GPUS={c.ranks}; "
                   f"{sum(minutes):.0f} minutes one after the other.", ""]

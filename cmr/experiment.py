@@ -191,7 +191,8 @@ def stages(c):
 def price(c):
     """The command that says what the run will take."""
     rows = f"--segmenters {','.join(segmenters(c))}"
-    return command(c, "-m cmr.estimate", "check", f"--target {shlex.quote(c.target)}", rows,
+    references = f"--references {shlex.quote(c.references)}" if c.references else ""
+    return command(c, "-m cmr.estimate", "check", f"--target {shlex.quote(c.target)}", rows, references,
                    f"--jobs {c.jobs} --ranks {c.gpus}")
 
 

@@ -92,8 +92,8 @@ def _studies(config):
     draw, studies, codes = rng(config.seed, "plan"), [], set()
     counts_of = COUNTS[config.counts]
     # The targets' own training studies are drawn last, so that they change nothing else.
-    own_training = {vendor: (config.target_training,) for vendor in counts_of if vendor != "A"}
-    for vendor, counts in (*counts_of.items(), *own_training.items()):
+    of_targets = {vendor: (config.target_training,) for vendor in counts_of if vendor != "A"}
+    for vendor, counts in (*counts_of.items(), *of_targets.items()):
         folders = [folder for folder, n in zip(FOLDERS, counts) for _ in range(n)]
         groups = [group for n in counts for group in _groups(draw, n)]
         for folder, group in zip(folders, groups):

@@ -17,7 +17,7 @@ from cmr.denoiser import Denoiser
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import run_script
 from cmr.metrics import measure
-from cmr.network import Training
+from cmr.network import TrainingData
 from cmr.sampler import PROJECTED, SourceModel, Strength, placed, project
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import NETWORKS
@@ -68,10 +68,10 @@ def denoiser_speed(device):
 
 def segmenter_speed(network, device):
     """Print what a training step of a segmenter takes, and a segmented volume."""
-    common = dict(network=network, levels=4, plan="", batch=16, augment=False, optimizer="adamw", seed=0)
+    common = dict(network=network, levels=4, batch=16, augment=False, optimizer="adamw", seed=0)
     settings = SimpleNamespace(**{**common, **NETWORKS[network].presets["demo"]})
     volumes = [noise_volume(i) for i in range(20)]
-    recipe = NETWORKS[network].recipe(Training(settings, volumes, volumes[:2], volumes, np.arange(4), device))
+    recipe = NETWORKS[network].recipe(settings, TrainingData(volumes, volumes[:2], volumes, 4), device)
     batches = (to_device(recipe.batch(step, range(recipe.batch_size)), device) for step in range(12))
     x, y = next(batches)
     other = recipe.plan and other_nnunet(recipe.plan, 4)

@@ -121,6 +121,8 @@ def _exit_code(main, first):
     try:
         main()
         return 0
+    except SystemExit as stop:                                    # as of a rank whose share is done
+        return stop.code or 0
     except KeyboardInterrupt:
         if "WORLD_SIZE" not in os.environ:                        # of ranks the launcher says it
             print("interrupted; the same command goes on from what is finished", file=sys.stderr)

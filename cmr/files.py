@@ -38,7 +38,8 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path.name))
+    # Hidden, with the host and the process that writes it, so that only what nobody writes any more is swept away.
+    temporary = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -51,11 +52,6 @@ def atomic(path):
         raise ResourceError(f"{path}: cannot be written ({why}); free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _temporary_name(name):
-    """Hidden, with the host and the process that writes it, so that only what nobody writes any more is swept away."""
-    return f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{name}"
 
 
 def sha256(path):
@@ -194,11 +190,10 @@ def read_text(path):
 # ---- Folders that one process works in ----
 
 def writable_folder(path, data=""):
-    """Create the folder `path` if needed, lock it until this process ends, and return it; of several ranks the first.
+    """Create the folder `path` if needed, lock it until this process ends, delete what a killed one left half-written.
 
-    What a killed process has left half-written there is deleted.
-    data : dataset folders, separated by commas; UsageError if `path` lies in one of them.
-    Raises ResourceError at once if nothing can be written there, or if another process is working there.
+    Of several ranks the first does.  Raises ResourceError if nothing can be written there or another process is working
+    there, UsageError if `path` lies in one of the dataset folders `data`, which are separated by commas.
     """
     path = Path(path)
     for folder in filter(None, data.split(",")):
@@ -224,11 +219,11 @@ def sweep(folder):
 
 
 def _lock(path):
-    """Take the lock of a folder, until this process ends; raises ResourceError while another process has it.
+    """Take the lock of a folder until this process ends; raises ResourceError if another process keeps it.
 
-    The lock is a file that names its host and process: on every file system only one process can make a file that is
-    not there, whereas not all know links or locks of their own.  The lock of a process that has ended is taken over; so
-    is one that names nobody, as on a full disk, after a moment in which its maker could have written its name.
+    The lock is a file that names its host and process: only one process can make a file that is not there, on file
+    systems without links or locks too.  That of a process which has ended is taken over, as is, after a moment, one that
+    names nobody: its maker was killed, or the disk is full.
     """
     given_up = time.monotonic() + PATIENCE_S
     while True:

@@ -53,7 +53,7 @@ def is_first():
 
 
 def join(device):
-    """Meet the other ranks and return the device of this one: of several GPUs its own.  One process meets nobody.
+    """Meet the other ranks, if there are any, and return the device of this one: of several GPUs its own.
 
     Raises UsageError if there are fewer GPUs than ranks on this machine, or if nobody has said where the ranks meet.
     """
@@ -82,13 +82,8 @@ def _meet(backend):
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=this, world_size=n, timeout=PATIENCE)
 
 
-# ---- Training ----
-
 def share(n, of=None):
-    """Which of n samples are those of a rank: range, sizes differ by one at most.  of : the rank; None: this one.
-
-    Raises UsageError if there are more ranks than samples.
-    """
+    """Range of those of n samples that a rank has (None: this one); UsageError if there are more ranks than samples."""
     require_dealable(n, world())
     of = rank() if of is None else of
     return range(of * n // world(), (of + 1) * n // world())
@@ -143,8 +138,6 @@ def together(net):
                                                      forward_sync_buffers=False)
 
 
-# ---- Any work ----
-
 def any_of(flag):
     """Whether the flag is set on any rank: all leave a loop after the same step."""
     raised = torch.tensor([int(bool(flag))])
@@ -171,8 +164,6 @@ def dealt(function, n):
     if is_first():
         return [of_all[i % world()][i] for i in range(n)]
 
-
-# ---- The launcher ----
 
 def main(argv=None):
     ranks, *command = (sys.argv[1:] if argv is None else argv) or [""]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cmr import checkpoint, ranks
-from cmr.errors import DataError, UsageError
+from cmr.errors import UsageError
 from helpers import ROOT, on, one_line, script, training
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -135,12 +134,10 @@ def test_a_gpu_that_is_not_there_is_refused(name, gpus, ranks, words, monkeypatc
         pick_device(name)
 
 
-@pytest.mark.parametrize("system, unit", [("linux", 1024), ("darwin", 1)])
-def test_peak_memory_where_there_is_no_proc(system, unit, monkeypatch):
-    """In kilobytes on most systems, in bytes on macOS."""
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2 ** 30 // unit))
+def test_peak_memory_where_there_is_no_proc(monkeypatch):
+    """MacOS counts bytes."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2 ** 30))
     assert peak_memory_gb(torch.device("cpu")) == 3
 
 

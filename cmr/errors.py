@@ -59,27 +59,22 @@ SHARED_MEMORY = ("/dev/shm, where processes hand data to each other, is full or 
 
 def answer(error):
     """(line, exit code) that an exception ends a script with; the line is None for a fault of the program itself."""
-    if isinstance(error, UserError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError):
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return f"{what}; {_TO_DO.get(error.errno, _FREE_SPACE)}", ResourceError.exit_code
-    if isinstance(error, (RuntimeError, MemoryError)) or _is_between_ranks(error):
-        return _answer_to_torch(error), ResourceError.exit_code
-    return None, 1
-
-
-def _answer_to_torch(error):
-    """A line for what torch says of memory and of other ranks, or None.  The order matters: NCCL, too, says malloc."""
     said = str(error)
-    if _SHARED_MEMORY.search(said):
-        return f"{SHARED_MEMORY} ({_gist(error)})"
-    if _is_between_ranks(error):
-        return (f"the ranks cannot work together: {_gist(error)}; all have ended, the same command goes on from what "
-                "is finished")
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said):
-        return "out of memory; make --batch, --size, --base, --features or --processes smaller"
-    return None
+    if isinstance(error, UserError):
+        return said, error.exit_code
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else said
+        return f"{what}; {_TO_DO.get(error.errno, _FREE_SPACE)}", ResourceError.exit_code
+    # The last line of what torch says, without a C++ stack: NCCL tells there what it met.
+    gist = (said.partition("Exception raised from")[0].strip() or type(error).__name__).splitlines()[-1].strip()
+    if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(said):              # before NCCL, which names it too
+        return f"{SHARED_MEMORY} ({gist})", ResourceError.exit_code
+    if _is_between_ranks(error):                                  # before memory: NCCL, too, says malloc
+        return (f"the ranks cannot work together: {gist}; all have ended, the same command goes on from what is "
+                "finished"), ResourceError.exit_code
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(said):
+        return "out of memory; make --batch, --size, --base, --features or --processes smaller", ResourceError.exit_code
+    return None, 1
 
 
 def _is_between_ranks(error):

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and tables in them.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
+"""Files that are either whole or absent, tables in them, and folders that one process has for itself.
 
-A *sealed* file can be asked whether it is what was written: text that a flipped bit or an editor has changed still
-reads well.
+A *sealed* file can be asked whether it is what was written: text in which a bit flipped or somebody changed a digit
+still reads well.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
 
 Public: `atomic`, `sha256`, `write_text`, `encoded`, `json_text`, `write_json`, `read_json`, `write_sealed_json`,
 `read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_csv`, `read_bytes`, `read_text`, `writable_folder`,
@@ -33,8 +33,7 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.tmp\..+")
 def atomic(path):
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, delete it otherwise.
 
-    The temporary keeps the suffix, because nibabel and scikit-image choose the format by it.
-    Raises ResourceError when the disk is full.
+    It keeps the suffix, by which nibabel and scikit-image choose the format.  Raises ResourceError for a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +132,7 @@ def _cell(value):
 
 
 def seal(path, text):
-    """Write the hash of `text` beside `path`, before the file itself is there: a killed run is to write both again."""
+    """Write the hash of `text` beside `path`; before the file itself, so that a killed run makes both again."""
     write_text(f"{path}.sha256", f"{hashlib.sha256(encoded(text)).hexdigest()}  {Path(path).name}\n")
 
 
@@ -147,7 +146,7 @@ def require_sealed(path):
 
 
 def read_csv(path, required):
-    """Rows of a CSV as dictionaries: BOM, stray spaces and the separator handled; columns in lower case, values text.
+    """Rows of a CSV, with commas or semicolons, as dictionaries: columns in lower case, values as stripped text.
 
     required : columns that must be there, in any case.  Raises DataError naming those that are not.
     """
@@ -165,12 +164,12 @@ def read_csv(path, required):
 
 
 def read_bytes(path):
-    """What a file of the user's holds; raises DataError if it is not there or cannot be read, PermissionError as is."""
+    """What a file of the user's holds; raises DataError if it is not there or cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except PermissionError:                                       # not damage: `run_script` says it
+    except PermissionError:                                       # no damage: goes on as it is, here and elsewhere
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is its disk there and sound?") from error
@@ -190,10 +189,10 @@ def read_text(path):
 # ---- Folders that one process works in ----
 
 def writable_folder(path, data=""):
-    """Create the folder `path` if needed, lock it until this process ends, delete what a killed one left half-written.
+    """Return the folder `path`, made if needed, swept, and locked until this process ends, or by the first of the ranks.
 
-    Of several ranks the first does.  Raises ResourceError if nothing can be written there or another process is working
-    there, UsageError if `path` lies in one of the dataset folders `data`, which are separated by commas.
+    Raises ResourceError if nothing can be written there or another process is working there, UsageError if it lies in
+    one of the dataset folders `data`, which are separated by commas.
     """
     path = Path(path)
     for folder in filter(None, data.split(",")):

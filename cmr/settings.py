@@ -1,7 +1,7 @@
 """Settings and presets: one frozen dataclass per script becomes its command line.
 
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
-settings must be together is for the script that has them.
+two settings must be together, the script that has them says.
 
 Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DataConfig`, `FULL_GRID`,
 `GRIDS`, `parse`, `without_places`.

@@ -25,24 +25,12 @@ LOG_COLUMNS = "step,loss,lr,seconds_per_step,waiting_share,peak_memory_gb"
 
 
 class Run:
-    """One training run in a folder: resume, log, checkpoint, stop.
-
-        run = Run(out, config, data_hash, net, optimizer)
-        if run.finished:
-            return
-        net = ranks.together(net)
-        for step in run.steps(config.steps):
-            with run.waiting():
-                batch = ...                         # a function of (seed, step)
-            loss = ...                              # of the whole batch, the same on every rank
-            run.update(loss)                        # backward, clip, optimiser step, averaged weights
-        run.finish(**extra)
-
-    `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
+    """One training run in a folder: resume, log, checkpoint, stop.  `train_diffusion.py` shows the order of the calls.
 
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
     A finished run is never overwritten: of equal settings and data it is `finished`, others raise CheckpointError.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
+    What else was learnt on the way is kept in `state`, a dictionary of plain values.
     Of several ranks (`cmr.ranks`) all hold the same state and the first writes it, so a run may go on with another
     number of them.
     """

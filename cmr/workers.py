@@ -93,9 +93,9 @@ def ahead(make, steps, processes):
 
 
 def spawned(function, jobs, processes, build=None, config=None):
-    """Yield function(job) in order, from processes of their own, each with its share of the cores.
+    """Yield function(job) in order, from processes of their own, which share the cores and make build(config) first.
 
-    build(config) is made first in each, for `_volume`.  Raises ResourceError as soon as a process dies.
+    Raises ResourceError as soon as one of them dies.
     """
     threads = max(1, cores() // processes)
     # For numpy, which torch's own limit does not reach: with a thread for every core in each process matrix products

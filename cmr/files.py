@@ -189,10 +189,10 @@ def read_text(path):
 # ---- Folders that one process works in ----
 
 def writable_folder(path, data=""):
-    """Return the folder `path`, made if needed, swept, and locked until this process ends, or by the first of the ranks.
+    """Make the folder `path` if needed, sweep it, lock it until this process ends, and return it.
 
-    Raises ResourceError if nothing can be written there or another process is working there, UsageError if it lies in
-    one of the dataset folders `data`, which are separated by commas.
+    Of several ranks the first does so.  Raises ResourceError if nothing can be written there or another process works
+    there, UsageError if it lies in one of the dataset folders `data`, which are separated by commas.
     """
     path = Path(path)
     for folder in filter(None, data.split(",")):
@@ -220,9 +220,9 @@ def sweep(folder):
 def _lock(path):
     """Take the lock of a folder until this process ends; raises ResourceError if another process keeps it.
 
-    The lock is a file that names its host and process: only one process can make a file that is not there, on file
-    systems without links or locks too.  That of a process which has ended is taken over, as is, after a moment, one that
-    names nobody: its maker was killed, or the disk is full.
+    The lock is a file that names its host and process: only one process can make a file that is not there yet, on file
+    systems without links or locks too.  The lock of a process that has ended is taken over; so is, after a moment, one
+    that names nobody, because its maker was killed or the disk was full.
     """
     given_up = time.monotonic() + PATIENCE_S
     while True:

@@ -100,7 +100,7 @@ def parse(config_class, presets, argv, description, by=None):
     by : name of a setting for whose every value a preset has a dictionary of its own; None: a preset is one dictionary.
     Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
     """
-    flags = vars(_parser(config_class, presets, description, by).parse_args(argv))
+    flags = vars(_parser(config_class, presets, description).parse_args(argv))
     preset = flags.pop("preset")
     values = presets[preset]
     if by:
@@ -134,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _parser(config_class, presets, description, by):
+def _parser(config_class, presets, description):
     """A flag for every setting, in two groups."""
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--preset", choices=list(presets), default="demo",
@@ -148,7 +148,7 @@ def _parser(config_class, presets, description, by):
             continue
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
         group = of_all if f.name in shared else of_this
-        group.add_argument(_flag(f), **kind, help=_about(f, presets, by))
+        group.add_argument(_flag(f), **kind, help=_about(f))
     return parser
 
 
@@ -156,14 +156,7 @@ def _flag(f):
     return "--" + f.name.replace("_", "-")
 
 
-def _about(f, presets, by):
-    """Help text of a setting: what it is, what is allowed, and what each preset makes of it."""
-    shown = [f"default: {f.default!r}"]
-    for preset, of_preset in presets.items():
-        kinds = of_preset if by else {"": of_preset}
-        values = {kind: repr(of_kind[f.name]) for kind, of_kind in kinds.items() if f.name in of_kind}
-        if len(values) == len(kinds) and len(set(values.values())) == 1:             # all alike
-            values = {"": next(iter(values.values()))}
-        shown += [f"{preset} {kind}".strip() + f": {value}" for kind, value in values.items()]
-    words = [f.metadata["allowed"].words] if f.metadata.get("allowed") else []
-    return f"{f.metadata['help']} ({'; '.join([*words, ', '.join(shown)])})".replace("%", "%%")
+def _about(f):
+    """Help text of a setting: what it is, what is allowed, its default; what presets make of it: docs/presets.md."""
+    allowed = f"{f.metadata['allowed'].words}; " if f.metadata.get("allowed") else ""
+    return f"{f.metadata['help']} ({allowed}default: {f.default!r})".replace("%", "%%")

@@ -1,4 +1,4 @@
-"""Parts that do not belong together are refused: another grid, source, data or diffusion model than the experiment's."""
+"""Parts that do not belong together are refused: of another grid, source, data set or diffusion model."""
 import shutil
 
 import numpy as np

@@ -6,14 +6,14 @@ import pytest
 
 import train_diffusion
 from cmr.errors import UsageError
-from cmr.settings import parse
+from cmr.settings import opt, parse
 from helpers import one_line, script
 
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    steps: int = dataclasses.field(default=3, metadata={"help": "h"})
-    fast: bool = dataclasses.field(default=False, metadata={"help": "h"})
+    steps: int = opt(3, "h")
+    fast: bool = opt(False, "h")
 
 
 def test_command_line():
@@ -30,9 +30,9 @@ ON = ["--preset", "tiny", "--data", "nowhere"]
 REFUSED = {
     "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm -2",
                            "--head 25", "--log-every 0", "--save-minutes -1", "--sample-every 0", "--size 63",
-                           "--size 8", "--schedule foo",
-                           "--parameterisation w", "--weighting none", "--seed -1", "--T 1", "--batch 0", "--warmup 0",
-                           "--multipliers 1,x", "--multipliers 0", "--multipliers ''", "--attention-at 7", "--base 9", "--T 5", "--groups 5", "--dropout 1.5", "--patch 0",
+                           "--size 8", "--schedule foo", "--parameterisation w", "--weighting none", "--seed -1",
+                           "--T 1", "--batch 0", "--warmup 0", "--multipliers 1,x", "--multipliers 0", "--multipliers ''",
+                           "--attention-at 7", "--base 9", "--T 5", "--groups 5", "--dropout 1.5", "--patch 0",
                            "--data ''"),
     "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0",
                       "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",

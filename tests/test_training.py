@@ -71,7 +71,8 @@ def small_run(out, **settings):
 @pytest.mark.parametrize("save_minutes, saved", [(0, 3), (60, None)])
 def test_a_loss_that_was_not_finite_is_found_at_the_next_row_and_never_saved(tmp_path, save_minutes, saved):
     run = small_run(tmp_path, log_every=5, save_minutes=save_minutes)
-    with pytest.raises(NumericalError, match="loss is nan at step 3; .*" + ("last.pt" if saved else "no state was saved")):
+    words = "last.pt" if saved else "no state was saved"
+    with pytest.raises(NumericalError, match=f"loss is nan at step 3; .*{words}"):
         for step in run.steps(20):
             run.update(run.net(torch.full((1, 1), float("nan") if step == 3 else 1.0)).mean())
     assert run.step == (4 if saved else 5) and not run.final.exists()

@@ -100,8 +100,8 @@ def test_batches_made_ahead_are_those_of_their_steps(processes):
 
 @pytest.mark.parametrize("happens, line", [
     ("os.kill(os.getpid(), 9)", "error: a worker process was killed, perhaps for want of memory; what is finished"),
-    ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "error: /dev/shm, where processes hand data to each ot"),
-    ("raise OSError(24, 'Too many open files')", "error: [Errno 24] Too many open files; allow more open files (ulimit")])
+    ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", "error: /dev/shm, where processes hand data to"),
+    ("raise OSError(24, 'Too many open files')", "error: [Errno 24] Too many open files; allow more open files")])
 def test_a_process_that_cannot_make_batches_ends_the_run(happens, line, tmp_path):
     """It is killed, there is no room to hand its batch over, or something is met in it: one line, and nobody waits."""
     script = tmp_path / "run.py"

@@ -59,7 +59,7 @@ def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
 
 
 def test_a_lock_needs_no_links_and_none_that_is_empty_lasts(tmp_path, monkeypatch):
-    """Network drives and exFAT know no links; a process may be killed, or the disk be full, before its name is there."""
+    """Network drives and exFAT know no links; a process may be killed, or the disk be full before its name is there."""
     def refuse(*paths, **named):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(paths[0]))
     monkeypatch.setattr(os, "link", refuse)

@@ -27,18 +27,20 @@ def require_part(path, settings, c, domain=""):
 
     settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
     """
-    now = {**vars(c), "source": _name(c.source), "domain": _name(domain or c.source)}
-    there = {**settings, "source": _name(settings["source"]),
-             "domain": _name(settings.get("domain") or settings["source"])}
-    differing = [f"{name}: {there.get(name)!r} there, {now[name]!r} now"
-                 for name in (*SHARED, "source", "domain") if there.get(name) != now[name]]
+    now = _origin(vars(c), domain)
+    there = _origin(settings, settings.get("domain"))
+    differing = [f"{name}: {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
     if differing:
         raise CheckpointError(f"{path} does not belong here ({', '.join(differing)}); give the part that does, or the "
                               "settings it was made with")
 
 
-def _name(domain):
-    return str(Domain.parse(domain)).lower()
+def _origin(settings, domain):
+    """What settings say of a part's grid, source and domain; a part without a domain is of the source."""
+    name = lambda filter: str(Domain.parse(filter)).lower()
+    source = settings["source"]
+    grid = {key: settings.get(key) for key in SHARED}
+    return {**grid, "source": name(source), "domain": name(domain or source)}
 
 
 def require_trained_on(path, data_hash, workings):

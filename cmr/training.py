@@ -60,8 +60,8 @@ class Run:
     def _load(self, path):
         """A checkpoint of this run; raises CheckpointError if it is of other settings or data."""
         saved = checkpoint.load(path)
-        there, now = ({**of["config"], "data_hash": of["data_hash"]} for of in (saved, self.made_of))
-        checkpoint.require_settings(path, there, now)
+        as_settings = lambda made_of: {**made_of["config"], "data_hash": made_of["data_hash"]}
+        checkpoint.require_settings(path, as_settings(saved), as_settings(self.made_of))
         return saved
 
     def _resume(self):

@@ -11,13 +11,13 @@ import torch
 
 from cmr.errors import CheckpointError, ResourceError
 from cmr.files import atomic
-from cmr.settings import differing_settings
+from cmr.settings import without_places
 
 FORMAT = 1
 
 
 def save(path, **content):
-    """Write tensors and plain values as a checkpoint that `load` accepts with weights_only=True.
+    """Write tensors and plain values as a checkpoint that `load` accepts.
 
     Equal content gives equal bytes, so that a hash of the file is a hash of the content.  torch writes the name of the
     path it is given into the archive, which here is a random temporary one; an open file has no name it would write.
@@ -45,7 +45,7 @@ def _rebuilt(value):
 
 
 def load(path):
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU: a dictionary of what was saved.
 
     Raises CheckpointError for a missing, truncated, bit-flipped or foreign file.  The zip self-test matters: torch
     loads a file with a flipped bit without complaint, and with wrong weights.
@@ -53,19 +53,18 @@ def load(path):
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path}: damaged (checksum of {damaged} is wrong); "
-                                  "delete it and run the stage again")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint; run the stage that writes it first") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path}: damaged or truncated; delete it and run the stage again") from error
-    except (CheckpointError, PermissionError, MemoryError):       # the file is not to blame
+    except (PermissionError, MemoryError):                        # the file is not to blame
         raise
     except Exception as error:
         kind = type(error).__name__
         raise CheckpointError(f"{path}: not a plain checkpoint of this project ({kind}); delete it") from error
+    if damaged:
+        raise CheckpointError(f"{path}: damaged (checksum of {damaged} is wrong); delete it and run the stage again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; write it again with this version")
     return content
@@ -82,7 +81,9 @@ def fill(net, weights, path):
 
 def require_settings(path, saved, now):
     """Raise CheckpointError if `saved` settings differ from `now` in more than places; names the differing ones."""
-    differing = differing_settings(saved, now)
+    saved, now = without_places(saved), without_places(now)
+    differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
+                 for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
     if differing:
-        shown = ", ".join(f"{k}: {a!r} there, {b!r} now" for k, (a, b) in differing.items())
-        raise CheckpointError(f"{path} was written with other settings ({shown}); use another --out or delete it")
+        raise CheckpointError(f"{path} was written with other settings ({', '.join(differing)}); use another --out or "
+                              "delete it")

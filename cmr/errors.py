@@ -1,4 +1,4 @@
-"""What ends a script with one line and its own exit code.  What is checked, and when, is the business of the stages.
+"""What ends a script with one line and its own exit code.
 
 Public: `UserError` and its kinds, `answer`, `run_script`, `print_anything`.
 """
@@ -33,7 +33,7 @@ class CheckpointError(UserError):
 
 
 class ResourceError(UserError):
-    """Disk, memory or permission (5)."""
+    """Disk, memory, permission, or another process (5)."""
     exit_code = 5
 
 
@@ -42,44 +42,39 @@ class NumericalError(UserError):
     exit_code = 6
 
 
-# What torch and its libraries say, in their words, when memory runs out: the CPU's and CUDA's allocators; cuBLAS, cuDNN
-# and cuFFT, which cannot make their handles or find no algorithm that fits.
-_OUT_OF_MEMORY = re.compile("out of memory|alloc|_STATUS_NOT_INITIALIZED|unable to find an engine", re.IGNORECASE)
-_SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)|</torch_")
-_BETWEEN_RANKS = re.compile("NCCL|gloo|connection|socket", re.IGNORECASE)
-
-_FREE_SPACE = "free some space or memory, or choose another folder"
+# What to do about an error of the system, by its number.
 _PERMISSION = "you have no permission there: ask its owner for it (ls -l shows who may), or choose another folder"
 _TO_DO = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: "choose another folder",
           errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)"}
+_FREE_SPACE = "free some space or memory, or choose another folder"
+
+# What torch and its libraries say when memory runs out: the allocators of the CPU and of CUDA; cuBLAS, cuDNN and cuFFT,
+# which cannot make their handles or find no algorithm that fits.
+_OUT_OF_MEMORY = re.compile("out of memory|alloc|_STATUS_NOT_INITIALIZED|unable to find an engine", re.IGNORECASE)
+_SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)|</torch_")
+_BETWEEN_RANKS = re.compile("NCCL|gloo|connection|socket", re.IGNORECASE)
 SHARED_MEMORY = ("/dev/shm, where processes hand data to each other, is full or cannot be used; give it more (docker: "
                  "--shm-size=1g or --ipc=host), or train with --workers 0")
 
 
 def answer(error):
     """(line, exit code) that an exception ends a script with; the line is None for a fault of the program itself."""
+    said = str(error)
     if isinstance(error, UserError):
-        return str(error), error.exit_code
-    if _is_between_ranks(error) or isinstance(error, RuntimeError):
-        return _answer_to_torch(error), ResourceError.exit_code
-    if isinstance(error, MemoryError):
-        return _answer_to_torch(RuntimeError("out of memory")), ResourceError.exit_code
+        return said, error.exit_code
     if isinstance(error, OSError):
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        what = f"{error.filename}: {error.strerror}" if error.filename else said
         return f"{what}; {_TO_DO.get(error.errno, _FREE_SPACE)}", ResourceError.exit_code
+    # The last line of what torch says, without a C++ stack: NCCL tells there what it met.
+    gist = (said.partition("Exception raised from")[0].strip() or type(error).__name__).splitlines()[-1].strip()
+    if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(said):              # before NCCL, which names it too
+        return f"{SHARED_MEMORY} ({gist})", ResourceError.exit_code
+    if _is_between_ranks(error):                                  # before memory: NCCL, too, says malloc
+        return (f"the ranks cannot work together: {gist}; all have ended, the same command goes on from what is "
+                "finished"), ResourceError.exit_code
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(said):
+        return "out of memory; make --batch, --size, --base, --features or --processes smaller", ResourceError.exit_code
     return None, 1
-
-
-def _answer_to_torch(error):
-    """A line for what torch says of memory and of other ranks, or None.  The order matters: NCCL, too, says malloc."""
-    if _SHARED_MEMORY.search(str(error)):
-        return f"{SHARED_MEMORY} ({_gist(error)})"
-    if _is_between_ranks(error):
-        return (f"the ranks cannot work together: {_gist(error)}; all have ended, the same command goes on from what "
-                "is finished")
-    if _OUT_OF_MEMORY.search(str(error)):
-        return "out of memory; make --batch, --size, --base, --features or --processes smaller"
-    return None
 
 
 def _is_between_ranks(error):
@@ -107,7 +102,13 @@ def run_script(main):
     first = os.environ.get("RANK", "0") == "0"
     if not first:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-    _leave(_exit_code(main, first))
+    code = _exit_code(main, first)
+    # Gloo's threads outlive the last exchange.  One that drops its tensor while Python is taken down aborts the process
+    # ("terminate called without an active exception"): so Python is not taken down, all ends with the process.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def print_anything():
@@ -121,6 +122,8 @@ def _exit_code(main, first):
     try:
         main()
         return 0
+    except SystemExit as stop:                                    # as of a rank whose share is done
+        return stop.code or 0
     except KeyboardInterrupt:
         if "WORLD_SIZE" not in os.environ:                        # of ranks the launcher says it
             print("interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -131,34 +134,15 @@ def _exit_code(main, first):
         line, code = answer(error)
         if line is None:
             raise
-        _leave_it_to_others(first, _is_between_ranks(error))
+        # What all ranks meet the first says.  When ranks lose each other one has gone, and the launcher says which.
+        # A rank for which another speaks waits until the launcher ends it; what it alone has met it says after that.
+        turns = (not first) + _is_between_ranks(error)
+        if turns and "WORLD_SIZE" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(TURN_S * turns)
         who = "" if first else f"rank {os.environ['RANK']}: "
         print(f"error: {who}{line}", file=sys.stderr)
         return code
-
-
-def _leave_it_to_others(first, between_ranks):
-    """Wait until the launcher ends this rank, if it is for another one to say: what all meet the first says.
-
-    When ranks lose each other, one has gone, and the launcher says which.  Then this wait ends with the process; what
-    this rank alone has met, or where no launcher is, it says itself.
-    """
-    turns = (not first) + between_ranks
-    if turns and "WORLD_SIZE" in os.environ:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(TURN_S * turns)
-
-
-def _leave(code):
-    """End a rank without taking the interpreter down.
-
-    Gloo's threads outlive the last exchange.  One that drops its tensor while Python or its process group is taken down
-    aborts the process ("terminate called without an active exception"): neither is, they end with the process.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _interrupt(number, frame):

@@ -1,15 +1,9 @@
-"""Do the parts of an experiment belong together?  What every stage requires of the checkpoints and sets it is given.
+"""What the parts of an experiment were made of, and whether they belong together.
 
-Each part knows the grid, the source and the data it was made of; a stage names its own, and what does not fit is
-refused here, before anything long starts.
+Each checkpoint and each set knows the grid, the source and the data it was made of.  A stage names its own, and what
+does not fit is refused here before anything long starts; a report ends with what `provenance` lists.
 
-Public: `require_part`, `require_trained_on`, `require_made_by`, `require_references`.
-
-What a results folder was made of: data, checkpoints, versions, threads.  Written at the end of its report.
-
-Whether the parts belong together is checked by `cmr.provenance`.
-
-Public: `provenance`.
+Public: `require_part`, `require_trained_on`, `require_made_by`, `require_references`, `provenance`.
 """
 import importlib.metadata
 import os
@@ -24,6 +18,8 @@ from cmr.records import Domain
 from cmr.working import fingerprint
 
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
+PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
+GIT_PATIENCE_S = 20                              # for a disk that does not answer
 
 
 def require_part(path, settings, c, domain=""):
@@ -31,18 +27,20 @@ def require_part(path, settings, c, domain=""):
 
     settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
     """
-    now = {name: getattr(c, name) for name in SHARED}
-    there = {name: settings.get(name) for name in SHARED}
-    now.update(source=_name(c.source), domain=_name(domain or c.source))
-    there.update(source=_name(settings["source"]), domain=_name(settings.get("domain") or settings["source"]))
+    now = _origin(vars(c), domain)
+    there = _origin(settings, settings.get("domain"))
     differing = [f"{name}: {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
     if differing:
         raise CheckpointError(f"{path} does not belong here ({', '.join(differing)}); give the part that does, or the "
                               "settings it was made with")
 
 
-def _name(domain):
-    return str(Domain.parse(domain)).lower()
+def _origin(settings, domain):
+    """What settings say of a part's grid, source and domain; a part without a domain is of the source."""
+    name = lambda filter: str(Domain.parse(filter)).lower()
+    source = settings["source"]
+    grid = {key: settings.get(key) for key in SHARED}
+    return {**grid, "source": name(source), "domain": name(domain or source)}
 
 
 def require_trained_on(path, data_hash, workings):
@@ -78,36 +76,28 @@ def require_references(folder, rows, workings):
                                   f"delete {folder} and make it again")
 
 
-PATIENCE_S = 20                                  # for git, on a disk that does not answer
-PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
-
-
 def provenance(data, workings, parts):
-    """[(what, value)] for the report.
+    """[(what, value)]: the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders as given.  workings : the test volumes.  parts : {name: (first digits of its SHA-256, hash of
-    the data it was trained on)} of every checkpoint.
+    data : dataset folders, separated by commas.  workings : the test volumes.  parts : {name: (first digits of its
+    SHA-256, hash of the data it was trained on)} of every checkpoint.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    rows = [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),
-            ("test volumes", f"{len(workings)}, content {fingerprint(workings)}")]
-    rows += [(name, f"SHA-256 {digest}, trained on {data_hash}") for name, (digest, data_hash) in parts.items()]
-    return [*rows, ("versions", f"Python {platform.python_version()}, {versions}"), ("commit", _commit()),
+    return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),
+            ("test volumes", f"{len(workings)}, content {fingerprint(workings)}"),
+            *((name, f"SHA-256 {digest}, trained on {data_hash}") for name, (digest, data_hash) in parts.items()),
+            ("versions", f"Python {platform.python_version()}, {versions}"),
+            ("commit", _commit()),
             ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
                         f"threads of torch: {torch.get_num_threads()}")]
 
 
 def _commit():
-    """Of the checkout that this file lies in, and whether it was edited since; none where git knows of none."""
-    here = Path(__file__).parent
+    """The commit of this checkout, and whether it was edited since; "none" where git knows none or does not answer."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
+                                        check=True, timeout=GIT_PATIENCE_S).stdout.strip()
     try:
-        commit, edited = _git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "-uno")
+        edited = git("status", "--porcelain", "-uno")
+        return git("rev-parse", "HEAD") + (", with uncommitted changes" if edited else "")
     except (OSError, subprocess.SubprocessError):
         return "none"
-    return f"{commit}, with uncommitted changes" if edited else commit
-
-
-def _git(folder, *words):
-    """What git says; raises SubprocessError where it knows nothing or does not answer."""
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True,
-                          timeout=PATIENCE_S).stdout.strip()

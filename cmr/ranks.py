@@ -1,20 +1,18 @@
 """Ranks: processes that do one piece of work together, through torch.distributed.
 
-Started by `torchrun --nproc_per_node=4 train_unet.py ...` or `python -m cmr.ranks 4 train_unet.py ...`; a process by
-itself is rank 0 of 1 and takes the same path.  In training the batch is what the settings say, whatever the number of
-ranks.  Each computes its share of the samples, the outputs are gathered, and every rank forms the loss of the *whole*
-batch, whose gradient it follows through its own share; the gradients are summed.  So nothing that is taken over a batch
-(soft Dice, batch statistics) depends on the number of ranks.  Only the first rank writes and prints.
+    python -m cmr.ranks 4 train_unet.py ...
+
+starts a script on four of them by PyTorch's own launcher, as `torchrun --nproc_per_node=4 train_unet.py ...` does,
+except that a rank which dies ends all of them with one line instead of a page.  A process by itself is rank 0 of 1 and
+takes the same path.  Only the first rank writes and prints.
+
+In training the batch is what the settings say, whatever the number of ranks.  Each computes its share of the samples,
+the outputs are gathered, and every rank forms the loss of the *whole* batch, whose gradient it follows through its own
+share; the gradients are summed.  So nothing that is taken over a batch (soft Dice, batch statistics) depends on the
+number of ranks.
 
 Public: `rank`, `world`, `is_first`, `join`, `share`, `require_dealable`, `gathered`, `summed`, `together`, `any_of`,
-`first_alone`, `dealt`.
-
-Start a script on several ranks: `python -m cmr.ranks 4 train_unet.py ...`, by PyTorch's own launcher.
-
-The same as `torchrun --nproc_per_node=4 train_unet.py ...`, except that a rank which dies ends all of them with one
-line instead of a page.  What the ranks do together is in `cmr.ranks`.
-
-Public: `main`.
+`first_alone`, `dealt`, `main`.
 """
 import contextlib
 import datetime
@@ -36,6 +34,8 @@ from cmr.errors import ResourceError, UsageError, run_script
 
 MEETING = datetime.timedelta(minutes=3)          # until all are there
 PATIENCE = datetime.timedelta(hours=12)          # for the first to read a dataset; the dead are seen at once
+HERE, LAUNCHER_S = "127.0.0.1", 60               # all ranks are on this machine; seconds for its launcher to begin
+USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
 def rank():
@@ -53,7 +53,7 @@ def is_first():
 
 
 def join(device):
-    """Meet the other ranks; the device of this one: of several GPUs its own.  Nothing happens to a single process.
+    """Meet the other ranks, if there are any, and return the device of this one: of several GPUs its own.
 
     Raises UsageError if there are fewer GPUs than ranks on this machine, or if nobody has said where the ranks meet.
     """
@@ -74,19 +74,16 @@ def join(device):
 def _meet(backend):
     """Make the process group of all ranks.  One that never comes is waited for as long as MEETING, not as PATIENCE."""
     try:
-        store, own, n = next(dist.rendezvous("env://", timeout=MEETING))
+        store, this, n = next(dist.rendezvous("env://", timeout=MEETING))
     except ValueError as error:                                   # a variable of the environment is missing
         raise UsageError(f"WORLD_SIZE={world()}: {error}; start ranks with python -m cmr.ranks or torchrun") from error
-    store.set(f"here-{own}", "")
+    store.set(f"here-{this}", "")
     store.wait([f"here-{other}" for other in range(n)], MEETING)
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=own, world_size=n, timeout=PATIENCE)
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=this, world_size=n, timeout=PATIENCE)
 
 
 def share(n, of=None):
-    """Which of n samples are those of a rank: range, sizes differ by one at most.  of : the rank; None: this one.
-
-    Raises UsageError if there are more ranks than samples.
-    """
+    """Range of those of n samples that a rank has (None: this one); UsageError if there are more ranks than samples."""
     require_dealable(n, world())
     of = rank() if of is None else of
     return range(of * n // world(), (of + 1) * n // world())
@@ -98,22 +95,21 @@ def require_dealable(n, processes, whose=""):
         raise UsageError(f"{whose}{processes} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
 
 
-def gathered(own, n):
+def gathered(outputs, n):
     """The whole batch from the shares of all ranks: (share, *rest) -> (n, *rest), or of each tensor of a list.
 
     The gradient flows through this rank's own part alone: every rank forms the same loss, and follows its own samples.
     """
     if world() == 1:
-        return own
-    if isinstance(own, (list, tuple)):
-        return [gathered(one, n) for one in own]
-    shares = [share(n, of) for of in range(world())]
-    largest = max(map(len, shares))
-    padded = F.pad(own, (0, 0) * (own.ndim - 1) + (0, largest - len(own)))           # all must be of one size
-    parts = [torch.empty_like(padded) for _ in shares]
+        return outputs
+    if isinstance(outputs, (list, tuple)):
+        return [gathered(one, n) for one in outputs]
+    sizes = [len(share(n, of)) for of in range(world())]
+    padded = F.pad(outputs, (0, 0) * (outputs.ndim - 1) + (0, max(sizes) - len(outputs)))    # all must be of one size
+    parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded.detach().contiguous())
     parts[rank()] = padded
-    return torch.cat([part[:len(samples)] for part, samples in zip(parts, shares)])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
 
 def summed(value):
@@ -144,10 +140,9 @@ def together(net):
 
 def any_of(flag):
     """Whether the flag is set on any rank: all leave a loop after the same step."""
-    if world() == 1:
-        return bool(flag)
     raised = torch.tensor([int(bool(flag))])
-    dist.all_reduce(raised, dist.ReduceOp.MAX)
+    if world() > 1:
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
     return bool(raised)
 
 
@@ -155,7 +150,7 @@ def any_of(flag):
 def first_alone():
     """The block is gone through by the first rank, then by the others: what it has made they find."""
     if not is_first():
-        any_of(False)
+        any_of(False)                                             # waits for all
     yield
     if is_first():
         any_of(False)
@@ -163,16 +158,11 @@ def first_alone():
 
 def dealt(function, n):
     """[function(i) for i in range(n)] on the first rank, each i computed by one rank; None on the others."""
-    own = {i: function(i) for i in range(rank(), n, world())}
-    everything = [None] * world() if is_first() else None
-    dist.gather_object(own, everything)
+    found = {i: function(i) for i in range(rank(), n, world())}
+    of_all = [None] * world() if is_first() else None
+    dist.gather_object(found, of_all)
     if is_first():
-        found = {i: result for some in everything for i, result in some.items()}
-        return [found[i] for i in range(n)]
-
-
-HERE, PATIENCE_S = "127.0.0.1", 60               # all ranks are on this machine; seconds for its launcher to begin
-USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
+        return [of_all[i % world()][i] for i in range(n)]
 
 
 def main(argv=None):
@@ -185,23 +175,19 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as logs:
         # Its own address in numbers: a host's name is not known to every network, and asking for it takes minutes.
         config = LaunchConfig(1, 1, int(ranks), run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint=f"{HERE}:0",
-                              local_addr=HERE, rdzv_configs={"join_timeout": PATIENCE_S, "read_timeout": PATIENCE_S},
+                              local_addr=HERE, rdzv_configs={"join_timeout": LAUNCHER_S, "read_timeout": LAUNCHER_S},
                               max_restarts=0, logs_specs=DefaultLogsSpecs(logs))
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except SignalException as error:
             raise KeyboardInterrupt from error
-        except ChildFailedError as error:
-            _told(*error.get_first_failure())
-
-
-def _told(rank, failure):
-    """End as the rank that failed first has ended, which has said why unless it was killed."""
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        raise ResourceError(f"rank {rank} was killed ({name}), perhaps for want of memory, and all have ended; the "
-                            "same command goes on from what is finished, on any number of ranks")
-    sys.exit(failure.exitcode)
+        except ChildFailedError as error:                         # the first has said why, unless it was killed
+            failed, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                name = signal.Signals(-failure.exitcode).name
+                raise ResourceError(f"rank {failed} was killed ({name}), perhaps for want of memory, and all have "
+                                    "ended; the same command goes on from what is finished, on any number of ranks")
+            sys.exit(failure.exitcode)
 
 
 if __name__ == "__main__":

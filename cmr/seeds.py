@@ -28,9 +28,6 @@ def initialised(build, seed):
 
 
 def _seed_sequence(key):
-    """A SHA-256 of the whole key seeds, so that no two keys share a stream.
-
-    Given the numbers of a key, numpy would ignore zeros at its end: ("step",) would draw what ("step", 0) draws.
-    """
+    """Of a SHA-256 of the whole key: given its numbers, numpy would ignore zeros at the end, as in ("step", 0)."""
     text = json.dumps([part if isinstance(part, str) else int(part) for part in key])
     return np.random.SeedSequence(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))

@@ -1,10 +1,10 @@
 """Settings and presets: one frozen dataclass per script becomes its command line.
 
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
-settings must be together is for the script that has them.
+two settings must be together, the script that has them says.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DataConfig`,
-`FULL_GRID`, `GRIDS`, `parse`, `without_places`, `differing_settings`.
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DataConfig`, `FULL_GRID`,
+`GRIDS`, `parse`, `without_places`.
 """
 import argparse
 import dataclasses
@@ -12,13 +12,12 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from cmr.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Allowed:
+class Allowed(NamedTuple):
     """Which values a setting may have: in words, and as a test."""
     words: str
     holds: Callable
@@ -42,12 +41,12 @@ def one_of(*names):
 
 def matching(pattern, words):
     """A text of the pattern, which `words` describe."""
-    return Allowed(words, lambda value: bool(re.fullmatch(pattern, value)))
+    return Allowed(words, lambda value: re.fullmatch(pattern, value))
 
 
-def given(what):
+def given(words):
     """A text that may not be left out."""
-    return Allowed(what, lambda value: bool(value.strip()))
+    return matching(r"(?s).*\S.*", words)
 
 
 def integers(low, may_be_empty=False):
@@ -95,13 +94,33 @@ def without_places(settings):
     return {name: value for name, value in settings.items() if name not in PLACES}
 
 
-def differing_settings(saved, now):
-    """{name: (saved, now)} for every setting that differs, PLACES left out."""
-    saved, now = without_places(saved), without_places(now)
-    return {k: (saved.get(k), now.get(k)) for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)}
+def parse(config_class, presets, argv, description, by=None):
+    """The settings of one run: the defaults, then the named preset, then the flags.
+
+    by : name of a setting for whose every value a preset has a dictionary of its own; None: a preset is one dictionary.
+    Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
+    """
+    flags = vars(_parser(config_class, presets, description).parse_args(argv))
+    preset = flags.pop("preset")
+    values = presets[preset]
+    if by:
+        kind = flags.get(by, getattr(config_class, by))
+        if kind not in values:
+            raise UsageError(f"--{by} {kind}: use {' or '.join(values)}")
+        values = values[kind]
+    config = config_class(**{**values, **flags})
+    for f in dataclasses.fields(config):
+        value, allowed = getattr(config, f.name), f.metadata.get("allowed")
+        if allowed and not allowed.holds(value):
+            raise UsageError(f"{_flag(f)} {value!r}: use {allowed.words}")
+    shown = dataclasses.asdict(config).items()
+    print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in shown), flush=True)
+    return config
 
 
 class _Parser(argparse.ArgumentParser):
+    """As argparse's, but a mistake raises UsageError, and a misspelt flag is answered with the one that was meant."""
+
     def parse_args(self, argv=None):
         args, unknown = self.parse_known_args(argv)
         if unknown:
@@ -115,58 +134,29 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parse(config_class, presets, argv, description, by=None):
-    """The settings of one run: the defaults, then the named preset, then the flags.
-
-    by : name of a setting by whose value a preset is subdivided; None: it is not.
-    Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
-    """
-    parser = _Parser(description=description, allow_abbrev=False)
-    about_presets = "a named set of values, which flags override (default: demo)"
-    parser.add_argument("--preset", choices=list(presets), default="demo", help=about_presets)
-    shared = {f.name for f in dataclasses.fields(DataConfig)}
-    groups = {True: parser.add_argument_group("what all stages must agree on, and where"),
-              False: parser.add_argument_group("this stage")}
+def _parser(config_class, presets, description):
+    """A flag for every setting, in two groups."""
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--preset", choices=list(presets), default="demo",
+                        help="a named set of values, which flags override (default: demo)")
+    shared = {f.name for f in dataclasses.fields(DataConfig)} - {"out"}
+    of_all = parser.add_argument_group("what all stages must agree on, and where")
+    of_this = parser.add_argument_group("this stage")
     for f in dataclasses.fields(config_class):
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
         if f.type is tuple:                                       # what is named without a flag
-            parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"],
-                                default=argparse.SUPPRESS)
+            parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"])
             continue
-        own = groups[f.name in shared and f.name != "out"]
-        about = _about(f, presets, by)
-        own.add_argument("--" + f.name.replace("_", "-"), **kind, help=about, default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(argv))
-    preset = given.pop("preset")
-    chosen = presets[preset]
-    if by:
-        kind = given.get(by, getattr(config_class, by))
-        if kind not in chosen:
-            raise UsageError(f"--{by} {kind}: use {' or '.join(chosen)}")
-        chosen = chosen[kind]
-    config = config_class(**{**chosen, **given})
-    _require_allowed(config)
-    values = dataclasses.asdict(config).items()
-    print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in values), flush=True)
-    return config
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
+        group = of_all if f.name in shared else of_this
+        group.add_argument(_flag(f), **kind, help=_about(f))
+    return parser
 
 
-def _about(f, presets, by):
-    """Help text of a setting: what it is, what is allowed, and what each preset makes of it."""
-    allowed, shown = f.metadata.get("allowed"), [f"default: {f.default!r}"]
-    for preset, of in presets.items():
-        kinds = of if by else {"": of}
-        values = {kind: repr(own[f.name]) for kind, own in kinds.items() if f.name in own}
-        if len(values) == len(kinds) and len(set(values.values())) == 1:             # all alike
-            values = {"": next(iter(values.values()))}
-        shown += [f"{preset}{kind and ' '}{kind}: {value}" for kind, value in values.items()]
-    words = [allowed.words] if allowed else []
-    return f"{f.metadata['help']} ({'; '.join([*words, ', '.join(shown)])})".replace("%", "%%")
+def _flag(f):
+    return "--" + f.name.replace("_", "-")
 
 
-def _require_allowed(config):
-    """Raise UsageError for the first value that its setting does not allow."""
-    for f in dataclasses.fields(config):
-        value, allowed = getattr(config, f.name), f.metadata.get("allowed")
-        if allowed and not allowed.holds(value):
-            raise UsageError(f"--{f.name.replace('_', '-')} {value!r}: use {allowed.words}")
+def _about(f):
+    """Help text of a setting: what it is, what is allowed, its default; what presets make of it: docs/presets.md."""
+    allowed = f"{f.metadata['allowed'].words}; " if f.metadata.get("allowed") else ""
+    return f"{f.metadata['help']} ({allowed}default: {f.default!r})".replace("%", "%%")

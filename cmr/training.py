@@ -21,34 +21,23 @@ from cmr.files import write_json, write_text
 from cmr.settings import without_places
 from cmr.workers import peak_memory_gb
 
-LOG_COLUMNS = ("step", "loss", "lr", "seconds_per_step", "waiting_share", "peak_memory_gb")
+LOG_COLUMNS = "step,loss,lr,seconds_per_step,waiting_share,peak_memory_gb"
 
 
 class Run:
-    """One training run in a folder: resume, log, checkpoint, stop.
-
-        run = Run(out, config, data_hash, net, optimizer)
-        if run.finished:
-            return
-        net = ranks.together(net)
-        for step in run.steps(config.steps):
-            with run.waiting():
-                batch = ...                         # a function of (seed, step)
-            loss = ...                              # of the whole batch, the same on every rank
-            run.update(loss)                        # backward, clip, optimiser step, averaged weights
-        run.finish(**extra)
-
-    `state` is a dictionary of plain values that is kept over a kill: what else was learnt on the way.
+    """One training run in a folder: resume, log, checkpoint, stop.  `train_diffusion.py` shows the order of the calls.
 
     `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
     A finished run is never overwritten: of equal settings and data it is `finished`, others raise CheckpointError.
     Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
+    What else was learnt on the way is kept in `state`, a dictionary of plain values.
     Of several ranks (`cmr.ranks`) all hold the same state and the first writes it, so a run may go on with another
     number of them.
     """
 
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
-        self.out, self.config, self.data_hash = Path(out), config, data_hash
+        self.out, self.config = Path(out), config
+        self.made_of = {"config": without_places(config), "data_hash": data_hash}
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
         self.step, self.stop_signal, self.state = 0, None, {}
         self.losses, self.unread = [], []                         # since the last row of the log; still on the device
@@ -57,7 +46,7 @@ class Run:
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
         self.finished = self.final.exists()
         if self.finished:
-            self._require_same(self.final, checkpoint.load(self.final))
+            self._load(self.final)
             if ranks.is_first():
                 self.last.unlink(missing_ok=True)                 # of a run that was killed when it had finished
                 self.final.touch()                                # for make: it is what its inputs ask for
@@ -66,11 +55,17 @@ class Run:
             self._resume()
         elif ranks.is_first():
             write_json(self.out / "config.json", config)
-            write_text(self.log, ",".join(LOG_COLUMNS) + "\n")
+            write_text(self.log, LOG_COLUMNS + "\n")
+
+    def _load(self, path):
+        """A checkpoint of this run; raises CheckpointError if it is of other settings or data."""
+        saved = checkpoint.load(path)
+        as_settings = lambda made_of: {**made_of["config"], "data_hash": made_of["data_hash"]}
+        checkpoint.require_settings(path, as_settings(saved), as_settings(self.made_of))
+        return saved
 
     def _resume(self):
-        saved = checkpoint.load(self.last)
-        self._require_same(self.last, saved)
+        saved = self._load(self.last)
         checkpoint.fill(self.net, saved["net"], self.last)
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["ema"].items():
@@ -81,19 +76,14 @@ class Run:
             self._cut_log()
         print(f"{self.out}: going on from step {self.step}", flush=True)
 
-    def _require_same(self, path, saved):
-        """Raise CheckpointError if a checkpoint of this run is of other settings or data."""
-        there = {**saved["config"], "data_hash": saved["data_hash"]}
-        checkpoint.require_settings(path, there, {**self.config, "data_hash": self.data_hash})
-
     def _cut_log(self):
         """Leave out what comes again, rows after the last checkpoint, and the half row of a killed process."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        whole = [line for line in lines[1:] if line.count(",") == len(LOG_COLUMNS) - 1]
+        lines = self.log.read_text().splitlines()[1:] if self.log.exists() else []
+        whole = [line for line in lines if line.count(",") == LOG_COLUMNS.count(",")]
         kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
         if not kept and self.step >= self.config["log_every"]:
             print(f"note: {self.log} has no rows up to step {self.step}; it begins there", flush=True)
-        write_text(self.log, "\n".join([",".join(LOG_COLUMNS), *kept]) + "\n")
+        write_text(self.log, "\n".join([LOG_COLUMNS, *kept]) + "\n")
 
     def steps(self, steps):
         """Yield the number of the step to make, 0 .. steps-1.
@@ -120,7 +110,6 @@ class Run:
                 stopping = ranks.any_of(self.stop_signal)
                 if stopping or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
                     self._save_last()
-                    self.saved_at = time.monotonic()
                 if stopping:
                     raise KeyboardInterrupt
         finally:
@@ -155,21 +144,20 @@ class Run:
     def _read_losses(self):
         """Fetch the losses of the last steps from the device; raises NumericalError if one of them is not finite."""
         values = torch.stack(self.unread).tolist() if self.unread else []
-        first, self.unread = self.step - len(values), []
-        for step, value in enumerate(values, first):
+        for step, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
                 state = f"the last good state is {self.last}" if self.last.exists() else "no state was saved before"
                 raise NumericalError(f"{self.out}: loss is {value} at step {step}; {state}; try a smaller --lr")
-        self.losses += values
+        self.losses, self.unread = self.losses + values, []
 
     def _log_row(self, steps, bar):
         n = len(self.losses)
         loss, lr = sum(self.losses) / n, self.optimizer.param_groups[0]["lr"]
         seconds, waiting = self.seconds / n, self.waited / self.seconds
         if ranks.is_first():
+            memory_gb = peak_memory_gb(next(self.net.parameters()).device)
             with open(self.log, "a") as file:
-                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},"
-                           f"{peak_memory_gb(next(self.net.parameters()).device):.3f}\n")
+                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},{memory_gb:.3f}\n")
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)
@@ -177,14 +165,12 @@ class Run:
 
     def _save_last(self):
         self._read_losses()                                       # what is saved is good
-        if not ranks.is_first():
-            return
-        log_window = [self.losses, self.seconds, self.waited]     # of the row to come
-        checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window, net=self.net.state_dict(),
-                        ema=self.ema, optimizer=self.optimizer.state_dict(), **self._provenance())
-
-    def _provenance(self):
-        return {"config": without_places(self.config), "data_hash": self.data_hash}
+        if ranks.is_first():
+            log_window = [self.losses, self.seconds, self.waited]                    # of the row to come
+            checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window,
+                            net=self.net.state_dict(), ema=self.ema, optimizer=self.optimizer.state_dict(),
+                            **self.made_of)
+        self.saved_at = time.monotonic()
 
     def averaged(self):
         """The weights to use: the moving average if there is one, the raw ones otherwise."""
@@ -200,7 +186,7 @@ class Run:
         if broken:
             raise NumericalError(f"{self.out}: weights {broken[0]} are not finite after step {self.step}; "
                                  "final.pt was not written")
-        checkpoint.save(self.final, step=self.step, net=weights, **self._provenance(), **extra)
+        checkpoint.save(self.final, step=self.step, net=weights, **self.made_of, **extra)
         self.last.unlink(missing_ok=True)
 
 
@@ -212,7 +198,7 @@ def update_ema(ema, net, decay, step):
     """
     d = min(decay, (1 + step) / (10 + step))
     weights = net.state_dict()
-    floating = [name for name, value in weights.items() if value.is_floating_point()]
+    floating = [name for name, weight in weights.items() if weight.is_floating_point()]
     averages = [ema[name] for name in floating]
     torch._foreach_mul_(averages, d)                              # all at once: two calls of a GPU, not two for each
     torch._foreach_add_(averages, [weights[name] for name in floating], alpha=1 - d)

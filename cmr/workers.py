@@ -10,6 +10,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -17,6 +18,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tqdm import tqdm
@@ -59,17 +61,16 @@ def over_volumes(work, build, config, processes=0):
     """[work.volume(i) for i in range(len(work.jobs))], in order.
 
     Of several ranks each computes its share; the first has all results, the others end here, as all that follows is
-    written by the first.  In one process, build(config) makes the same object in each worker, which then uses its share
-    of the cores.
+    written by the first.  Without ranks, build(config) makes the same object in each of so many worker processes.
     processes : 0 for one per core, or 1 on a GPU.  Raises ResourceError if a worker dies.
     """
     indices = range(len(work.jobs))
     if ranks.world() > 1:
         results = ranks.dealt(work.volume, len(indices))
-        if results is None:
+        if not ranks.is_first():
             sys.exit(0)
         return results
-    processes = min(processes or (1 if work.device.type == "cuda" else cores()), len(work.jobs))
+    processes = min(processes or (1 if work.device.type == "cuda" else cores()), len(indices))
     results = map(work.volume, indices) if processes == 1 else spawned(_volume, indices, processes, build, config)
     finished = []
     for result in tqdm(results, total=len(indices), disable=not sys.stderr.isatty(), desc="volumes"):
@@ -85,37 +86,45 @@ def ahead(make, steps, processes):
     make(step) -> tensors on the CPU, a function of the step alone.  Raises ResourceError if one of the processes dies.
     """
     if not processes:
-        yield from map(make, steps)
-        return
+        return map(make, steps)
+    start = (lambda config: make), None, 1
     # Forked, so that each has the volumes without reading them again.
-    with _pool(processes, "fork", (lambda config: make, None, 1), "--workers") as executor:
-        yield from _in_order(executor, _batch, steps, 2 * processes, BATCH_S)
+    return _in_order(_batch, steps, processes, "fork", start, 2 * processes, BATCH_S, "--workers")
 
 
 def spawned(function, jobs, processes, build=None, config=None):
-    """Yield function(job) in order, from processes of their own; raises ResourceError as soon as one of them dies.
+    """Yield function(job) in order, from processes of their own, which share the cores and make build(config) first.
 
-    build(config) is made first in each, for `_volume`.
+    Raises ResourceError as soon as one of them dies.
     """
     threads = max(1, cores() // processes)
-    start = build, config, threads
-    with _threads_of_new_processes(threads), _pool(processes, "spawn", start, "--processes") as executor:
-        yield from _in_order(executor, function, jobs, len(jobs), VOLUME_S)
+    # For numpy, which torch's own limit does not reach: with a thread for every core in each process matrix products
+    # take three times as long.
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
+        yield from _in_order(function, jobs, processes, "spawn", (build, config, threads), len(jobs), VOLUME_S,
+                             "--processes")
 
 
-@contextlib.contextmanager
-def _pool(processes, method, start, flag):
-    """Processes that have gone through _start(*start), for the block; raises ResourceError if one dies or none can be.
+def _in_order(function, jobs, processes, method, start, at_a_time, patience_s, flag):
+    """Yield function(job) of every job in order, from processes that have gone through _start(*start).
 
-    flag : what says how many there are.  If the block does not end by itself what they do is in vain, and they are
-    killed: nobody waits for them.
+    at_a_time : jobs that are given out before the first is done.  flag : what says how many processes there are.
+    Raises ResourceError as soon as one dies, or if one that lives does not answer for so long.  Whenever this ends
+    early what they do is in vain, and they are killed: nobody waits for them.
     """
     try:
         executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), _start, start)
     except OSError as error:                                      # its semaphores lie there
         raise ResourceError(f"{SHARED_MEMORY} ({error})") from error
     try:
-        yield executor
+        jobs = iter(jobs)
+        begun = collections.deque(executor.submit(function, job) for job in itertools.islice(jobs, at_a_time))
+        while begun:
+            if not wait([begun[0]], patience_s).done:
+                raise ResourceError(f"a worker process has not answered for {patience_s / 60:g} minutes; what is "
+                                    "finished is kept, the same command goes on from there")
+            yield begun.popleft().result()
+            begun.extend(executor.submit(function, job) for job in itertools.islice(jobs, 1))
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.kill()
@@ -125,62 +134,6 @@ def _pool(processes, method, start, flag):
         raise
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_order(executor, function, jobs, at_a_time, patience_s):
-    """Yield function(job) of every job in order; so many jobs are given out at a time.
-
-    A process that dies is seen at once.  Raises ResourceError if one that lives does not answer for so long.
-    """
-    jobs, given = iter(jobs), collections.deque()
-    while True:
-        for job in itertools.islice(jobs, at_a_time - len(given)):
-            given.append(executor.submit(function, job))
-        if not given:
-            return
-        first = given.popleft()
-        if not wait([first], patience_s).done:
-            raise ResourceError(f"a worker process has not answered for {patience_s / 60:g} minutes; what is finished "
-                                "is kept, the same command goes on from there")
-        yield first.result()
-
-
-def peak_memory_gb(device, process="self"):
-    """Largest memory of a process so far, GB: of a GPU what torch took there, else what is resident.
-
-    process : its number; 0 GB if it has gone.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    if Path("/proc/self/status").exists():                        # ru_maxrss is the parent's too
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-            return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2 ** 20
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024                # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30
-
-
-def cores():
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-@contextlib.contextmanager
-def _threads_of_new_processes(threads):
-    """Processes started inside use so many threads for numpy's matrix products, which torch's own limit does not reach.
-
-    With a thread for every core in each of them the evaluation takes three times as long.
-    """
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _start(build, config, threads):
@@ -212,3 +165,23 @@ def _volume(index):
     if isinstance(_work, UserError):
         raise _work
     return _work.volume(index)
+
+
+def peak_memory_gb(device, process="self"):
+    """Largest memory of a process so far, GB: of a GPU what torch took there, else what is resident.
+
+    process : its number; 0 GB if it has gone.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    if sys.platform == "darwin":                                  # no /proc; elsewhere ru_maxrss is the parent's too
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 30
+    with contextlib.suppress(OSError, TypeError):
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2 ** 20
+    return 0.0
+
+
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

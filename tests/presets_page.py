@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "presets.md"
 HEAD = """# What each preset is
 
 For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: every setting of the stages, side by
-side. A flag of the stage overrides each; `--help` says the same. Written by `python tests/presets_page.py`.
+side. A flag of the stage overrides each; `--help` says what is allowed. Written by `python tests/presets_page.py`.
 
 `tiny` is for tests and its numbers mean nothing; `demo` is the default, the phantom on two cores; `small` is real data on
 two cores; `lab` real data in a night on one GPU; `paper` the full length.

@@ -34,20 +34,21 @@ def test_a_name_that_the_locale_cannot_read_is_written_as_it_lies_on_disk(tmp_pa
 
 
 def test_only_what_a_killed_process_of_ours_left_is_swept_away(tmp_path):
-    mine, users = tmp_path / files._temporary_name("a.csv"), tmp_path / ".notes.tmp.txt"
-    dead = tmp_path / mine.name.replace(f"-{os.getpid()}-", "-999999999-")
-    elsewhere = tmp_path / ("." + "0" * 8 + dead.name[9:])        # of another host on the same disk
-    for path in (mine, users, dead, elsewhere):
-        path.touch()
-    files.writable_folder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {mine.name, users.name, elsewhere.name, ".lock"}
+    with atomic(tmp_path / "a.csv") as living:
+        users = tmp_path / ".notes.tmp.txt"
+        dead = tmp_path / living.name.replace(f"-{os.getpid()}-", "-999999999-")
+        elsewhere = tmp_path / ("." + "0" * 8 + dead.name[9:])    # of another host on the same disk
+        for path in (living, users, dead, elsewhere):
+            path.touch()
+        writable_folder(tmp_path)
+        assert set(tmp_path.iterdir()) == {living, users, elsewhere, tmp_path / ".lock"}
 
 
 def test_nothing_is_written_among_the_data(tmp_path):
     for out in (tmp_path / "data", tmp_path / "data" / "runs", tmp_path / "other" / ".." / "data" / "x"):
         with pytest.raises(UsageError, match="lies in the dataset"):
-            files.writable_folder(out, f"{tmp_path / 'first'},{tmp_path / 'data'}")
-    assert files.writable_folder(tmp_path / "runs", str(tmp_path / "data")).is_dir()
+            writable_folder(out, f"{tmp_path / 'first'},{tmp_path / 'data'}")
+    assert writable_folder(tmp_path / "runs", str(tmp_path / "data")).is_dir()
     assert not (tmp_path / "data").exists()
 
 
@@ -58,16 +59,16 @@ def test_tables_are_read_as_excel_writes_them(tmp_path, encoding):
 
 
 def test_a_lock_needs_no_links_and_none_that_is_empty_lasts(tmp_path, monkeypatch):
-    """Network drives and exFAT know no links; a process may be killed, or the disk be full, before its name is there."""
+    """Network drives and exFAT know no links; a process may be killed, or the disk be full before its name is there."""
     def refuse(*paths, **named):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(paths[0]))
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "symlink", refuse)
     monkeypatch.setattr(files, "PATIENCE_S", 0.3)
     (tmp_path / ".lock").touch()
-    assert files.writable_folder(tmp_path) and (tmp_path / ".lock").read_text().endswith(f" {os.getpid()}")
+    assert writable_folder(tmp_path) and (tmp_path / ".lock").read_text().endswith(f" {os.getpid()}")
     with pytest.raises(ResourceError, match="choose another --out"):
-        files.writable_folder("/dev/full")
+        writable_folder("/dev/full")
     files.unlock(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -77,19 +78,18 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
     code = ("import sys, time; from cmr.files import writable_folder; "
             "writable_folder(sys.argv[1]); print(1, flush=True); time.sleep({})")
     monkeypatch.setattr(files, "PATIENCE_S", 0.3)
-    start = lambda seconds: subprocess.Popen(
-        [sys.executable, "-c", code.format(seconds), tmp_path / "run"], cwd=ROOT, stdout=subprocess.PIPE
-    )
+    run, lock = tmp_path / "run", tmp_path / "run" / ".lock"
+    start = lambda seconds: subprocess.Popen([sys.executable, "-c", code.format(seconds), run], cwd=ROOT,
+                                             stdout=subprocess.PIPE)
     other = start(60)
     other.stdout.readline()
-    with pytest.raises(
-        ResourceError, match=f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"
-    ):
-        files.writable_folder(tmp_path / "run")
+    words = f"process {other.pid} is working there; wait .* or delete .*.lock if it is gone"
+    with pytest.raises(ResourceError, match=words):
+        writable_folder(run)
     other.kill()                                                  # not waited for: a zombie
-    assert (tmp_path / "run" / ".lock").exists() and files.writable_folder(tmp_path / "run")
-    files.unlock(tmp_path / "run")
-    assert start(0).wait() == 0 and not (tmp_path / "run" / ".lock").exists()
-    (tmp_path / "run" / ".lock").write_text("00000000 1")         # of another machine: nobody can tell from here
+    assert lock.exists() and writable_folder(run)
+    files.unlock(run)
+    assert start(0).wait() == 0 and not lock.exists()
+    lock.write_text("00000000 1")                                 # of another machine: nobody can tell from here
     with pytest.raises(ResourceError, match="process 1 on another machine is working there"):
-        files.writable_folder(tmp_path / "run")
+        writable_folder(run)

@@ -1,5 +1,4 @@
-"""Parts that do not belong together are refused: another grid, source or data than the experiment's.
-"""
+"""Parts that do not belong together are refused: of another grid, source, data set or diffusion model."""
 import shutil
 
 import numpy as np
@@ -7,8 +6,7 @@ import pytest
 from test_faults import rewrite, small_copy
 
 from cmr import checkpoint
-from cmr.files import read_sealed_json, seal, write_sealed_json
-from cmr.sampler import SourceModel
+from cmr.files import read_sealed_json, seal, sha256, write_sealed_json
 from cmr.studies import find
 from helpers import on, one_line, script, synthesis
 
@@ -23,6 +21,25 @@ def evaluation(data, run, tmp_path, *more):
     return [*on(data, run), *segmenters, "--run", run, "--out", tmp_path / "results", *more]
 
 
+def linked(run, tmp_path, *names):
+    """An experiment of links to some parts of another."""
+    for name in names:
+        (tmp_path / name).symlink_to(run / name)
+
+
+def resealed(table, text):
+    """A manifest of another program: it fits its hash."""
+    table.write_text(text)
+    seal(table, text)
+
+
+@pytest.fixture
+def copied_set(run, phantom, tmp_path):
+    """A copy of the DG set, to break: (its folder, arguments of a training on it)."""
+    dg = shutil.copytree(run / "dg", tmp_path / "dg")
+    return dg, [*on(phantom, run), "--train-on", "synthetic", "--synthetic", dg, "--out", tmp_path / "out"]
+
+
 def test_another_grid(run, phantom, tmp_path):
     words = "does not belong here (spacing_mm: 2.5 there, 2.0 now)"
     refused("evaluate.py", evaluation(phantom, run, tmp_path, "--spacing-mm", "2.0"), "diffusion/final.pt " + words)
@@ -34,37 +51,29 @@ def test_another_source(run, phantom, tmp_path):
     other = run / "segmenter-vanilla-Vendor-B" / "final.pt"
     words = f"{other} does not belong here (domain: 'vendor=b' there, 'vendor=a' now)"
     refused("-m cmr.synthesize", [*synthesis(phantom, run, "--out", tmp_path / "dg"), "--segmenter", other], words)
-    for name in ("diffusion", "da", "dg", "segmenter-vanilla-real"):
-        (tmp_path / name).symlink_to(run / name)
-    (tmp_path / "segmenter-vanilla-synthetic").symlink_to(run / "segmenter-vanilla-Vendor-B")
+    linked(run, tmp_path, "diffusion", "da", "dg", "segmenter-vanilla-real")
+    (tmp_path / "segmenter-vanilla-synthetic").symlink_to(other.parent)
     words = "segmenter-vanilla-synthetic", "domain: 'vendor=b' there"
     refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), *words)
     from_b = evaluation(phantom, run, tmp_path, "--source", "Vendor=B", "--target", "Vendor=D")
     refused("evaluate.py", from_b, "diffusion/final.pt", "source: 'vendor=a' there, 'vendor=b' now")
 
 
-def test_a_segmenter_or_set_of_another_diffusion_model(run, phantom, tmp_path):
-    for name in ("diffusion", "da", "segmenter-vanilla-real", "dg"):
-        (tmp_path / name).symlink_to(run / name)
+def test_a_segmenter_or_set_of_another_diffusion_model(run, phantom, copied_set, tmp_path):
+    linked(run, tmp_path, "diffusion", "da", "segmenter-vanilla-real")
     synthetic, shifted = (checkpoint.load(run / f"segmenter-vanilla-{kind}" / "final.pt")
                           for kind in ("synthetic", "shifted"))
-    assert synthetic["made_by"] == [SourceModel.load(run / "diffusion" / "final.pt", "cpu").hash]
+    assert synthetic["made_by"] == [sha256(run / "diffusion" / "final.pt")[:16]]
     assert shifted["made_by"] == []                               # images that no diffusion model has seen
     del synthetic["format"]
-    other = tmp_path / "segmenter-vanilla-synthetic"
-    checkpoint.save(other / "final.pt", **{**synthetic, "made_by": ["0" * 16]})
+    other = tmp_path / "segmenter-vanilla-synthetic" / "final.pt"
+    checkpoint.save(other, **{**synthetic, "made_by": ["0" * 16]})
     words = "of another diffusion model (" + "0" * 16
-    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{other / 'final.pt'}: ", words)
-    checkpoint.save(other / "final.pt", **synthetic)
-    (tmp_path / "dg").unlink()
-    shutil.copytree(run / "dg", tmp_path / "dg")
-    table = tmp_path / "dg" / "manifest.csv"
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{other}: ", words)
+    checkpoint.save(other, **synthetic)
+    table = copied_set[0] / "manifest.csv"
     resealed(table, table.read_text().replace(synthetic["made_by"][0], "0" * 16))
-    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{tmp_path / 'dg'}: ", words)
-
-
-def dim(path):
-    rewrite(path, lambda a: np.where(a > a.max() // 2, a // 2, a))
+    refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"{copied_set[0]}: ", words)
 
 
 def test_a_test_study_that_was_edited_after_it_was_translated(run, phantom, tmp_path):
@@ -76,48 +85,37 @@ def test_a_test_study_that_was_edited_after_it_was_translated(run, phantom, tmp_
 
 def test_a_training_study_that_was_edited_after_training(run, phantom, tmp_path):
     data, image = small_copy(phantom, tmp_path)
-    dim(image)
+    rewrite(image, lambda a: np.where(a > a.max() // 2, a // 2, a))
     refused("evaluate.py", evaluation(data, run, tmp_path), "segmenter-vanilla-real/final.pt: trained on other data")
     refused("-m cmr.synthesize", synthesis(data, run, "--out", tmp_path / "dg"), "trained on other data")
 
 
-def resealed(table, text):
-    """A manifest of another program: it fits its hash."""
-    table.write_text(text)
-    seal(table, text)
-
-
-def test_a_manifest_that_was_edited(run, phantom, tmp_path):
+def test_a_manifest_that_was_edited(copied_set):
     """A digit changed still reads well."""
-    shutil.copytree(run / "dg", tmp_path / "dg")
-    table = tmp_path / "dg" / "manifest.csv"
-    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
+    dg, training = copied_set
+    table = dg / "manifest.csv"
     table.write_text(table.read_text().replace("_s0", "_s1", 1))
     refused("train_unet.py", training, "manifest.csv: not as it was written")
-    (tmp_path / "dg" / "manifest.csv.sha256").unlink()
+    (dg / "manifest.csv.sha256").unlink()
     refused("train_unet.py", training, "manifest.csv: not as it was written")
 
 
 @pytest.mark.parametrize("lost,words", [("imagesTr", "the image of"), ("labelsTr", "the mask of")])
-def test_a_synthetic_pair_that_is_incomplete(run, phantom, tmp_path, lost, words):
-    shutil.copytree(run / "dg", tmp_path / "dg")
-    sorted((tmp_path / "dg" / lost).iterdir())[2].unlink()
-    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
+def test_a_synthetic_pair_that_is_incomplete(copied_set, lost, words):
+    dg, training = copied_set
+    sorted((dg / lost).iterdir())[2].unlink()
     refused("train_unet.py", training, words, "is lost, which manifest.csv lists")
 
 
-def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phantom, tmp_path):
-    shutil.copytree(run / "dg", tmp_path / "dg")
-    table = tmp_path / "dg" / "manifest.csv"
+def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phantom, copied_set):
+    dg, training = copied_set
+    table = dg / "manifest.csv"
     resealed(table, "\n".join(table.read_text().splitlines()[:-1]) + "\n")
-    training = [*on(phantom, run), "--train-on", "synthetic", "--synthetic", tmp_path / "dg", "--out", tmp_path / "out"]
     refused("train_unet.py", training, "no row of")
-    item = sorted((tmp_path / "dg" / "items").iterdir())[0]
+    item = sorted((dg / "items").iterdir())[0]
     write_sealed_json(item, {**read_sealed_json(item), "reference_content": "0" * 16})
     table.unlink()
-    again = synthesis(
-        phantom, run, "--use", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", tmp_path / "dg"
-    )
+    again = synthesis(phantom, run, "--use", "dg", "--shift", "0.5", "--strength", "t0=30,steps=2", "--out", dg)
     refused("-m cmr.synthesize", again, "whose image or mask was changed since")
     item.write_text("{")                                          # damaged: made again
     got, printed, _ = script("-m", "cmr.synthesize", *again)
@@ -127,9 +125,7 @@ def test_an_image_without_a_row_and_a_set_begun_with_other_references(run, phant
 
 @pytest.mark.parametrize("column", ["sd_dm", "reference_content", "strength"])
 def test_a_manifest_without_a_column(run, phantom, tmp_path, column):
-    for name in ("diffusion", "dg", "segmenter-vanilla-real", "segmenter-vanilla-synthetic"):
-        (tmp_path / name).symlink_to(run / name)
-    shutil.copytree(run / "da", tmp_path / "da")
-    table = tmp_path / "da" / "manifest.csv"
+    linked(run, tmp_path, "diffusion", "dg", "segmenter-vanilla-real", "segmenter-vanilla-synthetic")
+    table = shutil.copytree(run / "da", tmp_path / "da") / "manifest.csv"
     resealed(table, table.read_text().replace(f",{column},", ",other,", 1))
     refused("evaluate.py", evaluation(phantom, tmp_path, tmp_path), f"manifest.csv: column {column} missing")

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from cmr.errors import CheckpointError, NumericalError
 from cmr.files import sha256
 from cmr.seeds import generator, initialised
 from cmr.training import Run, update_ema
+from helpers import ROOT, on
 
 SETTINGS = {"seed": 0, "lr": 1e-2, "log_every": 2, "save_minutes": 0}
 
@@ -54,49 +54,28 @@ def test_a_kill_loses_minutes_whatever_a_step_takes(tmp_path, monkeypatch):
     """One step a minute by a clock of our own, saved every five minutes: killed at step 13, it goes on from step 10."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    def net_of_a_step(run, step):
-        now[0] += 60
-        run.update((run.net(torch.ones(1, 1)) ** 2).mean())
-    net = torch.nn.Linear(1, 1)
-    settings = {**SETTINGS, "save_minutes": 5}
-    run = Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1))
+    run = small_run(tmp_path, save_minutes=5)
     for step in run.steps(20):
         if step == 13:
             break
-        net_of_a_step(run, step)
-    assert checkpoint.load(tmp_path / "last.pt")["step"] == 10
-    assert Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1)).step == 10
+        now[0] += 60
+        run.update((run.net(torch.ones(1, 1)) ** 2).mean())
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == small_run(tmp_path, save_minutes=5).step == 10
 
 
-def test_other_settings_or_data_are_refused_and_named(tmp_path):
-    train(tmp_path / "a", stop_after=8)
-    with pytest.raises(CheckpointError, match=r"lr: 0.01 there, 0.02 now.*another --out"):
-        train(tmp_path / "a", settings={**SETTINGS, "lr": 2e-2})
-    with pytest.raises(CheckpointError, match="data_hash"):
-        train(tmp_path / "a", data_hash="other")
-
-
-def test_not_finite_stops_and_keeps_the_last_good_state(tmp_path):
-    train(tmp_path / "a", stop_after=9)
-    before = (tmp_path / "a" / "last.pt").read_bytes()
+def small_run(out, **settings):
     net = torch.nn.Linear(1, 1)
-    (tmp_path / "b").mkdir()
-    run = Run(tmp_path / "b", SETTINGS, "d", net, torch.optim.SGD(net.parameters(), lr=1.0))
-    with pytest.raises(NumericalError, match="loss is nan at step 0"):
-        for _ in run.steps(3):
-            run.update(net(torch.tensor([[float("nan")]])).mean())
-    assert not (tmp_path / "b" / "final.pt").exists() and (tmp_path / "a" / "last.pt").read_bytes() == before
+    return Run(out, {**SETTINGS, **settings}, "d", net, torch.optim.SGD(net.parameters(), lr=0.1), ema_decay=0.9)
 
 
 @pytest.mark.parametrize("save_minutes, saved", [(0, 3), (60, None)])
 def test_a_loss_that_was_not_finite_is_found_at_the_next_row_and_never_saved(tmp_path, save_minutes, saved):
-    settings = {**SETTINGS, "log_every": 5, "save_minutes": save_minutes}
-    net = torch.nn.Linear(1, 1)
-    run = Run(tmp_path, settings, "d", net, torch.optim.SGD(net.parameters(), lr=0.1), ema_decay=0.9)
-    with pytest.raises(NumericalError, match="loss is nan at step 3; .*" + ("last.pt" if saved else "no state was saved")):
+    run = small_run(tmp_path, log_every=5, save_minutes=save_minutes)
+    words = "last.pt" if saved else "no state was saved"
+    with pytest.raises(NumericalError, match=f"loss is nan at step 3; .*{words}"):
         for step in run.steps(20):
-            run.update(net(torch.full((1, 1), float("nan") if step == 3 else 1.0)).mean())
-    assert run.step == (4 if saved else 5)
+            run.update(run.net(torch.full((1, 1), float("nan") if step == 3 else 1.0)).mean())
+    assert run.step == (4 if saved else 5) and not run.final.exists()
     assert not saved or checkpoint.load(tmp_path / "last.pt")["step"] == saved
 
 
@@ -112,10 +91,10 @@ def test_ema_closed_form_with_warm_up():
 
 
 def test_sigterm_saves_and_exits_130(tmp_path, phantom):
-    command = [sys.executable, "train_unet.py", "--preset", "tiny", "--data", str(phantom), "--work",
-               str(tmp_path / "work"), "--out", str(tmp_path / "run"), "--steps", "5000", "--log-every", "1"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "train_unet.py", *on(phantom, tmp_path), "--out", tmp_path / "run", "--steps", "5000",
+               "--log-every", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "run" / "log.csv"
     for _ in range(600):
         if log.exists() and len(log.read_text().splitlines()) > 2:
@@ -136,17 +115,19 @@ def test_equal_runs_in_different_folders_give_equal_checkpoints(tmp_path):
 
 
 def test_a_finished_run_is_never_overwritten(tmp_path, capsys):
+    """Nor is one that was begun with other settings or data."""
+    train(tmp_path / "begun", stop_after=8)
     train(tmp_path / "a")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    (tmp_path / "a" / "last.pt").write_bytes(before["final.pt"])  # killed between the two last acts of a run
+    contents = lambda: {path: path.read_bytes() for path in tmp_path.glob("*/*")}
+    before = contents()
+    (tmp_path / "a" / "last.pt").write_bytes(b"")                 # killed between the two last acts of a run
     assert train(tmp_path / "a") is None and "finished already" in capsys.readouterr().out
-    for other, words in (
-        ({"settings": {**SETTINGS, "lr": 2e-2}}, "lr: 0.01 there, 0.02 now"),
-        ({"data_hash": "e"}, "data_hash: 'd' there, 'e' now"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            train(tmp_path / "a", **other)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    for name in ("a", "begun"):
+        with pytest.raises(CheckpointError, match="lr: 0.01 there, 0.02 now.*another --out"):
+            train(tmp_path / name, settings={**SETTINGS, "lr": 2e-2})
+        with pytest.raises(CheckpointError, match="data_hash: 'd' there, 'e' now"):
+            train(tmp_path / name, data_hash="e")
+    assert contents() == before
 
 
 @pytest.mark.parametrize("text", [None, "", "step,loss\n"])

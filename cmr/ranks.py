@@ -11,7 +11,7 @@ the outputs are gathered, and every rank forms the loss of the *whole* batch, wh
 share; the gradients are summed.  So nothing that is taken over a batch (soft Dice, batch statistics) depends on the
 number of ranks.
 
-Public: `rank`, `world`, `is_first`, `join`, `share`, `require_dealable`, `gathered`, `summed`, `together`, `any_of`,
+Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`,
 `first_alone`, `dealt`, `main`.
 """
 import contextlib
@@ -84,15 +84,10 @@ def _meet(backend):
 
 def share(n, of=None):
     """Range of those of n samples that a rank has (None: this one); UsageError if there are more ranks than samples."""
-    require_dealable(n, world())
+    if n < world():
+        raise UsageError(f"{world()} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
     of = rank() if of is None else of
     return range(of * n // world(), (of + 1) * n // world())
-
-
-def require_dealable(n, processes, whose=""):
-    """Raise UsageError if a batch of n samples has none for one of so many ranks.  whose : begins the line."""
-    if n < processes:
-        raise UsageError(f"{whose}{processes} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
 
 
 def gathered(outputs, n):

@@ -10,14 +10,12 @@ import io
 import itertools
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -167,19 +165,12 @@ def _volume(index):
     return _work.volume(index)
 
 
-def peak_memory_gb(device, process="self"):
-    """Largest memory of a process so far, GB: of a GPU what torch took there, else what is resident.
-
-    process : its number; 0 GB if it has gone.
-    """
+def peak_memory_gb(device):
+    """Largest memory of this process so far, GB: of a GPU what torch took there, else what is resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
-    if sys.platform == "darwin":                                  # no /proc; elsewhere ru_maxrss is the parent's too
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 30
-    with contextlib.suppress(OSError, TypeError):
-        status = Path(f"/proc/{process}/status").read_text()
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2 ** 20
-    return 0.0
+    unit = 2 ** 30 if sys.platform == "darwin" else 2 ** 20       # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def cores():

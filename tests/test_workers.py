@@ -134,10 +134,10 @@ def test_a_gpu_that_is_not_there_is_refused(name, gpus, ranks, words, monkeypatc
         pick_device(name)
 
 
-def test_peak_memory_where_there_is_no_proc(monkeypatch):
-    """MacOS counts bytes."""
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2 ** 30))
+@pytest.mark.parametrize("system, unit", [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_gb_on_every_system(system, unit, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2 ** 30 // unit))
     assert peak_memory_gb(torch.device("cpu")) == 3
 
 

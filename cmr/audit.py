@@ -38,7 +38,7 @@ from cmr.metrics import border, mean_dice
 from cmr.seeds import generator, initialised
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image
-PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
+MATCHED, REACH = 4, 4                           # half-width of a matched patch and of the search, in working pixels
 
 
 def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
@@ -92,11 +92,11 @@ def _displacements(reference, synthetic, points):
     """How far, in pixels, the patch around each point of a slice is found in the other; flat patches left out."""
     flat = 0.1 * reference.std()
     around = lambda image, r, c, half: image[r - half:r + half + 1, c - half:c + half + 1]
-    margin, found = PATCH + REACH, []
+    margin, found = MATCHED + REACH, []
     for r, c in points:
         if min(r, c) < margin or r + margin >= reference.shape[0] or c + margin >= reference.shape[1]:
             continue
-        patch = around(reference, r, c, PATCH)
+        patch = around(reference, r, c, MATCHED)
         if patch.std() < flat:
             continue
         score = match_template(around(synthetic, r, c, margin), patch)
@@ -124,7 +124,7 @@ def through_plane_correlation(image):
 
 
 PATCH = 32                                       # edge in pixels; patches that are asked about overlap by half
-STEPS, BATCH, LEARNING_RATE = 300, 64, 3e-3
+STEPS, PATCHES, LEARNING_RATE = 300, 64, 3e-3
 WIDTHS, STRIDES = (16, 24, 32), (2, 2, 1)
 
 
@@ -143,10 +143,10 @@ class SourceClassifier:
         pools = [torch.from_numpy(np.concatenate(volumes).astype(np.float32)) for volumes in (source, others)]
         net = initialised(_network, seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-        of_source = torch.cat([torch.ones(BATCH // 2), torch.zeros(BATCH // 2)])
+        of_source = torch.cat([torch.ones(PATCHES // 2), torch.zeros(PATCHES // 2)])
         for step in range(STEPS):
             g = generator(seed, "source classifier", step)
-            patches = torch.cat([_random_patches(slices, BATCH // 2, g) for slices in pools])
+            patches = torch.cat([_random_patches(slices, PATCHES // 2, g) for slices in pools])
             loss = F.binary_cross_entropy_with_logits(net(patches)[:, 0], of_source)
             optimizer.zero_grad()
             loss.backward()

@@ -1,11 +1,9 @@
 """Three questions to a diffusion model (SD-DM) and its images; none is answered by a network trained elsewhere.
 
-1. Does an image still fit its mask?  How far the boundary moved, which needs no network: a segmenter shares the biases
-   of what it was trained on.  And what a segmenter lost.
-2. Which domain does it look like?  A small network is asked, trained on real images alone, so that it has not seen what
-   a projection leaves behind.
-3. Has the SD-DM learnt the source?  Whether its samples are as much like held-out slices as training slices are
-   (Fréchet distance, Heusel et al. 2017), and new or copies of what was trained on (Carlini et al. 2023).
+1. Does an image still fit its mask?  How far the boundary moved, and what a segmenter lost on it.
+2. Which domain does it look like?  A small network is asked that was trained on real images alone.
+3. Has the SD-DM learnt the source?  Are its samples as much like held-out slices as training slices are (Fréchet
+   distance, Heusel et al. 2017), and new or copies of what was trained on (Carlini et al. 2023)?
 
 Only the first excludes an image (`still_fits`); all else are figures for the reader.
 
@@ -43,11 +41,10 @@ COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "c
 def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
     """Figures of one synthetic image, named as in manifest.csv, and whether it is kept.
 
-    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier, or None where none is known.
-    working : the reference.  given, image : (D, H, W) in [-1, 1], the reference as it was given to the sampler, and its
-    projection.
-    knows_mask : the reference's mask may be used; a target's is unknown at adaptation time, and the segmenter's own
-    boundary on the reference is followed in its place.
+    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier or None.  working : the
+    reference.  given, image : (D, H, W) in [-1, 1], the reference as the sampler was given it, and its projection.
+    knows_mask : whether the reference's mask may be used.  A target's is unknown; the boundary that the segmenter finds
+    on the reference is followed in its place.
     """
     reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
     found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
@@ -72,17 +69,16 @@ def audit(segmenter, classifier, working, given, image, knows_mask, may_be_exclu
 def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
     """(median, 95th percentile) of how far the structure at the mask's boundary moved, in mm; nan without a boundary.
 
-    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the displacement is
-    quantised to it.  Patches around the boundary are looked for by normalised cross-correlation of the gradient
+    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the result is quantised
+    to it.  No network is needed: patches around the boundary are looked for by cross-correlation of the gradient
     magnitude, so that a change of contrast is no displacement.
     """
     gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
     distances = []
     for ref, syn, labels in zip(reference, synthetic, mask):
         points = np.argwhere(border(labels > 0))
-        if len(points):
-            chosen = np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int)
-            distances += _displacements(gradient(ref), gradient(syn), points[chosen])
+        chosen = np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int)
+        distances += _displacements(gradient(ref), gradient(syn), points[chosen])
     if not distances:
         return math.nan, math.nan
     median, p95 = np.percentile(np.multiply(distances, spacing_mm), (50, 95))
@@ -151,7 +147,7 @@ class SourceClassifier:
 
     @torch.no_grad()
     def probability(self, image):
-        """That a volume (D, H, W) is of the source, were both domains as frequent: the mean over half-overlapping patches."""
+        """That a volume (D, H, W) is of the source, were both domains as frequent: the mean over its patches."""
         slices = torch.from_numpy(np.array(image, np.float32))
         edge = min(PATCH, *slices.shape[1:])
         patches = slices.unfold(1, edge, edge // 2).unfold(2, edge, edge // 2).reshape(-1, 1, edge, edge)
@@ -185,8 +181,8 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     """
     n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
     calls = min(CALLS, model.schedule.T)
-    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, training.shape[-1], calls, seed,
-                           model.device)
+    size = training.shape[-1]
+    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, size, calls, seed, model.device)
     row = dict.fromkeys(COLUMNS, math.nan) | {"samples": n}
     if not len(held_out):
         return row
@@ -216,8 +212,8 @@ def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
 def features(segmenter, slices, spacing_mm):
     """What a segmenter sees at its coarsest resolution, averaged over each slice: (n, channels) float64.
 
-    Every slice is given to it as a volume of one slice, so that a sample, which has no neighbours, is treated as a real
-    one is.  The coarsest feature map is found by watching the layers: of those with the fewest pixels, the last.
+    Every slice is a volume by itself, as a sample has no neighbours.  The coarsest feature map is found by watching the
+    layers: of those with the fewest pixels, the last.
     """
     seen, means = [], []
     watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None
@@ -237,13 +233,11 @@ def features(segmenter, slices, spacing_mm):
 def frechet_to_held_out(samples, training, held_out):
     """(distance of samples, distance of training slices) to held-out slices; equal if the model has learnt the source.
 
-    All are features (n, d) of the same number of slices, as from few of them a distance is too large; else ValueError.
-    They are reduced to the principal components of the training slices, one for every SLICES_EACH slices and
-    COMPONENTS at most, since a covariance of more dimensions is not known from n slices.
+    All are features (n, d) of equally many slices, since few slices make a distance too large; else ValueError.  They
+    are reduced to principal components of the training slices: a covariance of more dimensions is not known from n.
     """
     if not len(samples) == len(training) == len(held_out):
-        raise ValueError(f"{len(samples)} samples, {len(training)} training and {len(held_out)} held-out slices: use "
-                         "as many of each")
+        raise ValueError(f"{len(samples)} samples, {len(training)} training, {len(held_out)} held-out slices: unequal")
     kept = max(1, min(COMPONENTS, len(training) // SLICES_EACH, training.shape[1]))
     _, _, directions = np.linalg.svd(training - training.mean(0), full_matrices=False)
     reduced = [found @ directions[:kept].T for found in (samples, training, held_out)]
@@ -271,9 +265,9 @@ def _square_root(matrix):
 def memorisation(samples, training, held_out):
     """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, for each sample.
 
-    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by root mean
-    squared difference over all shifts of up to SHIFT pixels.  About 1, a little less where there are more training than
-    held-out slices: new images; below COPIED: copies, which diffusion models of few slices make.
+    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by root
+    mean squared difference over shifts of up to SHIFT pixels.  The ratio is about 1 for new images and below COPIED for
+    copies, which diffusion models of few slices make.
     """
     core = slice(SHIFT, SHRUNK - SHIFT)                           # what stays in sight under every shift
     edge = SHRUNK - 2 * SHIFT

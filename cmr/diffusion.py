@@ -24,7 +24,7 @@ class Schedule:
 
     @classmethod
     def make(cls, name, T=1000):
-        """`linear` (Ho et al. 2020; ends scaled by 1000 / T) or `cosine` (Nichol & Dhariwal 2021, Eq. 17, s = 0.008)."""
+        """`linear` (Ho et al. 2020; ends scaled by 1000 / T) or `cosine` (Nichol & Dhariwal 2021, Eq. 17)."""
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
         beta = {"linear": np.linspace(1e-4 * 1000 / T, 2e-2 * 1000 / T, T), "cosine": 1 - f[1:] / f[:-1]}[name]
         beta = np.concatenate([[0.0], np.minimum(beta, 0.999)])

@@ -1,4 +1,4 @@
-"""The look of an image: the source's intensities and how to match them, and random changes that leave the anatomy alone.
+"""The look of an image: the source's intensities, how to match them, and random changes that leave the anatomy alone.
 
 The sampler may match mean and standard deviation before it projects.  Histogram matching and Fourier domain adaptation
 (FDA) are competitors of the projection that know no diffusion model.  DG changes the look of some of its references
@@ -27,7 +27,7 @@ def match_mean_std(image, mean, std):
 
 def match_quantiles(image, quantiles):
     """Histogram matching of a volume: each voxel's rank goes to that quantile of the source, (257,) at QUANTILES."""
-    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9         # clipped voxels tie; keep the axis increasing
+    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9       # clipped voxels tie; keep the axis increasing
     return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
 
 

@@ -189,9 +189,9 @@ class SourceModel:
             return self.net(x_t, t)
 
     def require_usable(self, strength):
-        """Raise UsageError for a Strength that starts beyond the model's times or does not divide its grid."""
-        if strength.t0 > self.schedule.T:
-            raise UsageError(f"strength {strength}: t0 exceeds the model's T = {self.schedule.T}")
+        """Raise UsageError for a strength that starts beyond the model's times or does not divide its grid."""
         size = self.settings["size"]
-        if strength.low_pass and size % strength.low_pass:
+        if strength != NONE and strength.t0 > self.schedule.T:
+            raise UsageError(f"strength {strength}: t0 exceeds the model's T = {self.schedule.T}")
+        if strength != NONE and strength.low_pass and size % strength.low_pass:
             raise UsageError(f"strength {strength}: low_pass does not divide the {size} pixels of the grid")

@@ -57,11 +57,10 @@ def main(argv=None):
     members = parse_members(c.strength) if c.diffusion else (NONE,)
     segmenter = Segmenter.load(c.segmenter, device)
     sd_dm = SourceModel.load(c.diffusion, device) if c.diffusion else None
-    for member in members:
-        if member != NONE:
-            sd_dm.require_usable(member)
     if sd_dm and Grid.of(sd_dm.settings) != Grid.of(segmenter.settings):
         raise UsageError(f"{c.diffusion} and {c.segmenter} are of different grids; give those of one experiment")
+    for member in members if sd_dm else ():
+        sd_dm.require_usable(member)
 
     def make(place, path):
         done = segment_file(path, segmenter, Path(c.out) / place, sd_dm, members, c.labels, c.seed)

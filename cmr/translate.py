@@ -41,7 +41,7 @@ def main(argv=None):
     c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
     strength, *ladder = map(Strength.parse, [c.strength, *filter(None, c.ladder.split(";"))])
     images, sd_dm = find_images(c.images, c.out), SourceModel.load(c.diffusion, pick_device(c.device))
-    for wanted in (strength, *ladder):
+    for wanted in ladder or [strength]:
         sd_dm.require_usable(wanted)
     if ladder:
         for place, path in images.items():

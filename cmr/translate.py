@@ -20,12 +20,10 @@ from cmr.grid import Grid, at_same_height, to_working
 from cmr.image_files import (
     ImagesConfig, changed, coarse_pixels, find_images, grey_view, one_by_one, picture_of, read_image, require_all,
     subject_and_phase)
-from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
+from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import GUIDED, SourceModel, Strength, translate
 from cmr.settings import given, opt, parse
 from cmr.workers import pick_device
-
-FULL_COLOUR = 1.0                                # the difference that is drawn in full colour, of 2 from black to white
 
 
 @dataclass(frozen=True)

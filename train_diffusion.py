@@ -10,6 +10,7 @@ import torch
 
 from cmr import ranks
 from cmr.audit import draw_samples
+from cmr.denoiser import build_denoiser, placed
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import DataError, UsageError, run_script
 from cmr.files import writable_folder
@@ -17,7 +18,6 @@ from cmr.grid import Grid
 from cmr.look import intensity_statistics
 from cmr.pictures import save_png, sheet, with_contours
 from cmr.records import Domain
-from cmr.sampler import build_denoiser, placed
 from cmr.seeds import generator, initialised
 from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
 from cmr.studies import in_role, studies_of

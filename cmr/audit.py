@@ -1,24 +1,14 @@
-"""Does a synthetic image still fit its mask?  How far the boundary moved, and what the segmenter lost.
+"""Three questions to a diffusion model (SD-DM) and its images; none is answered by a network trained elsewhere.
 
-The segmenter shares the biases of whatever it was trained on, so the displacement needs no network: small patches
-around the boundary of the mask are looked for in the synthetic image by normalised cross-correlation.
+1. Does an image still fit its mask?  How far the boundary moved, and what a segmenter lost on it.
+2. Which domain does it look like?  A small network is asked that was trained on real images alone.
+3. Has the SD-DM learnt the source?  Are its samples as much like held-out slices as training slices are (Fréchet
+   distance, Heusel et al. 2017), and new or copies of what was trained on (Carlini et al. 2023)?
 
-Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`.
+Only the first excludes an image (`still_fits`); all else are figures for the reader.
 
-Which domain does an image look like?  A small convolutional network is asked, patch by patch.
-
-It is trained on real images alone, so that it has not seen what a projection leaves behind.  Whether an image still
-fits its mask is another question: `cmr.audit`.
-
-Public: `SourceClassifier`.
-
-Has the diffusion model learnt the source?  Its unconditional samples beside training and held-out slices.
-
-Two questions, neither answered with a network that was trained elsewhere: are the samples as much like the source's
-held-out slices as its training slices are (Fréchet distance, Heusel et al. 2017), and are they new or copies of what
-was trained on (Carlini et al. 2023)?  Nothing is left out or changed by the answers: they are figures for the reader.
-
-Public: `COPIED`, `COLUMNS`, `audit_samples`, `draw_samples`, `features`, `frechet_distance`, `frechet_to_held_out`,
+Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`, `SourceClassifier`,
+`audit_samples`, `COLUMNS`, `COPIED`, `draw_samples`, `features`, `frechet_to_held_out`, `frechet_distance`,
 `memorisation`.
 """
 import math
@@ -38,17 +28,23 @@ from cmr.metrics import border, mean_dice
 from cmr.seeds import generator, initialised
 
 LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image
-PATCH, REACH = 4, 4                              # half-width of a patch and of the search, in working pixels
+MATCHED, REACH, POINTS = 4, 4, 24                # half-widths of a matched patch and of the search; points of a slice
+PATCH, STEPS, PATCHES, LEARNING_RATE = 32, 300, 64, 3e-3          # of the classifier: edge in pixels, training
+COPIED = 0.5                                     # a sample whose ratio is below it is a copy
+SAMPLES, CALLS, BATCH = 256, 40, 32              # at most so many samples, network calls for each, samples at a time
+COMPONENTS, SLICES_EACH = 32, 5                  # principal components at most, and slices for each of them
+SHRUNK, SHIFT = 32, 2                            # edge of slices compared for copies, shifts either way, pixels
+COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "copies", "nearest_mean",
+           "nearest_least")
 
 
 def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
     """Figures of one synthetic image, named as in manifest.csv, and whether it is kept.
 
-    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier, or None where none is known.
-    working : the reference.  given, image : (D, H, W) in [-1, 1], the reference as it was given to the sampler, and its
-    projection.
-    knows_mask : the reference's mask may be used; a target's is unknown at adaptation time, and the segmenter's own
-    boundary on the reference is followed in its place.
+    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier or None.  working : the
+    reference.  given, image : (D, H, W) in [-1, 1], the reference as the sampler was given it, and its projection.
+    knows_mask : whether the reference's mask may be used.  A target's is unknown; the boundary that the segmenter finds
+    on the reference is followed in its place.
     """
     reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
     found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
@@ -68,20 +64,21 @@ def audit(segmenter, classifier, working, given, image, knows_mask, may_be_exclu
     return figures
 
 
-def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_slice=24):
+# ---- 1. Does an image still fit its mask? ----
+
+def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
     """(median, 95th percentile) of how far the structure at the mask's boundary moved, in mm; nan without a boundary.
 
-    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the displacement is
-    quantised to it.  Patches are matched on the gradient magnitude, so that a change of contrast is no displacement;
-    flat patches, and patches at the image's edge, are left out.
+    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the result is quantised
+    to it.  No network is needed: patches around the boundary are looked for by cross-correlation of the gradient
+    magnitude, so that a change of contrast is no displacement.
     """
     gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
     distances = []
     for ref, syn, labels in zip(reference, synthetic, mask):
         points = np.argwhere(border(labels > 0))
-        if len(points):
-            chosen = np.linspace(0, len(points) - 1, min(points_per_slice, len(points))).astype(int)
-            distances += _displacements(gradient(ref), gradient(syn), points[chosen])
+        chosen = np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int)
+        distances += _displacements(gradient(ref), gradient(syn), points[chosen])
     if not distances:
         return math.nan, math.nan
     median, p95 = np.percentile(np.multiply(distances, spacing_mm), (50, 95))
@@ -89,19 +86,16 @@ def boundary_displacement_mm(reference, synthetic, mask, spacing_mm, points_per_
 
 
 def _displacements(reference, synthetic, points):
-    """How far, in pixels, the patch around each point of a slice is found in the other; flat patches left out."""
-    flat = 0.1 * reference.std()
+    """In pixels, around each point of a slice; flat patches and those at the image's edge are left out."""
     around = lambda image, r, c, half: image[r - half:r + half + 1, c - half:c + half + 1]
-    margin, found = PATCH + REACH, []
+    margin, flat, found = MATCHED + REACH, 0.1 * reference.std(), []
     for r, c in points:
-        if min(r, c) < margin or r + margin >= reference.shape[0] or c + margin >= reference.shape[1]:
-            continue
-        patch = around(reference, r, c, PATCH)
-        if patch.std() < flat:
-            continue
-        score = match_template(around(synthetic, r, c, margin), patch)
-        row, column = np.unravel_index(score.argmax(), score.shape)
-        found.append(np.hypot(row - REACH, column - REACH))
+        inside = margin <= r < reference.shape[0] - margin and margin <= c < reference.shape[1] - margin
+        patch = around(reference, r, c, MATCHED)
+        if inside and patch.std() >= flat:
+            score = match_template(around(synthetic, r, c, margin), patch)
+            row, column = np.unravel_index(score.argmax(), score.shape)
+            found.append(np.hypot(row - REACH, column - REACH))
     return found
 
 
@@ -123,17 +117,14 @@ def through_plane_correlation(image):
     return float(np.mean(pairs)) if pairs else math.nan
 
 
-PATCH = 32                                       # edge in pixels; patches that are asked about overlap by half
-STEPS, BATCH, LEARNING_RATE = 300, 64, 3e-3
-WIDTHS, STRIDES = (16, 24, 32), (2, 2, 1)
-
+# ---- 2. Which domain does it look like? ----
 
 @dataclass(frozen=True)
 class SourceClassifier:
     """Tells the source from another domain by contrast, sharpness and noise of patches, not by where or how they lie.
 
-    In training patches are cut anywhere, turned and flipped at random; both domains are shown equally often, whatever
-    the number of their volumes.  It runs on the CPU, so that its answers are a function of images and seed.
+    In training patches are cut anywhere, turned and flipped at random, equally many of both domains.  It runs on the
+    CPU, so that its answers are a function of images and seed.
     """
     net: nn.Module
 
@@ -141,12 +132,12 @@ class SourceClassifier:
     def fit(cls, source, others, seed=0):
         """source, others : volumes (D, H, W) in [-1, 1], unlabelled, of patients that are not asked about later."""
         pools = [torch.from_numpy(np.concatenate(volumes).astype(np.float32)) for volumes in (source, others)]
-        net = initialised(_network, seed)
+        net = initialised(_patch_network, seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-        of_source = torch.cat([torch.ones(BATCH // 2), torch.zeros(BATCH // 2)])
+        of_source = torch.cat([torch.ones(PATCHES // 2), torch.zeros(PATCHES // 2)])
         for step in range(STEPS):
             g = generator(seed, "source classifier", step)
-            patches = torch.cat([_random_patches(slices, BATCH // 2, g) for slices in pools])
+            patches = torch.cat([_random_patches(slices, PATCHES // 2, g) for slices in pools])
             loss = F.binary_cross_entropy_with_logits(net(patches)[:, 0], of_source)
             optimizer.zero_grad()
             loss.backward()
@@ -156,23 +147,18 @@ class SourceClassifier:
 
     @torch.no_grad()
     def probability(self, image):
-        """That a volume (D, H, W) is of the source, in [0, 1], if both domains are as frequent: the mean over patches.
-
-        Above 0.5 it is taken for the source.
-        """
+        """That a volume (D, H, W) is of the source, were both domains as frequent: the mean over its patches."""
         slices = torch.from_numpy(np.array(image, np.float32))
         edge = min(PATCH, *slices.shape[1:])
         patches = slices.unfold(1, edge, edge // 2).unfold(2, edge, edge // 2).reshape(-1, 1, edge, edge)
         return float(torch.cat([self.net(some).sigmoid() for some in patches.split(256)]).mean())
 
 
-def _network():
-    """(N, 1, H, W) patches -> (N, 1) logits: three convolutions, then the mean over the patch."""
-    layers, c_in = [], 1
-    for c_out, stride in zip(WIDTHS, STRIDES):
-        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1), nn.ReLU()]
-        c_in = c_out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, 1))
+def _patch_network():
+    """(N, 1, H, W) patches -> (N, 1) logits."""
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, padding=1), nn.ReLU(),
+                         nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1))
 
 
 def _random_patches(slices, n, g):
@@ -185,12 +171,7 @@ def _random_patches(slices, n, g):
     return (turned.flip(1) if draw(2) else turned)[:, None]
 
 
-COPIED = 0.5                                     # a sample whose ratio is below it is a copy
-SAMPLES, CALLS, BATCH = 256, 40, 32              # at most so many samples, network calls for each, samples at a time
-COMPONENTS, SLICES_EACH = 32, 5                  # principal components at most, and slices for each of them
-COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "copies", "nearest_mean",
-           "nearest_least")
-
+# ---- 3. Has the SD-DM learnt the source? ----
 
 def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     """One row of COLUMNS on the samples of a SourceModel; all but their number is nan where no slice is held out.
@@ -200,17 +181,18 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     """
     n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
     calls = min(CALLS, model.schedule.T)
-    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, training.shape[-1], calls, seed,
-                           model.device)
-    of_samples = of_training = np.nan
-    if len(held_out):
-        pools = samples, _thinned(training, n), _thinned(held_out, n)
-        of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm) for pool in pools))
+    size = training.shape[-1]
+    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, size, calls, seed, model.device)
+    row = dict.fromkeys(COLUMNS, math.nan) | {"samples": n}
+    if not len(held_out):
+        return row
+    thinned = lambda pool: pool[np.linspace(0, len(pool) - 1, n).astype(int)]
+    of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm)
+                                                    for pool in (samples, thinned(training), thinned(held_out))))
     nearest = memorisation(samples, training, held_out)
-    return {"samples": n, "frechet_samples": of_samples, "frechet_training": of_training,
-            "frechet_ratio": of_samples / of_training,
-            "copies": int((nearest < COPIED).sum()) if len(held_out) else np.nan,
-            "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
+    return row | {"frechet_samples": of_samples, "frechet_training": of_training,
+                  "frechet_ratio": of_samples / of_training, "copies": int((nearest < COPIED).sum()),
+                  "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
 
 
 def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
@@ -223,16 +205,15 @@ def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
         streams = [generator(seed, "sample", i) for i in range(start, min(start + BATCH, n))]
         draw = lambda: torch.stack([torch.randn(1, size, size, generator=g) for g in streams]).to(device)
         x_T, *noises = [draw() for _ in times]
-        x_0 = denoise(schedule, net, parameterisation, x_T, times, noises)
-        samples.append(x_0[:, 0].cpu().numpy())
+        samples.append(denoise(schedule, net, parameterisation, x_T, times, noises)[:, 0].cpu().numpy())
     return np.concatenate(samples)
 
 
 def features(segmenter, slices, spacing_mm):
     """What a segmenter sees at its coarsest resolution, averaged over each slice: (n, channels) float64.
 
-    Every slice is given to it as a volume of one slice, so that a sample, which has no neighbours, is treated as a real
-    one is.  The coarsest feature map is found by watching the layers: of those with the fewest pixels, the last.
+    Every slice is a volume by itself, as a sample has no neighbours.  The coarsest feature map is found by watching the
+    layers: of those with the fewest pixels, the last.
     """
     seen, means = [], []
     watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None
@@ -241,22 +222,34 @@ def features(segmenter, slices, spacing_mm):
         for image in slices:
             seen.clear()
             segmenter.logits(np.asarray(image)[None], spacing_mm, mirror=False)
-            pixels = [output[0, 0].numel() for output in seen]
-            deepest = seen[len(pixels) - 1 - pixels[::-1].index(min(pixels))]
-            means.append(deepest.flatten(2).mean((0, 2)).double().cpu().numpy())
+            coarsest = min(reversed(seen), key=lambda output: output[0, 0].numel())
+            means.append(coarsest.flatten(2).mean((0, 2)).double().cpu().numpy())
     finally:
         for hook in hooks:
             hook.remove()
     return np.stack(means)
 
 
+def frechet_to_held_out(samples, training, held_out):
+    """(distance of samples, distance of training slices) to held-out slices; equal if the model has learnt the source.
+
+    All are features (n, d) of equally many slices, since few slices make a distance too large; else ValueError.  They
+    are reduced to principal components of the training slices: a covariance of more dimensions is not known from n.
+    """
+    if not len(samples) == len(training) == len(held_out):
+        raise ValueError(f"{len(samples)} samples, {len(training)} training, {len(held_out)} held-out slices: unequal")
+    kept = max(1, min(COMPONENTS, len(training) // SLICES_EACH, training.shape[1]))
+    _, _, directions = np.linalg.svd(training - training.mean(0), full_matrices=False)
+    reduced = [found @ directions[:kept].T for found in (samples, training, held_out)]
+    return frechet_distance(reduced[0], reduced[2]), frechet_distance(reduced[1], reduced[2])
+
+
 def frechet_distance(a, b):
     """Squared Fréchet distance of the Gaussians that fit two sets of feature vectors (n, d) and (m, d), n and m > d.
 
-    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), Dowson & Landau 1982.  From few vectors it is
-    too large, the more so the fewer: compare only distances of equal numbers.
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), Dowson & Landau 1982.
     """
-    cov_a, cov_b = np.cov(a.T).reshape(a.shape[1], -1), np.cov(b.T).reshape(b.shape[1], -1)
+    cov_a, cov_b = (np.cov(x.T).reshape(x.shape[1], -1) for x in (a, b))
     root_a = _square_root(cov_a)
     cross = _square_root(root_a @ cov_b @ root_a)
     difference = a.mean(0) - b.mean(0)
@@ -269,56 +262,26 @@ def _square_root(matrix):
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def frechet_to_held_out(samples, training, held_out):
-    """(distance of samples, distance of training slices) to held-out slices; equal if the model has learnt the source.
+def memorisation(samples, training, held_out):
+    """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, for each sample.
 
-    All are features (n, d) of the same number of slices, so that both distances are too large by alike; ValueError if
-    not.  They are reduced to the principal components of the training slices, one for every SLICES_EACH slices and
-    COMPONENTS at most, since a covariance of more dimensions than that is not known from n slices.
+    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by root
+    mean squared difference over shifts of up to SHIFT pixels.  The ratio is about 1 for new images and below COPIED for
+    copies, which diffusion models of few slices make.
     """
-    if not len(samples) == len(training) == len(held_out):
-        raise ValueError(f"{len(samples)} samples, {len(training)} training and {len(held_out)} held-out slices: use "
-                         "as many of each")
-    kept = max(1, min(COMPONENTS, len(training) // SLICES_EACH, training.shape[1]))
-    _, _, directions = np.linalg.svd(training - training.mean(0), full_matrices=False)
-    reduced = [found @ directions[:kept].T for found in (samples, training, held_out)]
-    return frechet_distance(reduced[0], reduced[2]), frechet_distance(reduced[1], reduced[2])
-
-
-def _thinned(pool, n):
-    """n slices of a pool at even distances."""
-    return pool[np.linspace(0, len(pool) - 1, n).astype(int)]
-
-
-def memorisation(samples, training, held_out, size=32, reach=2):
-    """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, per sample.
-
-    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk to size x size, z-scored and
-    compared by root mean squared difference over shifts of up to `reach` pixels.  About 1, a little less where there
-    are more training than held-out slices: new images; below COPIED: copies, which diffusion models of few slices make.
-    No training slice is left out, as a copy of it would not be found.  nan without a pool.
-    """
-    if not len(training) or not len(held_out):
-        return np.full(len(samples), np.nan)
-    core = slice(reach, size - reach)                             # what stays in sight under every shift
-    pools = [_shrunk(pool, size, core)[:, core, core].reshape(len(pool), -1) for pool in (training, held_out)]
+    core = slice(SHIFT, SHRUNK - SHIFT)                           # what stays in sight under every shift
+    edge = SHRUNK - 2 * SHIFT
+    pools = [_shrunk(pool, core)[:, core, core].reshape(len(pool), -1) for pool in (training, held_out)]
     ratios = []
-    for sample in _shrunk(samples, size, core):
-        windows = _shifted_windows(sample, size - 2 * reach)
-        nearest = [np.sqrt(cdist(windows, pool, "sqeuclidean").min() / windows.shape[1]) for pool in pools]
-        to_training, to_held_out = nearest
+    for sample in _shrunk(samples, core):
+        shifted = np.lib.stride_tricks.sliding_window_view(sample, (edge, edge)).reshape(-1, edge ** 2)
+        to_training, to_held_out = (np.sqrt(cdist(shifted, pool, "sqeuclidean").min() / edge ** 2) for pool in pools)
         ratios.append(to_training / max(to_held_out, 1e-6))
     return np.array(ratios)
 
 
-def _shrunk(images, size, core):
-    """(n, H, W) to (n, size, size), z-scored by the core of each."""
-    small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (size, size), anti_aliasing=True)
+def _shrunk(images, core):
+    """(n, H, W) to (n, SHRUNK, SHRUNK), each z-scored by its core."""
+    small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (SHRUNK, SHRUNK), anti_aliasing=True)
     inner = small[core, core]
     return np.moveaxis((small - inner.mean((0, 1))) / (inner.std((0, 1)) + 1e-6), -1, 0)
-
-
-def _shifted_windows(image, edge):
-    """Every window of edge x edge pixels of a square image, flat: (shifts, edge^2)."""
-    starts = range(len(image) - edge + 1)
-    return np.stack([image[i:i + edge, j:j + edge].ravel() for i in starts for j in starts])

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmr.denoiser import Denoiser
+from cmr.denoiser import Denoiser, placed
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.errors import run_script
 from cmr.metrics import measure
 from cmr.network import TrainingData
-from cmr.sampler import PROJECTED, SourceModel, Strength, placed, project
+from cmr.sampler import PROJECTED, SourceModel, Strength, project
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import NETWORKS
 from cmr.workers import pick_device, to_device

@@ -1,8 +1,6 @@
 """The denoiser: a time-conditioned U-Net (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021).
 
-It knows no schedule and no noise: those are in `cmr.diffusion`.
-
-Public: `Denoiser`.
+Public: `build_denoiser`, `placed`, `Denoiser`.
 """
 import math
 
@@ -11,16 +9,34 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Denoiser(nn.Module):
-    """(x_t, t) -> network output, same shape as x_t.
+def build_denoiser(settings):
+    """The Denoiser of a training run's settings (lists written `1,2,3`); raises ValueError if they do not fit."""
+    numbers = lambda text: tuple(int(n) for n in text.split(",") if n)
+    return Denoiser(settings["base"], numbers(settings["multipliers"]), settings["blocks"],
+                    numbers(settings["attention_at"]), settings["head"], settings["groups"], settings["dropout"],
+                    settings["size"], settings["patch"])
 
-    x_t : (N, 1, H, W) float32; t : (N,) integers in 1..T.  H and W must be multiples of patch * 2^(levels-1).
+
+def placed(net, device):
+    """The denoiser on its device, its weights laid out as its layers leave an image.
+
+    On a CPU that is channels last.  On a GPU group normalisation returns channels first whatever it is given, and every
+    convolution would turn the image to channels last and back.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    return net.to(device, memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
+
+
+class Denoiser(nn.Module):
+    """(x_t, t) -> network output, of the shape of x_t.
+
+    x_t : (N, 1, H, W) float32; H and W are multiples of patch * 2^(levels-1).  t : (N,) integers in 1..T.
     patch : the image is folded patch x patch into channels first (pixel-unshuffle), which makes a CPU model affordable.
+    attention_at : edges in pixels of the feature maps with self-attention; the coarsest always has it.
     At initialisation the output is exactly 0, because every last convolution is.
     """
 
-    def __init__(self, base=64, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16,), head=64, groups=32, dropout=0.0,
-                 size=128, patch=1):
+    def __init__(self, base, multipliers, blocks, attention_at, head, groups, dropout, size, patch=1):
         super().__init__()
         self.base, self.patch, self.multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
         if size % self.multiple:
@@ -30,43 +46,39 @@ class Denoiser(nn.Module):
             raise ValueError(f"base {base}: use an even number, half of it are cosines of the time and half are sines")
         edges = [size // patch // 2 ** level for level in range(len(multipliers))]
         if not set(attention_at) <= set(edges):
-            raise ValueError(f"attention at {', '.join(map(str, attention_at))}: the feature maps have edges of "
-                             f"{', '.join(map(str, edges))} pixels")
-        embedding = 4 * base
-        res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, embedding, groups, dropout, resample)
-        attention = lambda c: Attention(c, head, groups)
+            raise ValueError(f"attention at {list(attention_at)}: the feature maps have edges of {edges} pixels")
+        res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, 4 * base, groups, dropout, resample)
+        attention = lambda c, edge: [Attention(c, head, groups)] if edge in attention_at else []
         channels = [base * m for m in multipliers]
-        self.embed = nn.Sequential(nn.Linear(base, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
         self.stem = nn.Conv2d(patch ** 2, channels[0], 3, padding=1)
 
-        current, edge, skips = channels[0], size // patch, [channels[0]]
+        current, skips = channels[0], [channels[0]]               # channels of what `forward` puts on its stack
         self.down = nn.ModuleList()
-        for level, c in enumerate(channels):
+        for c, edge in zip(channels, edges):
             for _ in range(blocks):
-                self.down.append(nn.ModuleList([res(current, c)] + ([attention(c)] if edge in attention_at else [])))
+                self.down.append(nn.ModuleList([res(current, c), *attention(c, edge)]))
                 current = c
                 skips.append(c)
-            if level < len(channels) - 1:
+            if edge != edges[-1]:
                 self.down.append(nn.ModuleList([res(c, c, "down")]))
                 skips.append(c)
-                edge //= 2
-        self.middle = nn.ModuleList([res(current, current), attention(current), res(current, current)])
+        self.middle = nn.ModuleList([res(current, current), Attention(current, head, groups), res(current, current)])
         self.up = nn.ModuleList()
-        for level, c in reversed(list(enumerate(channels))):
+        for c, edge in zip(reversed(channels), reversed(edges)):
             for i in range(blocks + 1):
-                layers = [res(current + skips.pop(), c)] + ([attention(c)] if edge in attention_at else [])
+                layers = [res(current + skips.pop(), c), *attention(c, edge)]
                 current = c
-                if level and i == blocks:
+                if edge != edges[0] and i == blocks:
                     layers.append(res(c, c, "up"))
-                    edge *= 2
                 self.up.append(nn.ModuleList(layers))
         last = _zero(nn.Conv2d(current, patch ** 2, 3, padding=1))
         self.head = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), last)
 
     def forward(self, x_t, t):
         if x_t.shape[-1] % self.multiple or x_t.shape[-2] % self.multiple:
-            raise ValueError(f"image is {x_t.shape[-2]}x{x_t.shape[-1]}, but this denoiser needs multiples of "
-                             f"{self.multiple}; pad it")
+            height, width = x_t.shape[-2:]
+            raise ValueError(f"image is {height}x{width}, but this denoiser needs multiples of {self.multiple}; pad it")
         emb = self.embed(time_features(t, self.base).to(x_t.dtype))
         h = self.stem(F.pixel_unshuffle(x_t, self.patch))         # (N, patch^2, H/patch, W/patch) -> (N, C, ...)
         skips = [h]
@@ -91,16 +103,10 @@ def time_features(t, width):
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-def _zero(layer):
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class ResBlock(nn.Module):
     """Residual block with the time as scale and shift; `resample` (down: mean, up: nearest) acts on both branches."""
 
-    def __init__(self, c_in, c_out, embedding, groups, dropout, resample=None):
+    def __init__(self, c_in, c_out, embedding, groups, dropout, resample):
         super().__init__()
         self.norm_in, self.conv_in = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
@@ -134,3 +140,9 @@ class Attention(nn.Module):
         q, k, v = qkv.transpose(-1, -2).unbind(1)                 # (N, heads, HW, C/heads)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
         return x + self.out(attended)
+
+
+def _zero(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

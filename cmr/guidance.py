@@ -1,9 +1,9 @@
-"""What keeps the reference's anatomy while the source-domain diffusion model (SD-DM) redraws its look.
+"""Two ways to keep the reference's anatomy while the source-domain diffusion model (SD-DM) redraws its look.
 
-Two ways, and which of them is taken says `cmr.sampler`: the paper's sampler pulls every step towards the reference by
-the distance of the low-passed images; the guided filter gives the finished image the reference's edges.
+The paper's sampler pulls every step towards the reference by the distance of the low-passed images.  The guided filter,
+which is ours, gives the finished image the reference's edges.  `cmr.sampler` takes one, the other or none.
 
-Public: `low_pass`, `low_pass_distance`, `guided_filter`.
+Public: `low_pass_distance`, `low_pass`, `guided_filter`.
 """
 import functools
 
@@ -11,7 +11,21 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-FLAT = 1e-3                                      # variance below which a window is taken for flat
+FLAT = 1e-3                                      # variance below which a window of the guide counts as flat
+
+
+def low_pass_distance(reference, factor):
+    """The function x_0 -> || phi(reference) - phi(x_0) ||_2, (N,), of images (N, 1, H, W).
+
+    Traps: the norm is each image's own, not the batch's; it is not squared; at distance 0 its gradient is 0 / 0, which
+    the clamp makes 0.
+    """
+    kept = low_pass(reference, factor)
+
+    def distance(x_0):
+        squared = ((kept - low_pass(x_0, factor)) ** 2).flatten(1).sum(1)
+        return squared.clamp(min=1e-12).sqrt()
+    return distance
 
 
 def low_pass(image, factor):
@@ -23,10 +37,7 @@ def low_pass(image, factor):
 
 @functools.lru_cache(maxsize=16)
 def _down_and_up(n, factor):
-    """(n, n) float64 matrix of `low_pass` along one axis; every row sums to 1, so that a constant stays constant.
-
-    Without that a border is mixed with zeros from beyond it and darkens, as in the original code.
-    """
+    """(n, n) float64 matrix of `low_pass` along one axis; raises ValueError if `factor` does not divide n."""
     if n % factor:
         raise ValueError(f"low-pass by {factor}: {n} pixels are no multiple of it")
     small = n // factor
@@ -36,35 +47,24 @@ def _down_and_up(n, factor):
 
 
 def _cubic(distance, width):
-    """Rows of cubic interpolation weights (Keys 1981, a = -0.5), the kernel stretched by `width`, normalised."""
+    """Rows of cubic interpolation weights (Keys 1981, a = -0.5), the kernel stretched by `width`."""
     x = np.abs(distance) / width
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
+    # Trap: without this a border is mixed with zeros from beyond it and darkens, as in the original code.
     return weights / weights.sum(1, keepdims=True)
 
 
-def low_pass_distance(reference, factor):
-    """The function x_0 -> || phi(reference) - phi(x_0) ||_2, (N,): each image's own norm, not squared.
-
-    reference, x_0 : (N, 1, H, W).  At distance 0 the gradient of a norm is 0 / 0; here it is 0.
-    """
-    kept = low_pass(reference, factor)
-
-    def distance(x_0):
-        squared = ((kept - low_pass(x_0, factor)) ** 2).flatten(1).sum(1)
-        return squared.clamp(min=1e-12).sqrt()
-    return distance
-
-
 def guided_filter(guide, image, sigma):
-    """Give `image` the edges of `guide`: the guided filter (He, Sun & Tang 2013, eqs. 5, 6 and 8), Gaussian windows.
+    """Give `image` the edges of `guide`: the guided filter (He, Sun & Tang 2013), with Gaussian windows.
 
     guide, image : (D, H, W) in [-1, 1].  sigma : SD of the windows in-plane, pixels.  In every window the result is the
-    linear function of the guide that is closest to the image; so it has an edge only where the guide has one, whatever
-    the image shows there, and what is finer than the windows is the guide's.
+    linear function of the guide that is closest to the image.  So it has an edge only where the guide has one, and
+    detail finer than the windows is the guide's.
     """
     y, x = np.asarray(guide, np.float64), np.asarray(image, np.float64)
     mean = lambda a: ndimage.gaussian_filter(a, (0, sigma, sigma), mode="nearest")
     mean_y, mean_x = mean(y), mean(x)
-    slope = (mean(x * y) - mean_x * mean_y) / (mean(y * y) - mean_y ** 2 + FLAT)
-    return np.clip(mean(slope) * y + mean(mean_x - slope * mean_y), -1, 1).astype(np.float32)
+    slope = (mean(x * y) - mean_x * mean_y) / (mean(y * y) - mean_y ** 2 + FLAT)     # Eq. 5
+    offset = mean_x - slope * mean_y                                                 # Eq. 6
+    return np.clip(mean(slope) * y + mean(offset), -1, 1).astype(np.float32)         # Eq. 8

@@ -1,20 +1,16 @@
-"""The source's intensities, and ways to match an image to them without a diffusion model.  All images in [-1, 1].
+"""The look of an image: the source's intensities, how to match them, and random changes that leave the anatomy alone.
 
-The sampler may match mean and standard deviation before it projects; histogram matching and Fourier domain adaptation
-(FDA) are competitors of the projection.
+The sampler may match mean and standard deviation before it projects.  Histogram matching and Fourier domain adaptation
+(FDA) are competitors of the projection that know no diffusion model.  DG changes the look of some of its references
+before they are projected.  All images are in [-1, 1].
 
-Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`.
-
-Random changes of look that leave the anatomy where it is: what contrast, coil, sharpness and noise do to an image.
-
-DG changes the look of some of its references with them before they are projected (`cmr.synthesize`).
-
-Public: `random_shift`.
+Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`, `random_shift`.
 """
 import numpy as np
 from scipy import ndimage
 
 QUANTILES = np.linspace(0, 1, 257)
+GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # of `random_shift`
 
 
 def intensity_statistics(images):
@@ -31,8 +27,8 @@ def match_mean_std(image, mean, std):
 
 def match_quantiles(image, quantiles):
     """Histogram matching of a volume: each voxel's rank goes to that quantile of the source, (257,) at QUANTILES."""
-    own = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9   # clipped voxels tie; keep the axis increasing
-    return np.interp(np.interp(image, own, QUANTILES), QUANTILES, quantiles).astype(np.float32)
+    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9       # clipped voxels tie; keep the axis increasing
+    return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
 
 
 def fda(image, style, beta=0.03):
@@ -40,35 +36,33 @@ def fda(image, style, beta=0.03):
 
     image, style : (H, W).  beta : half-width of the swapped square window, as a share of the smaller edge.
     """
-    own, other = np.fft.fftshift(np.fft.fft2(image)), np.fft.fftshift(np.fft.fft2(style))
+    of_image, of_style = (np.fft.fftshift(np.fft.fft2(x)) for x in (image, style))
     h, w = image.shape
     half = max(1, int(beta * min(h, w)))
     window = np.s_[h // 2 - half:h // 2 + half + 1, w // 2 - half:w // 2 + half + 1]
-    amplitude = np.abs(own)
-    amplitude[window] = np.abs(other)[window]
-    swapped = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(own))))
+    amplitude = np.abs(of_image)
+    amplitude[window] = np.abs(of_style)[window]
+    swapped = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(of_image))))
     return np.clip(swapped.real, -1, 1).astype(np.float32)
 
 
-GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5
+def random_shift(image, spacing_mm, g, amount=1.0):
+    """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) at random.
 
-
-def random_shift(image, spacing_mm, g, strength=1.0):
-    """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) in [-1, 1] at random.
-
-    spacing_mm : in-plane.  g : numpy Generator.  strength : 0 changes nothing, 1 is about as far as another vendor.
+    spacing_mm : in-plane.  g : numpy Generator.  amount : 0 changes nothing, 1 is about as far as another vendor.
     The result is scaled to [-1, 1] as every working volume is; geometry and mask stay as they are.
     """
+    blurred = lambda volume, mm: ndimage.gaussian_filter(volume, (0, mm / spacing_mm, mm / spacing_mm))
     u = (np.asarray(image, np.float64) + 1) / 2
-    u = u ** np.exp(strength * GAMMA_SD * g.standard_normal())
-    u = u * _shading(u.shape[1:], strength * SHADING * g.uniform(-0.5, 0.5, 4))
+    u = u ** np.exp(amount * GAMMA_SD * g.standard_normal())
+    u = u * _shading(u.shape[1:], amount * SHADING * g.uniform(-0.5, 0.5, 4))
     if g.random() < 0.5:                                          # softer, or sharper
-        u = _blurred(u, strength * g.uniform(0, BLUR_MM) / spacing_mm)
+        u = blurred(u, amount * g.uniform(0, BLUR_MM))
     else:
-        u = u + strength * g.uniform(0, 1) * (u - _blurred(u, BLUR_MM / spacing_mm))
+        u = u + amount * g.uniform(0, 1) * (u - blurred(u, BLUR_MM))
     if g.random() < 0.3:
-        u = _coarser(u, 1 - strength * g.uniform(0, ZOOM))
-    u = u + strength * g.uniform(0, NOISE_SD) * g.standard_normal(u.shape)
+        u = _coarser(u, 1 - amount * g.uniform(0, ZOOM))
+    u = u + amount * g.uniform(0, NOISE_SD) * g.standard_normal(u.shape)
     low, high = np.percentile(u, [0.5, 99.5])
     return np.clip((u - low) / max(high - low, 1e-6) * 2 - 1, -1, 1).astype(np.float32)
 
@@ -78,11 +72,6 @@ def _shading(shape, coefficients):
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     a, b, c, d = coefficients
     return np.exp(a * x + b * y + c * (x ** 2 + y ** 2 - 2 / 3) + d * x * y)
-
-
-def _blurred(volume, sigma):
-    """In-plane; sigma in pixels."""
-    return ndimage.gaussian_filter(volume, (0, sigma, sigma))
 
 
 def _coarser(volume, factor):

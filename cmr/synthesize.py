@@ -117,7 +117,7 @@ class Synthesis:
         self.learnt = self.read(in_role(self.frames, self.source, "Training"))
         require_trained_on(c.diffusion, self.sd_dm.data_hash, self.learnt)
         for strength in self.strengths:
-            require_possible(strength, self.sd_dm.schedule.T, c.size)
+            self.sd_dm.require_usable(strength)
 
     def read(self, records):
         """The working volumes of records."""
@@ -300,16 +300,6 @@ def numbers(text):
     if not all(0 <= shift <= 5 for shift in shifts):
         raise UsageError(f"--shift {text!r}: use 0 to 5; 1 is about as far as another vendor")
     return shifts
-
-
-def require_possible(strength, T, size):
-    """Raise UsageError for a strength that a model of T steps or a grid of `size` pixels does not have."""
-    if strength == NONE:
-        return
-    if strength.t0 > T:
-        raise UsageError(f"strength {strength}: t0 exceeds the model's T = {T}")
-    if strength.low_pass and size % strength.low_pass:
-        raise UsageError(f"strength {strength}: low_pass does not divide the {size} pixels of the grid")
 
 
 def labelled_apart(records, domain, source):

@@ -1,91 +1,89 @@
-"""Give one's own images the look of the source: `python -m cmr.translate IMAGE... --diffusion final.pt --out FOLDER`.
+"""Give image files the look of the source: `python -m cmr.translate IMAGE... --diffusion final.pt`.
 
     image -> working grid -> noised to t0 and denoised by the SD-DM -> what changed is added, on the image's own grid
 
 Every result has the size, affine, header and data type of its image.  Outside the working field of view the image stays
 as it is.  A cine is scaled and matched as a whole, so that no frame is brighter than the next; a single volume is
-projected as DA projects it in the experiment.  Beside each lies a picture: before, after, difference.
+projected as DA projects it in the experiment.  Beside each lies a picture: before, after, difference.  With `--ladder`
+only a picture is drawn, of three slices at several strengths.
 
-Public: `Config`, `projected_members`, `load_sd_dm`, `translate_file`.
+Public: `Config`, `translate_file`, `draw_ladder`.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from cmr.errors import UsageError, run_script
-from cmr.grid import Grid
-from cmr.own_files import OwnConfig, find_images, one_by_one, parse_centre, picture_of, require_all, subject_and_phase
-from cmr.own_image import Field, read_own, unusual_pixels
-from cmr.pictures import difference, enlargement, save_png, sheet, two_a_row, with_contours
-from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
+import numpy as np
+
+from cmr.errors import run_script
+from cmr.files import write_text
+from cmr.grid import Grid, at_same_height, to_working
+from cmr.image_files import (
+    ImagesConfig, changed, coarse_pixels, find_images, grey_view, one_by_one, picture_of, read_image, require_all,
+    subject_and_phase)
+from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
+from cmr.sampler import GUIDED, SourceModel, Strength, translate
 from cmr.settings import given, opt, parse
 from cmr.workers import pick_device
 
-FULL_COLOUR = 1.0                                # the difference that is drawn in full colour, of 2 from black to white
-
 
 @dataclass(frozen=True)
-class Config(OwnConfig):
+class Config(ImagesConfig):
     """Settings of the command."""
     diffusion: str = opt("", "final.pt of train_diffusion.py", given("a final.pt"))
+    out: str       = opt("translated", "folder for the results")
+    strength: str  = opt(GUIDED, "what is kept of the image; the default is that of DA, guided, in the experiment")
+    ladder: str    = opt("", "several strengths, separated by ';': draw an image at each, as NAME_ladder.svg")
 
 
 def main(argv=None):
     c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
-    members = [member for member in projected_members(c.strength, c.t0, c.steps) if member != NONE]
-    if len(members) != 1:
-        raise UsageError(f"--strength {c.strength}: one projection is needed, found {len(members)}")
-    jobs, centre = find_images(c.images, c.out), parse_centre(c.centre)
-    sd_dm = load_sd_dm(c.diffusion, members, pick_device(c.device))
-    settings = {"sd_dm": sd_dm.hash, "strength": str(members[0]), "centre": c.centre, "seed": c.seed}
+    strength, *ladder = map(Strength.parse, [c.strength, *filter(None, c.ladder.split(";"))])
+    images, sd_dm = find_images(c.images, c.out), SourceModel.load(c.diffusion, pick_device(c.device))
+    for wanted in ladder or [strength]:
+        sd_dm.require_usable(wanted)
+    if ladder:
+        for place, path in images.items():
+            draw_ladder(path, sd_dm, picture_of(Path(c.out) / place, "_ladder.svg"), ladder, c.seed)
+        return
 
-    def make(job):
-        return {"notes": translate_file(job.path, sd_dm, Path(c.out) / job.place, members[0], centre, c.seed)}
+    def make(place, path):
+        return {"notes": translate_file(path, sd_dm, Path(c.out) / place, strength, c.seed)}
 
-    _, left_out = one_by_one(jobs, c.out, settings, make)
-    require_all(left_out, len(jobs))
-
-
-def projected_members(text, t0=0, steps=0):
-    """The members of a test input; t0 and steps, unless 0, in place of those that the text says."""
-    changes = {name: value for name, value in (("t0", t0), ("steps", steps)) if value}
-    return [member if member == NONE else replace(member, **changes) for member in parse_members(text)]
+    settings = {"sd_dm": sd_dm.hash, "strength": str(strength), "seed": c.seed}
+    _, left_out = one_by_one(images, c.out, settings, make)
+    require_all(left_out, len(images))
 
 
-def load_sd_dm(path, members, device):
-    """The SD-DM; raises UsageError for a member that starts beyond its times."""
-    sd_dm = SourceModel.load(path, device)
-    for member in members:
-        if member != NONE and member.t0 > sd_dm.schedule.T:
-            raise UsageError(f"strength {member}: t0 exceeds the model's T = {sd_dm.schedule.T}")
-    return sd_dm
+def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
+    """Project one NIfTI file to the source, every frame with the same noise, and write it to `out` with a picture.
 
-
-def translate_file(path, sd_dm, out, strength=None, centre=None, seed=0):
-    """Project one NIfTI file to the source, frame by frame, and write it to `out` with a picture beside it.
-
-    sd_dm : a SourceModel.  strength : a Strength; None: that of DA.  centre : the voxel (x, y) in the middle of the
-    field of view; None: the image's middle.  Returns notes on what to mind.  Raises DataError for a file that is no
-    image, NumericalError if the SD-DM draws nothing that can be used.
+    sd_dm : a SourceModel.  Returns notes on what to mind.  Raises DataError for a file that is no image, NumericalError
+    if the SD-DM draws nothing that can be used.
     """
-    if strength is None:
-        strength = next(member for member in parse_members(DEFAULT_STRENGTH["da"]) if member != NONE)
-    own, grid = read_own(path), Grid.of(sd_dm.settings)
-    field, (subject, _) = Field(own, grid, centre), subject_and_phase(path)
-    stack = own.frames.reshape(*own.frames.shape[:2], -1)         # every slice of every frame: nothing mixes slices
-    image, geometry = field.to_working(stack)
-    new, _ = translate(sd_dm, image, grid.spacing_mm, strength, seed, subject, 0)
-    result = field.changed(stack, image, new, geometry)
-    own.write_frames(out, result.reshape(own.frames.shape))
-    _draw(picture_of(out), *(field.grey_view(v[..., ::own.n_frames], geometry) for v in (stack, result)))
-    return unusual_pixels(own, grid)
-
-
-def _draw(path, before, after):
-    """The slices of the first frame (D, H, W), two a row: before, after, difference."""
+    image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
+    stack = image.frames.reshape(*image.frames.shape[:2], -1)     # every slice of every frame: nothing mixes slices
+    working, _, geometry = to_working(stack, image, grid)
+    new, _ = translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)
+    result = changed(stack, working, new, geometry)
+    image.write_frames(out, result.reshape(image.frames.shape))
+    before, after = (grey_view(volume[..., ::image.n_frames], geometry) for volume in (stack, result))
     zoom = enlargement(before)
     panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, FULL_COLOUR, zoom)]
               for a, b in zip(before, after)]
-    save_png(path, sheet(two_a_row(panels)))
+    save_png(picture_of(out), sheet(two_a_row(panels)))
+    return coarse_pixels(image, grid)
+
+
+def draw_ladder(path, sd_dm, out, strengths, seed=0):
+    """Draw the first frame of a NIfTI file on the working grid, as it is and at each of some strengths, to an SVG."""
+    image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
+    working, *_ = to_working(image.frames[..., 0], image, grid)
+    volumes = [working, *(translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)[0]
+                          for strength in strengths)]
+    chosen = np.unique(at_same_height(np.arange(len(working)), 5)[1:-1])         # neither the base nor the apex
+    rows = [[with_contours(volume[k]) for k in chosen] for volume in volumes]
+    write_text(out, labelled_sheet(rows, [f"slice {k + 1}" for k in chosen], ["as it is", *map(str, strengths)]))
+    print(f"{path}: drawn at {len(strengths)} strengths in {out}", flush=True)
 
 
 if __name__ == "__main__":

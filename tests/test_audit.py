@@ -1,9 +1,4 @@
-"""Whether a synthetic image still fits its mask.
-
-Which domain an image looks like.
-
-Whether samples of the diffusion model are as much like held-out slices as training slices are, and not copies.
-"""
+"""Does an image fit its mask, which domain does it look like, and are samples like held-out slices and not copies?"""
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,10 +32,10 @@ def test_displacement_finds_a_known_shift():
 
 def test_through_plane_correlation_sees_unrelated_slices():
     rng = np.random.default_rng(0)
-    common, own = rng.standard_normal((1, 32, 32)), rng.standard_normal((8, 32, 32))
+    common, unrelated = rng.standard_normal((1, 32, 32)), rng.standard_normal((8, 32, 32))
     assert abs(through_plane_correlation(np.repeat(common, 8, 0)) - 1) < 1e-9
-    assert abs(through_plane_correlation(own)) < 0.05
-    assert abs(through_plane_correlation(common + own) - 0.5) < 0.05 and np.isnan(through_plane_correlation(common))
+    assert abs(through_plane_correlation(unrelated)) < 0.05
+    assert abs(through_plane_correlation(common + unrelated) - 0.5) < 0.05 and np.isnan(through_plane_correlation(common))
     # a constant slice has no correlation
     assert abs(through_plane_correlation(np.stack([0 * common[0], common[0], -common[0]])) + 1) < 1e-9
 
@@ -102,7 +97,6 @@ def test_memorisation_tells_copies_from_new_images():
     copies = np.roll(training[::4], (2, -2), (1, 2)) * 0.8 + 0.1  # moved by a pixel of the small image, other contrast
     assert (memorisation(copies, training, held_out) < 0.5).all()
     assert np.abs(memorisation(new, training, held_out) - 1).max() < 0.35
-    assert np.isnan(memorisation(new, training, [])).all()
 
 
 def with_moments(g, n, mean, covariance):

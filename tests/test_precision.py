@@ -5,10 +5,10 @@ import torch
 
 import train_unet
 from cmr.bench import noise_volume
-from cmr.denoiser import Denoiser
+from cmr.denoiser import Denoiser, placed
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.network import TrainingData
-from cmr.sampler import SourceModel, Strength, placed, project
+from cmr.sampler import SourceModel, Strength, project
 from cmr.seeds import generator, initialised, rng
 from cmr.segmenter import NETWORKS, Segmenter
 

@@ -1,7 +1,4 @@
-"""Strengths as text.
-
-The sampler with networks that need no training: exact return of the reference, guidance, seeds, published slips.
-"""
+"""Strengths as text; the sampler with networks that need no training: exact return of the reference, guidance, slips."""
 import numpy as np
 import pytest
 import torch
@@ -18,7 +15,7 @@ def test_strength_text():
     assert s == Strength(t0=700, match="mean_std", low_pass=2, pull=0.1, steps=12, times="uniform")
     assert Strength.parse(str(s)) == s
     for text, words in (("t=3", "unknown 't'"), ("t0=x", "must be int"), ("match=linear", "none or mean_std"),
-                        ("t0=5,steps=9", "1 to t0"), ("low_pass=-1", "low_pass=-1; use 0 to 64"),
+                        ("t0=5,steps=9", "steps=9; use 1 to 5"), ("low_pass=-1", "low_pass=-1; use 0 to 64"),
                         ("times=cubic", "quadratic or uniform"), ("pull=nan", "use 0 to 1"),
                         ("guide_mm=-1", "guide_mm=-1.0; use 0 to 1000")):
         with pytest.raises(UsageError, match=words):

@@ -1,4 +1,4 @@
-"""Masks and volumes of one's own images: as in the experiment, whatever the way they are stored."""
+"""Masks and volumes of image files: as in the experiment, whatever the way they are stored."""
 import csv
 
 import nibabel as nib
@@ -9,7 +9,7 @@ from cmr import segment
 from cmr.metrics import dice
 from cmr.nifti import read_nifti
 from cmr.records import VALUES
-from cmr.segment import ejected, study_of, table, volumes_of
+from cmr.segment import table, volumes_of
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from helpers import ROOT, one_line, script
@@ -43,10 +43,13 @@ def test_volumes_and_ejection_fractions_of_a_cine():
     rows = volumes_of(labels, 0.5, ("LV", "MYO", "RV"))
     assert [r["LV_ml"] for r in rows] == [20, 15, 5] and [r["RV_ml"] for r in rows] == [2, 2, 0]
     assert rows[0]["MYO_g"] == pytest.approx(10 * 0.5 * 1.05)
-    assert study_of([20, 15, 5]) == {"EDV_ml": 20, "ESV_ml": 5, "EF_percent": 75, "ED": 0, "ES": 2}
-    assert study_of([2, 2, 0])["EF_percent"] is None              # a ventricle that was not found ejects nothing
-    assert study_of([20]) == study_of([None, None]) == {}
-    assert volumes_of(labels, 0.5, ("LV",))[0] == {"LV_ml": 20, "RV_ml": None, "MYO_g": None}
+    study, *others = table([{"file": "x.nii", "volumes": rows}])
+    of = lambda name: [study[f"{name}_{what}"] for what in ("EDV_ml", "ESV_ml", "EF_percent", "ED", "ES")]
+    assert of("LV") == [20, 5, 75, 0, 2] and not any("LV_EF_percent" in row for row in others)
+    assert of("RV") == [2, 0, None, 0, 2]                         # a ventricle that was not found ejects nothing
+    alone = volumes_of(labels, 0.5, ("LV",))
+    assert alone[0] == {"LV_ml": 20, "RV_ml": None, "MYO_g": None}
+    assert "RV_EDV_ml" not in table([{"file": "x.nii", "volumes": alone}])[0]
 
 
 def test_a_pair_of_files_is_a_study_whatever_their_volumes_say():
@@ -56,7 +59,7 @@ def test_a_pair_of_files_is_a_study_whatever_their_volumes_say():
     of_es, of_ed, alone = table(found)
     assert of_ed["LV_EF_percent"] == -25 and (of_ed["LV_ED"], of_ed["LV_ES"]) == ("p/x_sa_ED.nii.gz", "p/x_sa_ES.nii.gz")
     assert "LV_EF_percent" not in of_es and "LV_EF_percent" not in alone and "RV_EF_percent" not in of_ed
-    assert ejected(0.0, 3.0)["EF_percent"] is None
+    assert of_ed["LV_EDV_ml"] == 40 and of_ed["LV_ESV_ml"] == 50
 
 
 def test_masks_of_any_orientation_with_notes_and_numbers_as_asked(run, phantom, tmp_path):
@@ -66,13 +69,16 @@ def test_masks_of_any_orientation_with_notes_and_numbers_as_asked(run, phantom, 
     affine = original.affine[:, [2, 0, 1, 3]].copy()
     affine[:3, 0] *= 3                                            # slices three times as far apart as in training
     nib.save(nib.Nifti1Image(first.transpose(2, 0, 1), affine), tmp_path / "turned.nii.gz")
-    segmenters = [Segmenter.load(run / f"segmenter-{name}-real" / "final.pt", "cpu") for name in ("vanilla", "nnunet2d")]
-    done = segment.segment_file(tmp_path / "turned.nii.gz", segmenters, tmp_path / "m" / "mask.nii.gz", labels="acdc")
-    mask = nib.load(tmp_path / "m" / "mask.nii.gz")
-    assert mask.shape == first.transpose(2, 0, 1).shape and np.array_equal(mask.affine, nib.load(tmp_path / "turned.nii.gz").affine)
-    assert np.array_equal(np.array([0, 3, 2, 1])[mask.dataobj], done.labels[..., 0].transpose(2, 0, 1))
-    assert any("mm apart; the network was trained on" in note for note in done.notes)
-    assert (tmp_path / "m" / "mask.png").exists()
+    segmenter, masks = Segmenter.load(run / "segmenter-vanilla-real" / "final.pt", "cpu"), {}
+    for labels in ("mms", "acdc"):
+        out = tmp_path / labels / "mask.nii.gz"
+        done = segment.segment_file(tmp_path / "turned.nii.gz", segmenter, out, labels=labels)
+        masks[labels] = nib.load(out)
+        assert masks[labels].shape == first.transpose(2, 0, 1).shape and (tmp_path / labels / "mask.png").exists()
+        assert np.array_equal(masks[labels].affine, nib.load(tmp_path / "turned.nii.gz").affine)
+    of_mms, of_acdc = (np.asarray(mask.dataobj) for mask in masks.values())
+    assert of_mms.any() and np.array_equal(np.array([0, 3, 2, 1])[of_acdc], of_mms)
+    assert any("mm apart; the network was trained on" in note for note in done["notes"])
 
 
 def test_a_structure_it_does_not_know_and_a_heart_at_the_border_are_said(run, phantom, tmp_path, monkeypatch):
@@ -86,9 +92,9 @@ def test_a_structure_it_does_not_know_and_a_heart_at_the_border_are_said(run, ph
         return scores
 
     monkeypatch.setattr(Segmenter, "logits", logits)
-    done = segment.segment_file(path, [segmenter], tmp_path / "x.nii.gz")
+    notes = segment.segment_file(path, segmenter, tmp_path / "x.nii.gz")["notes"]
     for words in ("not trained on RV", "no MYO found in frame 0, 1", "reaches the border"):
-        assert any(words in note for note in done.notes), done.notes
+        assert any(words in note for note in notes), notes
 
 
 def test_networks_of_other_grids_are_refused_and_flags_that_do_not_fit(run, phantom, tmp_path):

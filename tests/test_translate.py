@@ -1,10 +1,10 @@
-"""Images of one's own with the look of the source."""
+"""Image files with the look of the source."""
 import nibabel as nib
 import numpy as np
 import pytest
 
 from cmr import translate
-from cmr.own_image import read_own
+from cmr.image_files import read_image
 from cmr.sampler import SourceModel, Strength
 from helpers import one_line, script
 
@@ -41,18 +41,30 @@ def test_the_command_goes_on_and_refuses_another_strength(run, study, tmp_path):
     bad.write_bytes(study.read_bytes()[:-50])
     to = ["--diffusion", run / "diffusion" / "final.pt", "--out", tmp_path / "out"]
     call = lambda *more: script("-m", "cmr.translate", study, bad, *to, *more)
-    code, out, errors = call("--t0", 30)
+    code, out, errors = call("--strength", WEAK)
     assert code == 3 and one_line(errors) and "1 of 2 images" in errors and "damaged" in errors
     made = tmp_path / "out" / study.name
-    before, after = read_own(study).frames, read_own(made).frames
+    before, after = read_image(study).frames, read_image(made).frames
     assert (before[:20, ..., 0] != before[:20, ..., 1]).any() and np.array_equal(before[:20], after[:20])
     when = made.stat().st_mtime_ns
-    assert call("--t0", 30)[0] == 3 and made.stat().st_mtime_ns == when
-    assert call("--t0", 40)[0] == 4
-    for wanted, words, arguments in ((2, "one projection", ["--strength", "none"]), (2, "exceeds", ["--t0", 3000]),
-                                     (2, "two voxel numbers", ["--centre", "left"]),
-                                     (2, "would replace", ["--out", study.parent]),
-                                     (3, "2 of 2 images", ["--centre", "9999,1"])):
+    assert call("--strength", WEAK)[0] == 3 and made.stat().st_mtime_ns == when
+    assert call("--strength", "t0=40,steps=2")[0] == 4
+    for words, arguments in (("unknown 'none'", ["--strength", "none"]), ("exceeds", ["--strength", "t0=3000"]),
+                             ("does not divide", ["--ladder", f"{WEAK};t0=9,low_pass=3,steps=2"]),
+                             ("would replace", ["--out", study.parent])):
         code, _, errors = call(*([] if "--out" in arguments else ["--out", tmp_path / "other"]), *arguments)
-        assert code == wanted and words in errors and one_line(errors), errors
+        assert code == 2 and words in errors and one_line(errors), errors
     assert not list(tmp_path.rglob("*.tmp.*")) and not (tmp_path / "other" / study.name).exists()
+
+
+def test_a_ladder_shows_three_slices_at_every_strength(run, study, tmp_path):
+    flat = tmp_path / "flat.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(study).dataobj)[:, :, 1, 0], np.eye(4) * [1.2, 1.2, 1, 1]), flat)
+    strengths = (WEAK, "t0=60,low_pass=4,steps=2")
+    code, _, errors = script("-m", "cmr.translate", study, flat, "--diffusion", run / "diffusion" / "final.pt",
+                             "--ladder", ";".join(strengths), "--out", tmp_path / "out")
+    assert code == 0, errors
+    names = (study.name.removesuffix(".nii.gz"), "flat")
+    text, of_flat = ((tmp_path / "out" / f"{name}_ladder.svg").read_text() for name in names)
+    assert text.count("<image") == 3 * 3 and of_flat.count("<image") == 3          # a single slice is a column
+    assert all(f">{name}<" in text for name in ("as it is", *strengths)) and text.count(">slice ") == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmr.checkpoint import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
 from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
@@ -21,7 +22,6 @@ from cmr.metrics import measure
 from cmr.network import softmax
 from cmr.nifti import read_volume, without_words, write_like
 from cmr.pictures import Example
-from cmr.provenance import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report
 from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength

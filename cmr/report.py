@@ -40,7 +40,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans, b
     """Write tests.csv, report.md and its pictures into `out`; print the main tables.
 
     rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : its domain's name.
-    run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.provenance.  orphans : of
+    run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.checkpoint.  orphans : of
     cmr.studies.left_out.  boundable : targets with labelled studies to train on.
     """
     rows = penalised(rows)

@@ -19,9 +19,6 @@ from tqdm import tqdm
 from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
 from cmr.grid import Grid, to_working
-from cmr.image_files import (
-    ImageFile, ImagesConfig, changed, coarse_pixels, depth_mm, find_images, grey_view, one_by_one, picture_of,
-    read_image, require_all, subject_and_phase, view)
 from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
@@ -29,6 +26,9 @@ from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import given, one_of, opt, parse
+from cmr.translate import (
+    ImageFile, ImagesConfig, changed, coarse_pixels, depth_mm, find_images, grey_view, one_by_one, picture_of,
+    read_image, require_all, subject_and_phase, view)
 from cmr.workers import pick_device
 
 MYOCARDIUM_G_PER_ML = 1.05

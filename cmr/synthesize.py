@@ -18,12 +18,12 @@ import numpy as np
 from cmr import checkpoint, ranks
 from cmr.audit import SourceClassifier, audit, audit_samples
 from cmr.audit import COLUMNS as SAMPLE_COLUMNS
+from cmr.checkpoint import require_part, require_references, require_trained_on
 from cmr.errors import CheckpointError, DataError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.nifti import as_integers, from_integers
-from cmr.provenance import require_part, require_references, require_trained_on
 from cmr.records import Domain
 from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
 from cmr.seeds import rng

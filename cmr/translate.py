@@ -1,29 +1,233 @@
-"""Give image files the look of the source: `python -m cmr.translate IMAGE... --diffusion final.pt`.
+"""Image files without a dataset, given the look of the source: `python -m cmr.translate IMAGE... --diffusion final.pt`.
 
     image -> working grid -> noised to t0 and denoised by the SD-DM -> what changed is added, on the image's own grid
 
-Every result has the size, affine, header and data type of its image.  Outside the working field of view the image stays
-as it is.  A cine is scaled and matched as a whole, so that no frame is brighter than the next; a single volume is
-projected as DA projects it in the experiment.  Beside each lies a picture: before, after, difference.  With `--ladder`
-only a picture is drawn, of three slices at several strengths.
+Any NIfTI file will do: there is no table, no split and no mask; the slices may run along any axis, and there may be one
+of them or many, one frame or a cine.  Every result has the size, affine, header and data type of its image, and outside
+the working field of view the image stays as it is.  A cine is scaled and matched as a whole, so that no frame is
+brighter than the next; a single volume is projected as DA projects it in the experiment.  Beside each lies a picture:
+before, after, difference.  With `--ladder` only a picture is drawn, of three slices at several strengths.
+`cmr.segment` goes through files in the same way.
 
-Public: `Config`, `translate_file`, `draw_ladder`.
+Public: `Config`, `translate_file`, `draw_ladder`; for `cmr.segment`: `ImagesConfig`, `find_images`, `one_by_one`,
+`require_all`, `subject_and_phase`, `picture_of`, `ImageFile`, `read_image`, `changed`, `depth_mm`, `view`, `grey_view`,
+`coarse_pixels`.
 """
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cmr.errors import run_script
-from cmr.files import write_text
-from cmr.grid import Grid, at_same_height, to_working
-from cmr.image_files import (
-    ImagesConfig, changed, coarse_pixels, find_images, grey_view, one_by_one, picture_of, read_image, require_all,
-    subject_and_phase)
+from cmr import checkpoint
+from cmr.errors import DataError, NumericalError, UsageError, run_script
+from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
+from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
+from cmr.nifti import Nifti, read_stored, write_changed, write_like
 from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import GUIDED, SourceModel, Strength, translate
-from cmr.settings import given, opt, parse
+from cmr.settings import at_least, given, opt, parse
 from cmr.workers import pick_device
+
+SUFFIX = re.compile(r"\.nii(\.gz)?$")
+NAME = re.compile(r"(.+?)(?:_sa)?(?:_(ED|ES))?(?:_0000)?", re.IGNORECASE)
+BLEND_MM = 10                                    # over so much a change fades out towards the border of the field
+CLEARLY = 1.5                                    # an axis is that of the slices if so much coarser, or shorter
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """What both commands are told."""
+    images: tuple = opt((), "NIfTI files, or folders of them: one slice, a stack, or a cine with its frames last")
+    seed: int = opt(0, "of the noise, which is the same for every slice and frame", at_least(0))
+    device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
+
+
+def find_images(images, out):
+    """{name of the result below `out`: Path} of every image among files and folders.
+
+    Hidden files are no images, nor is a mask that lies beside its image, `_gt` at the end of the same name.  Raises
+    UsageError if there is no image, or if a result would replace an image or another result.
+    """
+    found = {}
+    for start in map(Path, images):
+        for path in _below(start) if start.is_dir() else [start]:
+            place = str(path.relative_to(start)) if start.is_dir() else path.name
+            other, _ = found.setdefault(SUFFIX.sub("", place), (path, place))
+            if other.resolve() != path.resolve():
+                raise UsageError(f"{other} and {path} would have results of one name; give them one by one")
+            if (Path(out) / place).resolve() == path.resolve():
+                raise UsageError(f"--out {out}: the result would replace {path}; choose another folder")
+    if not found:
+        raise UsageError("no image given; name NIfTI files, or folders of them")
+    return {place: path for path, place in found.values()}
+
+
+def _below(folder):
+    """NIfTI files below a folder, hidden ones and masks left out."""
+    is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
+    files = {path for path in folder.rglob("*.nii*") if SUFFIX.search(path.name) and path.is_file()}
+    files = {path for path in files if not is_hidden(path)}
+    masks = {path for path in files if path.with_name(path.name.replace("_gt.nii", ".nii")) in files - {path}}
+    if not files:
+        raise UsageError(f"{folder}: no NIfTI files below it")
+    if masks:
+        print(f"{folder}: {len(masks)} files called as another with _gt are taken for masks and left alone", flush=True)
+    return sorted(files - masks)
+
+
+def one_by_one(images, out, settings, make):
+    """([what make(place, path) returned], [why a file was left out]) of all images of `find_images`.
+
+    make(place, path) writes the results of a file and returns plain values, among them `notes`: what to mind.  What was
+    finished before is not done again, and an image that cannot be used does not stop the rest.
+    settings : all that decides what comes out; raises CheckpointError where results of others lie.
+    """
+    out = writable_folder(out)
+    begun = out / "settings.json"
+    if begun.exists():
+        checkpoint.require_settings(begun, read_json(begun), settings)
+    write_json(begun, settings)
+    found, left_out = [], []
+    for n, (place, path) in enumerate(images.items(), 1):
+        entry = out / "finished" / f"{SUFFIX.sub('', place)}.json"
+        try:
+            done = read_sealed_json(entry)
+            if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
+                print(f"{n} of {len(images)}: {path}", flush=True)
+                made = make(place, path)
+                done = {"image": sha256(path), "found": made}
+                write_sealed_json(entry, done)
+        except (DataError, NumericalError, PermissionError) as error:
+            left_out.append(f"{path}: permission denied" if isinstance(error, PermissionError) else str(error))
+            print(f"left out: {left_out[-1]}", flush=True)
+            continue
+        found.append(done["found"])
+        for note in done["found"]["notes"]:
+            print(f"note: {path}: {note}", flush=True)
+    return found, left_out
+
+
+def require_all(left_out, n_images):
+    """Raise DataError at the end if images were left out."""
+    if left_out:
+        others = f" (and {len(left_out) - 1} more, named above)" if len(left_out) > 1 else ""
+        raise DataError(f"{len(left_out)} of {n_images} images could not be used: {left_out[0]}{others}")
+
+
+def subject_and_phase(path):
+    """(subject, ED, ES or None) by the name of a file: A0S9V9_sa_ED.nii.gz is of A0S9V9."""
+    subject, phase = NAME.fullmatch(SUFFIX.sub("", Path(path).name)).groups()
+    return subject, phase and phase.upper()
+
+
+def picture_of(path, suffix=".png"):
+    """Where the picture of a NIfTI file lies."""
+    return Path(path).with_name(SUFFIX.sub("", Path(path).name) + suffix)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file as it is worked on: frames (X, Y, Z, T) float32 with the slices along Z, spacing (x, y, z) mm."""
+    path: Path
+    frames: np.ndarray
+    affine: np.ndarray                           # 4 x 4, of the axes X, Y, Z
+    spacing_mm: tuple
+    axes: tuple                                  # axis of the file that became X, Y and Z
+    nifti: Nifti                                 # the file in its own axes
+
+    @property
+    def n_frames(self):
+        return self.frames.shape[3]
+
+    def as_stored(self, frames):
+        """(X, Y, Z, T) in the axes and the shape of the file."""
+        in_order = frames.transpose(*np.argsort(self.axes), 3)
+        return in_order.reshape(self.nifti.array.shape)
+
+    def write_labels(self, path, labels):
+        """Write labels (X, Y, Z, T) uint8 on the grid of the file, with its header."""
+        write_like(path, self.as_stored(labels), self.nifti)
+
+    def write_frames(self, path, frames):
+        """Write grey values (X, Y, Z, T) in the file's data type; voxels with the file's values stay to the bit."""
+        write_changed(path, self.as_stored(frames), self.as_stored(frames != self.frames), self.nifti.path)
+
+
+def read_image(path):
+    """Read any NIfTI file of grey values as an `ImageFile`; raises DataError for what is none."""
+    nifti = read_stored(path)
+    shape = nifti.array.shape
+    if len(shape) < 2 or any(n > 1 for n in shape[4:]):
+        raise DataError(f"{path}: shape {shape}, expected one slice (X, Y), a stack (X, Y, Z) or a cine (X, Y, Z, T)")
+    if nifti.array.min() == nifti.array.max():
+        raise DataError(f"{path}: constant ({nifti.array.min():g}); leave it out")
+    whole = nifti.array.reshape((*shape, 1, 1)[:4])
+    spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # the header of a single slice has no third
+    if not all(0.1 <= s <= 50 for s in spacing_mm):
+        raise DataError(f"{path}: voxel size {spacing_mm}, expected 0.1 to 50 mm; correct the header")
+    slices = _slice_axis(whole.shape[:3], spacing_mm, nifti.affine)
+    axes = (*[axis for axis in range(3) if axis != slices], slices)
+    spacing_mm = tuple(spacing_mm[axis] for axis in axes)
+    return ImageFile(Path(path), whole.transpose(*axes, 3), nifti.affine[:, (*axes, 3)], spacing_mm, axes, nifti)
+
+
+def _slice_axis(shape, spacing_mm, affine):
+    """Which axis of a file the slices run along.
+
+    The only one of a single voxel; the clearly coarsest; the clearly shortest; that which an oblique affine turns
+    nearest to the direction of a short-axis stack; the last.
+    """
+    if shape.count(1) == 1:
+        return shape.index(1)
+    _, second, coarsest = np.argsort(spacing_mm, kind="stable")
+    if spacing_mm[coarsest] > CLEARLY * spacing_mm[second]:
+        return int(coarsest)
+    shortest, second, _ = np.argsort(shape, kind="stable")
+    if shape[second] > CLEARLY * shape[shortest]:
+        return int(shortest)
+    *_, oblique = orientation(affine)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return int(np.abs(CANONICAL[:, 2] @ directions).argmax()) if oblique else 2
+
+
+def changed(volume, working, new, geometry):
+    """A volume (X, Y, Z) with what changed on the working grid, from `working` to `new` (D, H, W).
+
+    The change is added, in grey values: what is finer than the working grid stays, and what lies beyond the brightness
+    that -1 and 1 stand for.  It fades out over a centimetre towards the border of the field of view; nothing gets
+    darker or brighter than the volume's own extremes.
+    """
+    step = stored(resample_to_original(new - working, geometry), geometry) * (geometry.high - geometry.low) / 2
+    weight = np.clip(depth_mm(geometry) / BLEND_MM, 0, 1)[..., None]
+    return np.clip(volume + step * weight, volume.min(), volume.max()).astype(np.float32)
+
+
+def depth_mm(geometry):
+    """(X, Y): how far each pixel lies inside the field of view, which is around the image's middle; below 0 outside."""
+    spacing_mm, size = geometry.grid
+    along = [size * spacing_mm / 2 - np.abs(np.arange(n) - (n - 1) / 2) * mm
+             for n, mm in zip(geometry.shape[:2], geometry.spacing_mm)]
+    return np.minimum.outer(*along)
+
+
+def view(volume, geometry):
+    """What the field of view shows of a volume (X, Y, Z): (D, H, W) in the clinical view."""
+    inside = depth_mm(geometry) > 0
+    return canonical(volume[inside.any(1)][:, inside.any(0)], geometry)
+
+
+def grey_view(volume, geometry):
+    """`view` of grey values, in [-1, 1] as the networks see them."""
+    return (view(volume, geometry) - geometry.low) / (geometry.high - geometry.low) * 2 - 1
+
+
+def coarse_pixels(image, grid):
+    """[what to mind] where an image is coarser in-plane than the grid that the networks were trained on."""
+    coarsest = max(image.spacing_mm[:2])
+    if coarsest <= grid.spacing_mm:
+        return []
+    return [f"pixels of {coarsest:.2f} mm are coarser than the {grid.spacing_mm:g} mm that the network was trained on"]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
-"""Image files with the look of the source."""
+"""Image files with the look of the source.
+
+Image files without a dataset: which there are, one bad among many; any axis, direction, size and type, there and back.
+"""
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from cmr import translate
-from cmr.image_files import read_image
+from cmr.errors import CheckpointError, DataError, UsageError
+from cmr.grid import CANONICAL, Grid, to_original, to_working
 from cmr.sampler import SourceModel, Strength
+from cmr.translate import changed, depth_mm, find_images, one_by_one, read_image, require_all, subject_and_phase, view
 from helpers import one_line, script
 
 WEAK = "t0=30,steps=2"
@@ -68,3 +75,181 @@ def test_a_ladder_shows_three_slices_at_every_strength(run, study, tmp_path):
     text, of_flat = ((tmp_path / "out" / f"{name}_ladder.svg").read_text() for name in names)
     assert text.count("<image") == 3 * 3 and of_flat.count("<image") == 3          # a single slice is a column
     assert all(f">{name}<" in text for name in ("as it is", *strengths)) and text.count(">slice ") == 3
+
+
+GRID = Grid(2.5, 64)
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def test_files_and_folders_without_masks_and_hidden_ones(tmp_path, capsys):
+    touch(tmp_path, "a/x.nii.gz", "a/b/x.nii", "a/x_gt.nii.gz", "a/alone_gt.nii.gz", "a/.y.nii.gz", "a/notes.txt", "z.nii")
+    images = find_images([str(tmp_path / "a"), str(tmp_path / "z.nii")], tmp_path / "out")
+    assert list(images) == ["alone_gt.nii.gz", "b/x.nii", "x.nii.gz", "z.nii"]
+    assert images["b/x.nii"] == tmp_path / "a" / "b" / "x.nii"
+    assert "1 files called as another with _gt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images,out,words", [
+    ([], "out", "no image given"), (["c"], "out", "no NIfTI files below"),
+    (["a/x.nii.gz", "b/x.nii"], "out", "results of one name"), (["a/x.nii.gz"], "a", "the result would replace")])
+def test_what_cannot_be_meant_is_refused_before_anything_is_done(tmp_path, images, out, words):
+    touch(tmp_path, "a/x.nii.gz", "b/x.nii", "c/notes.txt")
+    with pytest.raises(UsageError, match=words):
+        find_images([tmp_path / name for name in images], tmp_path / out)
+
+
+def test_one_bad_file_is_said_at_the_end_and_a_second_run_makes_only_what_is_missing(tmp_path, capsys):
+    touch(tmp_path, "in/a.nii.gz", "in/bad.nii.gz", "in/c.nii.gz")
+    images, out, made = find_images([tmp_path / "in"], tmp_path / "out"), tmp_path / "out", []
+
+    def make(place, path):
+        made.append(place)
+        if place.startswith("bad") and not (out / "mended").exists():
+            raise DataError("bad.nii.gz: is bad")
+        (out / place).write_bytes(b"result")
+        return {"n": len(place), "notes": ["mind this"]}
+
+    found, left_out = one_by_one(images, out, {"t0": 3}, make)
+    assert made == ["a.nii.gz", "bad.nii.gz", "c.nii.gz"] and [f["n"] for f in found] == [8, 8]
+    assert left_out == ["bad.nii.gz: is bad"] and "note: " in capsys.readouterr().out
+    with pytest.raises(DataError, match="1 of 3 images could not be used: bad.nii.gz: is bad"):
+        require_all(left_out, 3)
+    (out / "mended").touch()
+    (out / "c.nii.gz").unlink()                                   # lost: it is made again
+    touch(tmp_path, "in/d.nii.gz")
+    images = find_images([tmp_path / "in"], out)
+    found, left_out = one_by_one(images, out, {"t0": 3}, make)
+    assert made[3:] == ["bad.nii.gz", "c.nii.gz", "d.nii.gz"] and len(found) == 4 and not left_out
+    (tmp_path / "in" / "a.nii.gz").write_bytes(b"another image")
+    one_by_one(images, out, {"t0": 3}, make)
+    assert made[6:] == ["a.nii.gz"]
+    with pytest.raises(CheckpointError, match="t0: 3 there, 4 now"):
+        one_by_one(images, out, {"t0": 4}, make)
+    assert json.loads((out / "settings.json").read_text()) == {"t0": 3}
+
+
+def test_subject_and_phase_by_name():
+    assert subject_and_phase("d/A0S9V9_sa_ED.nii.gz") == ("A0S9V9", "ED") == subject_and_phase("A0S9V9_ed_0000.nii")
+    assert subject_and_phase("A0S9V9_sa.nii.gz") == ("A0S9V9", None) and subject_and_phase("red.nii") == ("red", None)
+
+
+def heart(shape, spacing_mm):
+    """(image (D, H, W), label) with one bright disc left of the middle, in every slice."""
+    z, y, x = np.indices(shape, dtype=np.float32)
+    y, x = (y - (shape[1] - 1) / 2) * spacing_mm[1], (x - (shape[2] - 1) / 2) * spacing_mm[2]
+    label = (np.hypot(x + 20, y - 6) < 18).astype(np.uint8)
+    return 100 + 400.0 * label + x + 0.5 * y + 3 * z, label
+
+
+def stored_as(array, axes, flips, spacing_whd, turn=np.eye(3)):
+    """Canonical (D, H, W) as a file holds it: axes of (w, h, d) in the file's order, some reversed; and its affine."""
+    directions = turn @ CANONICAL * spacing_whd
+    array, directions = array.transpose(2, 1, 0).transpose(axes), directions[:, axes]
+    for axis in np.flatnonzero(flips):
+        array, directions[:, axis] = np.flip(array, axis), -directions[:, axis]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = directions, (3, -7, 11)
+    return array, affine
+
+
+def save(path, array, affine, kind=np.int16):
+    nib.save(nib.Nifti1Image(array.astype(kind), affine), path)
+    return path
+
+
+def working_of(image):
+    """(working image, Geometry) of the first frame of an `ImageFile`."""
+    working, _, geometry = to_working(image.frames[..., 0], image, GRID)
+    return working, geometry
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_orientation_spacing_and_size_there_and_back(tmp_path, seed):
+    g = np.random.default_rng(seed)
+    mm = g.uniform(0.7, 2.5) * np.array([1, g.uniform(0.8, 1.25), 1])
+    mm[2] = g.uniform(5, 12)
+    shape = int(g.integers(1, 15)), *(int(n) for n in g.uniform(100, 220, 2) / mm[1::-1])
+    values, label = heart(shape, (mm[2], mm[1], mm[0]))
+    axes, flips = g.permutation(3), g.random(3) < 0.5
+    turn = np.linalg.qr(np.eye(3) + 0.1 * g.standard_normal((3, 3)))[0]
+    turn = turn * np.sign(np.diag(turn))
+    array, affine = stored_as(values, axes, flips, mm, turn)
+    path = save(tmp_path / "x.nii.gz", array, affine)
+    image = read_image(path)
+    working, geometry = working_of(image)
+    assert working.shape == (shape[0], GRID.size, GRID.size) and working.min() == -1 and working.max() == 1
+    bright = to_original(np.stack([-working, working]), geometry)
+    mask = stored_as(label, axes, flips, mm)[0].transpose(image.axes)
+    assert 2 * (bright & mask).sum() / (bright.sum() + mask.sum()) > 0.85
+    plain, _ = working_of(read_image(save(tmp_path / "plain.nii", *stored_as(values, (0, 1, 2), (0, 0, 0), mm))))
+    assert np.abs(working - plain).max() < 1e-4                   # whatever way it is stored, the networks see the same
+    image.write_labels(tmp_path / "mask.nii.gz", image.frames.astype(np.uint8) // 2)
+    back = nib.load(tmp_path / "mask.nii.gz")
+    assert back.shape == array.shape and np.array_equal(back.affine, nib.load(path).affine)
+    assert np.array_equal(back.dataobj, array.astype(np.int16).astype(np.uint8) // 2)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_where_spacing_and_size_are_alike_the_affine_says_along_which_axis_the_slices_run(tmp_path, axes):
+    values, _ = heart((50, 60, 55), (2, 2, 2))
+    assert read_image(save(tmp_path / "x.nii", *stored_as(values, axes, (0, 1, 0), (2, 2, 2)))).axes[2] == axes.index(2)
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (60, 50, 1), (60, 50, 1, 5), (60, 50, 6, 4, 1), (1, 60, 50)])
+def test_a_slice_a_cine_and_axes_of_one_keep_their_shape(tmp_path, shape):
+    array = np.random.default_rng(0).integers(1, 900, shape)
+    path = save(tmp_path / "x.nii.gz", array, np.diag([2, 2, 2, 1]))
+    image = read_image(path)
+    assert image.n_frames == (shape[3] if len(shape) > 3 else 1)
+    image.write_labels(tmp_path / "mask.nii.gz", (image.frames > 400).astype(np.uint8))
+    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, array > 400)
+
+
+@pytest.mark.parametrize("array,words", [
+    (np.full((9, 9, 3), 7), "constant"), (np.arange(9), "expected one slice"),
+    (np.arange(162).reshape(9, 9, 1, 1, 2), "expected one slice"), (np.zeros((9, 0, 3)), "no voxel")])
+def test_what_is_no_image_is_said(tmp_path, array, words):
+    with pytest.raises(DataError, match=words):
+        read_image(save(tmp_path / "x.nii.gz", array, np.diag([2, 2, 8, 1])))
+
+
+@pytest.mark.parametrize("kind,slope", [(np.int16, 1), (np.uint8, 1), (np.float64, 1), (np.int16, 0.25), (">i2", 1)])
+def test_what_did_not_change_stays_to_the_byte_and_what_did_is_added_in_the_grey_values_of_the_file(tmp_path, kind, slope):
+    values, _ = heart((4, 160, 150), (8, 1.5, 1.5))
+    array, affine = stored_as(values / 3, (1, 0, 2), (0, 1, 1), (1.5, 1.5, 8))
+    path, original = tmp_path / "x.nii.gz", nib.Nifti1Image(array.astype(kind), affine)
+    original.header["descrip"], original.header["cal_max"] = b"scanner 7", 300
+    original.header.set_slope_inter(slope, 0)
+    nib.save(original, path)
+    image = read_image(path)
+    volume, (working, geometry) = image.frames[..., 0], working_of(image)
+    image.write_frames(tmp_path / "same.nii.gz", changed(volume, working, working, geometry)[..., None])
+    same, there = (nib.load(tmp_path / name) for name in ("same.nii.gz", "x.nii.gz"))
+    assert same.header == there.header and np.array_equal(same.dataobj.get_unscaled(), there.dataobj.get_unscaled())
+
+    result = changed(volume, working, working - 0.2, geometry)
+    image.write_frames(tmp_path / "darker.nii.gz", result[..., None])
+    darker = read_image(tmp_path / "darker.nii.gz")
+    assert nib.load(tmp_path / "darker.nii.gz").header == there.header
+    step, depth = (volume - darker.frames[..., 0]).mean(2), depth_mm(geometry)
+    whole = 0.1 * (geometry.high - geometry.low)
+    assert (step[depth <= 0] == 0).all() and (depth <= 0).any()
+    bright = (volume > volume.min() + whole).all(2)
+    assert np.abs(step - whole)[(depth >= 10) & bright].max() < max(0.51 * slope, 0.01)
+    half = np.abs(depth - 5) < 0.8
+    assert 0.3 * whole < step[half & bright].mean() < 0.7 * whole
+
+
+def test_the_field_of_view_is_shown_upright_and_no_more(tmp_path):
+    """160 mm of 240 in pixels of 1.5 mm, turned to the clinical view whatever way they are stored."""
+    values, _ = heart((3, 160, 160), (8, 1.5, 1.5))
+    image = read_image(save(tmp_path / "x.nii", *stored_as(values, (1, 0, 2), (1, 0, 1), (1.5, 1.5, 8))))
+    _, geometry = working_of(image)
+    shown = view(image.frames[..., 0], geometry)
+    middle = values.astype(np.int16)[:, 27:133, 27:133]
+    assert np.array_equal(shown, middle)

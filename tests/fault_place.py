@@ -20,11 +20,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from cmr import checkpoint  # noqa: E402
+from cmr.reproduce import Config  # noqa: E402
 from cmr.studies import find  # noqa: E402
 
-LIMIT_S = 240
+LIMIT_S = 240                                    # for an answer
+PATIENCE_S = 3600                                # for what must be made first
 TARGET = "Vendor=B,C,D"
-MAKE = ["make", "reproduce", "PRESET=tiny", "NETWORKS=vanilla nnunet2d", "TRAINED=real synthetic", "CONTROLS=",
+MAKE = ["make", "PRESET=tiny", "NETWORKS=vanilla nnunet2d", "TRAINED=real synthetic", "CONTROLS=",
         "JOBS=1", "THREADS=1", f"PYTHON={sys.executable}"]
 
 
@@ -36,9 +38,8 @@ class Place:
         for name in ("data", "runs"):
             shutil.copytree(base / name, folder / name, copy_function=shutil.copy2)
         self.work = self.runs / "tiny" / "work"
-        made = next((self.runs / "tiny").glob("*-seed0"))         # make names a run by the whole path of its dataset
-        path_sum = subprocess.run(["cksum"], input=f"{self.data}\n", capture_output=True, text=True).stdout.split()[0]
-        self.run = made.rename(made.with_name(f"data-{path_sum}-{made.name.split('-', 2)[2]}"))
+        self.run = Config(data=str(self.data), runs=str(self.runs), experiment="tiny").run
+        next((self.runs / "tiny").glob("*-seed0")).rename(self.run)                  # it is named by its dataset's path
         self.on = ["--preset", "tiny", "--data", self.data, "--work", self.work]
 
     def image(self, vendor="A", split="Training"):
@@ -69,7 +70,7 @@ class Place:
         return ["train_diffusion.py", *self.on, "--out", self.out, *more]
 
     def synthesize(self, *more):
-        return ["-m", "cmr.synthesize", *self.on, "--arm", "dg", "--diffusion", self.final("diffusion"),
+        return ["-m", "cmr.synthesize", *self.on, "--use", "dg", "--diffusion", self.final("diffusion"),
                 "--segmenter", self.final("segmenter-vanilla-real"), "--out", self.out, *more]
 
     def synthesize_on(self):                                      # with the experiment's own set
@@ -83,8 +84,8 @@ class Place:
     def phantom(self):
         return ["-m", "cmr.phantom", "--out", self.out]
 
-    def make(self, *more):
-        return [*MAKE, f"DATA={self.data}", f"RUNS={self.runs}", *more]
+    def make(self, *more, goal="reproduce"):
+        return [*MAKE, goal, f"DATA={self.data}", f"RUNS={self.runs}", *more]
 
 
 def started(command, env=None):
@@ -97,10 +98,10 @@ def started(command, env=None):
                             start_new_session=True, preexec_fn=heard)
 
 
-def answer_of(child):
-    """(exit code, stdout, stderr) of a started command; code None: it did not end in LIMIT_S."""
+def answer_of(child, seconds=LIMIT_S):
+    """(exit code, stdout, stderr) of a started command; code None: it did not end in time."""
     try:
-        out, errors = child.communicate(timeout=LIMIT_S)
+        out, errors = child.communicate(timeout=seconds)
         return child.returncode, out, errors
     except subprocess.TimeoutExpired:
         return None, *killed(child)
@@ -118,7 +119,7 @@ def ask(command, env=None):
 
 def done(command, env=None):
     """Ask a command that must succeed."""
-    answer = ask(command, env)
+    answer = answer_of(started(command, env), PATIENCE_S)
     assert answer[0] == 0, answer
     return answer
 

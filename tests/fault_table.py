@@ -131,9 +131,9 @@ FAULTS += group("data edited since", evaluate, [
      both(to(dg, Path.unlink), to(mask, rewrite, lambda a: np.roll(a, 1, 0))), Place.synthesize_on),
     ("a test image, then make", 2, "changed since",
      to(lambda p: p.image("D", "Testing"), rewrite, lambda a: a // 2), Place.make),
-    ("DATA=y/data after DATA=x/data: a run of its own", 0, "train_diffusion.py",
+    ("DATA=y/data after DATA=x/data: a run of its own", 0, "to do  diffusion/final.pt",
      lambda p: shutil.copytree(p.data, p.folder / "y" / "data"),
-     lambda p: p.make(f"DATA={p.folder / 'y' / 'data'}", "-n"))])
+     lambda p: p.make(f"DATA={p.folder / 'y' / 'data'}", goal="plan"))])
 FAULTS += group("parts of another experiment", evaluate, [
     ("evaluate on another grid", 4, "spacing_mm: 2.5 there, 2.0 now", asked("evaluate", "--spacing-mm", 2.0)),
     ("synthesize on another grid", 4, "size: 64 there, 32 now", asked("synthesize", "--size", 32)),
@@ -228,7 +228,7 @@ FAULTS += group("flags", train, [
        asked(stage, *flag.split())) for stage, all_flags in flags.items() for flag in all_flags),
     ("a flag misspelt", 2, "did you mean --steps", asked("train", "--stesp", 3)),
     ("--data forgotten", 2, "--data", lambda p: ["train_unet.py", "--preset", "tiny", "--out", p.out]),
-    *((f"make {setting}", 2, setting.split("=")[0], asked("make", setting))
+    *((f"make {setting}", 2, f"--{setting.split('=')[0].lower()}", asked("make", setting))
       for setting in ("SEED=x", "SEEDS=1.5", "JOBS=two", "PRESET=big", "RUNS=a b"))])
 FAULTS += group("what is the user's", Place.finish, [
     ("training into a finished folder with other settings", 4, "steps: 60 there, 7 now", asked("finish", "--steps", 7)),
@@ -272,13 +272,13 @@ FAULTS += group("places", check, [
      lambda p: [*p.look(p.folder / "link"), "--target", "Vendor=B,C,D"]),
     ("a path with spaces and umlauts: scripts", 0, "structures",
      lambda p: p.look(p.data.rename(p.folder / "Daten für Köln"))),
-    ("a path with spaces: make", 2, "make takes no spaces", lambda p: p.make(f"DATA={p.folder / 'my data'}")),
+    ("a path with spaces: make", 2, "make takes none", lambda p: p.make(f"RUNS={p.folder / 'my runs'}")),
     ("another working directory", 0, "structures", lambda p: shell(p.check(), before="cd /")),
     ("a folder that is not there", 3, "no such folder", lambda p: p.look(p.folder / "absent")),
     ("a folder without images", 3, "no files of a known layout", lambda p: (p.folder / "empty").mkdir(),
      lambda p: p.look(p.folder / "empty")),
-    ("a checkpoint deleted in mid-pipeline, then make", 0, "train_unet.py",
-     to(final_vanilla, Path.unlink), asked("make", "-n")),
+    ("a checkpoint deleted in mid-pipeline, then make", 0, "to do  segmenter-vanilla-real/final.pt",
+     to(final_vanilla, Path.unlink), lambda p: p.make(goal="plan")),
     ("PYTHONHASHSEED and a comma locale: the same weights", 0, "", two_locales)])
 
 
@@ -308,7 +308,7 @@ def main(words):
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
         done(["-m", "cmr.phantom", "--preset", "tiny", "--out", base / "data"])
-        done([*MAKE, f"DATA={base / 'data'}", f"RUNS={base / 'runs'}"])
+        done([*MAKE, "reproduce", f"DATA={base / 'data'}", f"RUNS={base / 'runs'}"])
         print("| | fault | exit | answer |\n|---|---|---|---|")
         for i, (group_name, name, code, expected, act, command) in enumerate(wanted):
             folder = Path(scratch) / f"f{i}"

@@ -18,11 +18,10 @@ from cmr.experiment import rows_to_measure
 from cmr.files import json_text, writable_folder, write_json
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_volume
-from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record, looks_swapped
+from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
 from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
 from cmr.studies import in_role, left_out, require_apart, splits_drawn, studies_of
-from cmr.working import SWAPPED
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Volume:
     image_hash: str = ""
     content: str = ""                            # hash of image and label
     structures: tuple = ()                       # that its mask labels
-    swapped: bool = False                        # whether LV and RV look swapped
     inside: float = 1.0                          # share of the labelled area within the working field of view
 
 
@@ -109,7 +107,7 @@ def _look_at(record, grid):
     _, working_label, _ = to_working(image, nifti, grid, label)
     area_mm2 = (label > 0).sum() * np.prod(nifti.spacing_mm[:2])
     return replace(found, structures=tuple(name for name in STRUCTURES if (label == VALUES[name]).any()),
-                   swapped=looks_swapped(label), inside=(working_label > 0).sum() * grid.spacing_mm ** 2 / area_mm2)
+                   inside=(working_label > 0).sum() * grid.spacing_mm ** 2 / area_mm2)
 
 
 def _findings(volumes, domains):
@@ -134,7 +132,6 @@ def _findings(volumes, domains):
             "heart_outside_working_field": [f"{v.record.case} ({100 * (1 - v.inside):.0f} %)" for v in read
                                             if v.inside < 0.97],
             "incompletely_labelled": _incomplete(read, domains),
-            "lv_and_rv_swapped": list(dict.fromkeys(v.record.label_path for v in read if v.swapped)),
             "same_image_twice": [sorted(owners) for owners in owners_of.values() if len(owners) > 1],
             "subject_in_two_splits": sorted(s for s, splits in splits_of.items() if len(splits) > 1),
             "unusable": [v.unusable for v in volumes if v.unusable]}
@@ -194,7 +191,7 @@ def _print(findings):
     for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
                        ("not fully labelled (training leaves the volume out, evaluation the structure)",
                         "incompletely_labelled"),
-                       (SWAPPED, "lv_and_rv_swapped"), ("split", "splits_drawn"), ("left out", "left_out"),
+                       ("split", "splits_drawn"), ("left out", "left_out"),
                        ("the same image twice", "same_image_twice"),
                        ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
         for item in findings[key]:

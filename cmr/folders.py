@@ -210,9 +210,8 @@ def frames_in(path):
     """Number of frames by the header alone; None if it cannot be read: damage is found when voxels are read."""
     try:
         with open(path, "rb") as file:
-            begin = file.read(2)
-        with (gzip.open if _is_gzip(begin) else open)(path, "rb") as file:
-            data = file.read(nib.Nifti2Header.sizeof_hdr)
+            whole = gzip.GzipFile(fileobj=file) if _is_gzip(file.peek(2)) else file
+            data = whole.read(nib.Nifti2Header.sizeof_hdr)
         kind = _nifti_kind(data).header_class
         shape = kind(data[:kind.sizeof_hdr], check=False).get_data_shape()
     except Exception:

@@ -165,12 +165,12 @@ def _acdc_patient(folder, subject, config, frames):
 def read_nnunet_raw(folder):
     """nnU-Net raw; our own synthetic sets carry a manifest.csv with the reference's subject, phase and metadata."""
     manifest, rows, records = folder.root / "manifest.csv", {}, {}
-    label_map, channels = _description(folder)
+    label_map = _nnunet_labels(folder)
     if manifest.exists():
         require_sealed(manifest)
         rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))}
     for images, labels, split in NNUNET_FOLDERS:
-        for case, path in _cases(folder, images, labels, channels).items():
+        for case, path in _cases(folder, images, labels).items():
             row = rows.get(case, {})
             if rows and not row:
                 raise DataError(f"{manifest}: no row of {path.name}; delete {folder.root} and make the set again")
@@ -193,7 +193,7 @@ def _subject_and_phase(name):
     return named[1], named[2].upper() if len(named[2]) == 2 else named[2].lower()
 
 
-def _cases(folder, images, labels, channels):
+def _cases(folder, images, labels):
     """{case: path of its channel 0}; names other channels, files without a channel, and masks without an image."""
     inside = [path for path in folder.files if path.parent == folder.root / images]
     masks = {stem(path).name for path in folder.files if path.parent == folder.root / labels}
@@ -212,9 +212,7 @@ def _cases(folder, images, labels, channels):
                         f"<case>_0000.nii.gz, found {inside[0].name}; rename it to "
                         f"{stem(inside[0]).name}_0000.nii.gz, and the others likewise")
     for number, n in sorted(others.items()):
-        name = channels.get(str(int(number)))
-        folder.leave_out(f"channel {int(number)}" + (f" ({name})" if name else ""),
-                         f"{n} files in {images}: only channel 0 is read")
+        folder.leave_out(f"channel {int(number)}", f"{n} files in {images}: only channel 0 is read")
     for name in nameless:
         folder.leave_out(f"{images}/{name}", "no channel number: expected <case>_0000.nii.gz")
     for name in sorted(masks - set(cases)):
@@ -222,20 +220,18 @@ def _cases(folder, images, labels, channels):
     return cases
 
 
-def _description(folder):
-    """({value on disk: ours}, {channel: name}) by dataset.json; raises DataError for one that cannot be understood."""
-    path = folder.root / "dataset.json"
-    training = folder.below("imagesTr")
+def _nnunet_labels(folder):
+    """{value on disk: ours} by dataset.json, without which only images to be segmented can be understood."""
+    path, training = folder.root / "dataset.json", folder.below("imagesTr")
     if not path.exists():
         if training:
             raise DataError(f"{path}: missing; the numbers of the labels in labelsTr cannot be told without it")
-        return {0: 0}, {}                                         # images to be segmented, without masks
+        return {0: 0}
     described = _read(path)
     n_cases = len({CHANNEL.sub(r"\1", stem(image).name) for image in training})
     if training and str(described.get("numTraining", n_cases)) != str(n_cases):
         folder.leave_out(path, f"says numTraining {described['numTraining']}, imagesTr holds {n_cases}")
-    channels = described.get("channel_names") or described.get("modality")
-    return label_map_of(described["labels"], path), channels if isinstance(channels, dict) else {}
+    return label_map_of(described["labels"], path)
 
 
 def _read(path):

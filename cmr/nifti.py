@@ -3,7 +3,7 @@
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
 Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`,
-`write_changed`, `without_words`, `STORED_LIMITS`, `as_integers`, `from_integers`.
+`write_changed`, `without_words`, `SWAPPED`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip
@@ -18,8 +18,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from cmr.errors import DataError
 from cmr.files import atomic
 from cmr.folders import decoded
-from cmr.records import frame_number
+from cmr.records import frame_number, looks_swapped
 
+SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
 STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored
 
 
@@ -147,6 +148,8 @@ def read_volume(record):
     filled = label.any((0, 1))
     if (filled[:-2] & ~filled[1:-1] & filled[2:]).any():
         notes.append("interior slice without label")
+    if looks_swapped(label):
+        notes.append(f"{SWAPPED} in {mask.path}")
     return image, label, nifti, notes
 
 

@@ -130,24 +130,21 @@ def structure_called(name):
 def label_map_of(labels, path):
     """{value on disk: ours} by the labels of a dataset.json at `path`: {name: value} or, in version 1, {value: name}.
 
-    nnU-Net's label `ignore` may be declared, but no voxel may have it: nothing here leaves voxels out.
+    nnU-Net's label `ignore` may be declared, but no voxel may have it: nothing here leaves voxels out.  Raises
+    DataError for a name or a value that is not understood, regions among them, or that another label has too.
     """
     label_map = {0: 0}
     for name, value in labels.items():
         if str(name).isdigit() and isinstance(value, str) and not value.isdigit():
             name, value = value, name
-        if not re.fullmatch(r"\d+", str(value)):
-            raise DataError(f"{path}: label {name!r} is {value!r}, expected one whole number (no regions); correct it")
-        if name.lower() == "ignore":
-            continue
-        structure = structure_called(name)
-        if structure is None and name.lower() != "background":
-            raise DataError(f"{path}: label {name!r}; expected background, {', '.join(VALUES)} (or LVC, LVBP, MLV, LVM "
-                            "as nnU-Net names them); rename it there")
-        ours = VALUES.get(structure, 0)
-        if label_map.setdefault(int(value), ours) != ours or ours and list(label_map.values()).count(ours) > 1:
-            raise DataError(f"{path}: label {name!r} ({value}) repeats the structure or the value of another; "
-                            "each must stand there once")
+        ours = VALUES.get(structure_called(name), 0)
+        known = ours or name.lower() in ("background", "ignore")
+        if not known or not re.fullmatch(r"\d+", str(value)) or ours and (
+                int(value) in label_map or ours in label_map.values()):
+            raise DataError(f"{path}: label {name!r}: {value!r}; expected background, {', '.join(VALUES)} (or LVC, "
+                            "LVBP, MLV, LVM as nnU-Net names them), each once and with one whole number; correct it")
+        if name.lower() != "ignore":
+            label_map[int(value)] = ours
     return label_map
 
 

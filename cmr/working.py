@@ -14,11 +14,10 @@ from cmr import ranks
 from cmr.errors import DataError, ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
-from cmr.nifti import BlankImage, read_volume
-from cmr.records import labelled, looks_swapped
+from cmr.nifti import SWAPPED, BlankImage, read_volume
+from cmr.records import labelled
 
 CACHE_VERSION = 4
-SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def prepare(records, grid, work):
                 if not record.is_extra_frame or len(records) == 1:
                     raise
                 print(f"note: {error}; the frame is left out", flush=True)
-    swapped = [w.record.label_path for w in workings if SWAPPED in w.notes]
+    swapped = [w.record.label_path for w in workings if any(note.startswith(SWAPPED) for note in w.notes)]
     if swapped:
         print(f"note: {SWAPPED} in {len(swapped)} of {len(with_labels(workings))} masks, the first {swapped[0]}; "
               "correct them or their label table", flush=True)
@@ -107,8 +106,6 @@ def _key(record, grid):
 def _make(record, grid, work, key):
     """Write one entry of the cache."""
     image, label, nifti, notes = read_volume(record)
-    if label is not None and looks_swapped(label):
-        notes = [*notes, SWAPPED]
     image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
         if array is not None:

@@ -57,9 +57,9 @@ def test_swapped_ventricles_are_named(tmp_path, capsys):
     image, label = cine(1)
     mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.array([0, 3, 2, 1], np.uint8)[label]}})
     findings = check_dataset(Config(data=str(tmp_path), size=32))
-    [named] = findings["lv_and_rv_swapped"]
-    assert named.endswith("A1S9V9_sa_gt.nii.gz")
-    assert f"encloses what is labelled RV): {named}" in capsys.readouterr().out
+    [named] = findings["notes"]
+    assert "encloses what is labelled RV) in " in named and named.endswith("A1S9V9_sa_gt.nii.gz")
+    assert f"note: {named} (2 volumes)" in capsys.readouterr().out
 
 
 def test_real_cardiac_mr_where_it_is_at_hand(tmp_path):

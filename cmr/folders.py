@@ -62,24 +62,19 @@ class Folder:
     def _by_stem(self):
         found = {}
         for path in self.files:
-            found.setdefault(stem(path), []).append(path)
+            found.setdefault(stem(path), []).append(str(path))
         return found
 
     def nifti(self, path):
-        """The NIfTI file of this path, which is given without a suffix, or None; DataError if there are several."""
+        """The NIfTI file of a path without suffix, as text, or None if there is none; DataError if there are several."""
         first, *others = self._by_stem.get(path, [None])
         if others:
             raise DataError(f"{path.name} is there twice: {first} and {others[0]}; remove one of them")
         return first
 
-    def mask_of(self, path):
-        """The mask of this path without a suffix, as text; None if there is none."""
-        mask = self.nifti(path)
-        return str(mask) if mask else None
-
     def mask_beside(self, image):
         """The same for an image's mask that lies beside it and has `_gt` before its suffix."""
-        return self.mask_of(image.with_name(stem(image).name + "_gt"))
+        return self.nifti(image.with_name(stem(image).name + "_gt"))
 
     def split_of(self, path):
         """Training, Validation or Testing by the name of a folder on the way from the root, or ""."""

@@ -164,7 +164,7 @@ def _acdc_patient(folder, subject, config, frames):
 
 def read_nnunet_raw(folder):
     """nnU-Net raw; our own synthetic sets carry a manifest.csv with the reference's subject, phase and metadata."""
-    manifest, rows, records = folder.root / "manifest.csv", {}, {}
+    manifest, rows, records = folder.root / "manifest.csv", {}, []
     label_map = _nnunet_labels(folder)
     if manifest.exists():
         require_sealed(manifest)
@@ -173,16 +173,17 @@ def read_nnunet_raw(folder):
         for case, path in _cases(folder, images, labels).items():
             row = rows.get(case, {})
             if rows and not row:
-                raise DataError(f"{manifest}: no row of {path.name}; delete {folder.root} and make the set again")
+                raise DataError(f"{manifest}: no row of {case}_0000; delete {folder.root} and make the set again")
             subject, phase = (row["subject"], case[len(row["subject"]) + 1:]) if row else _subject_and_phase(case)
-            records[case] = Record(subject, phase, str(path), folder.mask_of(folder.root / labels / case), split=split,
-                                   label_map=label_map, limits=STORED_LIMITS if row else None, **_told_by(row))
+            records.append(Record(subject, phase, path, folder.nifti(folder.root / labels / case), split=split,
+                                  label_map=label_map, limits=STORED_LIMITS if row else None, **_told_by(row)))
+    found_as = {record.case: record for record in records}
     for case in (case for case, row in rows.items() if row.get("kept") != "0"):       # the others lie in excluded/
-        found = records.get(case)
+        found = found_as.get(case)
         if not found or found.split == "Training" and not found.label_path:
             raise DataError(f"{folder.root}: the {'mask' if found else 'image'} of {case} is lost, which manifest.csv "
                             f"lists; delete {folder.root} and make the set again")
-    return list(records.values())
+    return records
 
 
 def _subject_and_phase(name):
@@ -266,7 +267,7 @@ def read_plain(folder):
             folder.leave_out(case, "has files but no row in the table")
             continue
         path = folder.nifti(root / "images" / case)
-        base = Record(subject, phase, str(path), folder.mask_of(root / "labels" / case), label_map=label_map,
+        base = Record(subject, phase, path, folder.nifti(root / "labels" / case), label_map=label_map,
                       split=SPLIT_FOLDERS.get(row.get("split", "").lower(), ""), **_told_by(row))
         is_cine = (frames_in(path) or 1) > 1
         records += _cine(base, base.label_path, row, folder.all_frames) if is_cine else [base]
@@ -274,12 +275,13 @@ def read_plain(folder):
 
 
 def _plain_table(folder, names):
-    """{name: row} of the newest CSV, by the first of its columns that holds any of the names."""
-    table = folder.newest_table(())
-    for column in table[0] if table else ():
-        if any(row[column] in names for row in table):
-            return _by_name([row for row in table if row[column]], column, folder.root)
-    raise DataError(f"{folder.root}: no column holds the names of images in its table, such as {min(names)}; add one")
+    """{name: row} by the first column of the newest CSV that holds any of the names; raises DataError if none does."""
+    for path in folder.tables:
+        table = read_csv(path, ())
+        for column in table[0] if table else ():
+            if any(row[column] in names for row in table):
+                return _by_name([row for row in table if row[column]], column, folder.root)
+    raise DataError(f"{folder.tables[0]}: no column holds the names of images, such as {min(names)}; add or move it")
 
 
 def _told_by(row):

@@ -205,23 +205,17 @@ def _fitting_mask(mask, nifti, frame):
 
     No voxel is interpolated: axes are put in the image's order and direction, after which the grids must coincide.
     """
-    frames, image_frames = (file.array.shape[3] if file.array.ndim == 4 else None for file in (mask, nifti))
-    if frames and not image_frames:
-        raise DataError(f"{mask.path}: shape {mask.array.shape}, frames or one channel for each label, but its image "
-                        f"{nifti.path} is 3D; export one volume of label numbers")
-    if image_frames and not frames:
-        raise DataError(f"{mask.path}: one label volume for a cine of {image_frames} frames; which frame it belongs to "
-                        "is unknown")
-    if frames != image_frames:
-        raise DataError(f"{mask.path}: {frames} frames, its image {nifti.path} {image_frames}; export the labels again")
+    if mask.array.shape[3:] != nifti.array.shape[3:]:
+        raise DataError(f"{mask.path}: shape {mask.array.shape}, but its image {nifti.path} has {nifti.array.shape}; "
+                        "export a volume of label numbers for each frame, not a channel for each label")
     label = mask.frame(frame)
-    if not _why_elsewhere(label.shape, mask.affine, mask.spacing_mm, nifti):
+    why = _why_elsewhere(label.shape, mask.affine, mask.spacing_mm, nifti)
+    if not why:
         return label, []
     turn = ornt_transform(io_orientation(mask.affine), io_orientation(nifti.affine))
     turned, affine = apply_orientation(label, turn), mask.affine @ inv_ornt_aff(turn, label.shape)
     spacing_mm = tuple(mask.spacing_mm[axis] for axis in np.argsort(turn[:, 0]))
     if _why_elsewhere(turned.shape, affine, spacing_mm, nifti):
-        why = _why_elsewhere(label.shape, mask.affine, mask.spacing_mm, nifti)
         raise DataError(f"{mask.path}: {why}; nothing is resampled silently, export the label on its image's grid")
     return turned, ["label stored in another orientation, turned to its image's"]
 

@@ -66,7 +66,7 @@ class Folder:
         return found
 
     def nifti(self, path):
-        """The NIfTI file of a path without suffix, as text, or None if there is none; DataError if there are several."""
+        """The NIfTI file of a path without suffix, as text, or None if there is none; DataError if there are two."""
         first, *others = self._by_stem.get(path, [None])
         if others:
             raise DataError(f"{path.name} is there twice: {first} and {others[0]}; remove one of them")

@@ -185,8 +185,6 @@ FAULTS += group("damaged files", check, [
     ("64-bit integers", 0, "structures", to(image, rewrite, kind=np.int64)),
     *((name + of, 4, words, to(path, damage), command) for damage, name, words in spoilt
       for of, path, command in (("", sd_dm, synthesize), (" of a segmenter", final_nnunet, evaluate))),
-    ("plan.json cut off", 2, "plan.json", to(in_run("segmenter-nnunet2d-real/plan.json"), truncate),
-     lambda p: p.train("--network", "nnunet2d", "--plan", p.run / "segmenter-nnunet2d-real" / "plan.json")),
     ("config.json damaged: final.pt knows its settings", 0, "finished already",
      to(in_run("segmenter-vanilla-real/config.json"), with_text, "{"), Place.finish),
     ("an items/*.json damaged: its image is made again", 0, "damaged; its image is made again",
@@ -233,10 +231,10 @@ FAULTS += group("flags", train, [
 FAULTS += group("what is the user's", Place.finish, [
     ("training into a finished folder with other settings", 4, "steps: 60 there, 7 now", asked("finish", "--steps", 7)),
     ("... with the same settings", 0, "finished already", None),
-    ("a file .notes.tmp.txt below --out is kept", 0, "mine", lambda p: with_text(p.out / ".notes.tmp.txt", "mine"),
+    ("a file .notes.tmp.txt below --out is kept", 0, "mine", lambda p: with_text(p.out / ".notes.tmp.txt", "mine\n"),
      lambda p: shell(p.train("--steps", 2), after=f"cat {p.out}/.notes.tmp.txt")),
     ("make clean RUNS=folder with a user's files: they are kept", 0, "mine",
-     to(lambda p: [p.runs / "thesis.txt", p.runs / "tiny/mine/notes.txt"], with_text, "mine"),
+     to(lambda p: [p.runs / "thesis.txt", p.runs / "tiny/mine/notes.txt"], with_text, "mine\n"),
      lambda p: shell(["make", "clean", f"RUNS={p.runs}", f"PYTHON={sys.executable}"], after=(
          f"test ! -e {p.run}/diffusion && cat {p.runs}/thesis.txt {p.runs}/tiny/mine/notes.txt"))),
     ("--out inside the dataset", 2, "lies in the dataset", lambda p: p.train("--out", p.data / "run")),

@@ -1,19 +1,15 @@
-"""What a file is, whatever its name says: NIfTI-1 or -2, compressed or not, or something else that can be named.
+"""The files below the folder of a dataset: which there are, and what each one is, whatever its name says.
 
-Public: `decoded`, `frames_in`.
+Which of them belong to which study is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
 
-What lies below the folder of a dataset: its files, its tables, and what names of folders say of the split.
-
-Public: `Folder`, `open_folder`, `NIFTI`, `stem`, `like_a_split`.
+Public: `Folder`, `open_folder`, `NIFTI`, `SPLIT_FOLDERS`, `stem`, `like_a_split`, `decoded`, `frames_in`.
 """
 import functools
 import gzip
 import logging
 import os
 import re
-import stat
 import zlib
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,77 +22,6 @@ from cmr.files import read_bytes, read_csv
 # What nibabel logs of a header is said here, in one line that names the file, or mended without a loss.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
-# What files that are no NIfTI begin with.
-OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://git-lfs": "a pointer of git-lfs",
-                 b"/annex/": "a pointer of git-annex", b"NRRD": "an NRRD image", b"ObjectType": "a MetaImage header",
-                 b"\x89HDF": "an HDF5 or MINC file", b"CDF": "a MINC file", b"MATLAB": "a MATLAB file",
-                 b"\x93NUMPY": "a NumPy array", b"\x89PNG": "a picture", b"\xff\xd8": "a picture",
-                 b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive", b"7z": "a 7z archive",
-                 b"Rar!": "a rar archive", b"\x28\xb5\x2f\xfd": "a zstd archive"}
-
-
-def decoded(path):
-    """(nibabel image, header as it stands in the file, its bytes) of a file, compressed or not, NIfTI-1 or -2.
-
-    What the file begins with decides, not its name.  The gzip stream is decompressed to its end first: nibabel alone
-    stops before the checksum and returns wrong voxels for a flipped bit.
-    """
-    raw = read_bytes(path)
-    try:
-        data = gzip.decompress(raw) if _is_gzip(raw) else raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is truncated or damaged (gzip checksum); copy or download it again") from error
-    if not data:
-        raise DataError(f"{path}: is empty; copy or download it again")
-    kind = _nifti_kind(data)
-    if kind is None:
-        raise DataError(f"{path}: begins with {data[:12]!r}, {_format_of(data)}; copy, download or convert it again")
-    try:
-        with np.errstate(all="ignore"):                           # of numbers that no header means
-            image = kind.from_bytes(data)
-        return image, kind.header_class(data[:kind.header_class.sizeof_hdr], check=False), data
-    except Exception as error:                                    # nibabel has many for a header that is damaged
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-        raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
-
-
-def _is_gzip(data):
-    return data[:2] == b"\x1f\x8b"
-
-
-def _nifti_kind(data):
-    """nibabel's class for what begins with these bytes, by the size of the header and its magic; None if it is none."""
-    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    if 348 in sizes and data[344:347] == b"n+1":
-        return nib.Nifti1Image
-    return nib.Nifti2Image if 540 in sizes and data[4:7] == b"n+2" else None
-
-
-def _format_of(data):
-    """In words, what a file is that is no NIfTI file."""
-    if data[128:132] == b"DICM":
-        return "a DICOM file"
-    if data[344:347] == b"ni1" or data[4:7] == b"ni2":
-        return "the header of a pair .hdr and .img, expected one .nii.gz"
-    if 348 in (int.from_bytes(data[:4], order) for order in ("little", "big")):
-        return "an Analyze 7.5 header, or a damaged one"
-    return next((name for begin, name in OTHER_FORMATS.items() if data.startswith(begin)), "no NIfTI header")
-
-
-def frames_in(path):
-    """Number of frames by the header alone; None if it cannot be read: damage is found when voxels are read."""
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(2)
-        with (gzip.open if _is_gzip(begin) else open)(path, "rb") as file:
-            data = file.read(nib.Nifti2Header.sizeof_hdr)
-        kind = _nifti_kind(data).header_class
-        shape = kind(data[:kind.sizeof_hdr], check=False).get_data_shape()
-    except Exception:
-        return None
-    return shape[3] if len(shape) > 3 else 1
-
-
 NIFTI = r"(?i:\.nii(?:\.gz)?)"                   # how the names of NIfTI files end, as part of a pattern
 READ = re.compile(NIFTI + r"$|(?i:\.(csv|cfg|json))$")            # files that a layout may ask for
 SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
@@ -104,6 +29,10 @@ SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Val
 # A word in the name of a folder which says that somebody meant a split.
 SPLIT_WORD = re.compile(r"train\w*|valid\w*|val|valset|test\w*|eval\w*|dev|devset|hold(?:out)?|held(?:out)?", re.I)
 SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # of a disk, not of a dataset
+# What files that are no NIfTI begin with.
+OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://git-lfs": "a pointer of git-lfs",
+                 b"/annex/": "a pointer of git-annex", b"NRRD": "an NRRD image", b"ObjectType": "a MetaImage header",
+                 b"\x89HDF": "an HDF5 or MINC file", b"\x93NUMPY": "a NumPy array", b"\x89PNG": "a picture"}
 
 
 @dataclass(frozen=True)
@@ -116,59 +45,63 @@ class Folder:
     all_frames: bool = False
     left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no record
 
-    def has(self, pattern):
-        """Whether a file's name is of this pattern."""
-        return any(pattern.fullmatch(path.name) for path in self.files)
+    def leave_out(self, what, why):
+        """Name something that becomes no record."""
+        self.left_out.append((str(what), why))
+
+    def matches(self, pattern):
+        """[(path, match)] of the NIfTI files whose whole name is of this pattern."""
+        found = [(path, pattern.fullmatch(path.name)) for path in self.files]
+        return [(path, match) for path, match in found if match]
+
+    def below(self, name):
+        """The NIfTI files below a folder of the root, at any depth."""
+        return [path for path in self.files if self.root / name in path.parents]
 
     @functools.cached_property
     def _by_stem(self):
         found = {}
         for path in self.files:
-            found.setdefault(stem(path), []).append(path)
+            found.setdefault(stem(path), []).append(str(path))
         return found
 
     def nifti(self, path):
-        """The NIfTI file of this path, which is given without a suffix, or None; DataError if there are several."""
+        """The NIfTI file of a path without suffix, as text, or None if there is none; DataError if there are two."""
         first, *others = self._by_stem.get(path, [None])
         if others:
             raise DataError(f"{path.name} is there twice: {first} and {others[0]}; remove one of them")
         return first
 
     def mask_beside(self, image):
-        """Path of an image's mask, which has `_gt` before its suffix, as text; None if there is none."""
-        path = stem(image)
-        mask = self.nifti(path.with_name(path.name + "_gt"))
-        return str(mask) if mask else None
+        """The same for an image's mask that lies beside it and has `_gt` before its suffix."""
+        return self.nifti(image.with_name(stem(image).name + "_gt"))
 
     def split_of(self, path):
         """Training, Validation or Testing by the name of a folder on the way from the root, or ""."""
         return _split_on_the_way(path.parent, self.root)
 
-    def newest_table(self, required):
-        """Rows of the newest CSV that holds the required columns, by the date in its name; the older ones are named."""
+    @property
+    def tables(self):
+        """Its CSV files, the newest by the date in their names first."""
         tables = [path for path in self.others if path.suffix.lower() == ".csv"]
-        if not tables:
-            columns = ", ".join(required)
-            raise DataError(f"{self.root}: no CSV with the columns {columns} found; put the dataset's information "
-                            "file there")
-        newest, problems = None, []
-        for path in sorted(tables, key=lambda table: (_date_in(table.name), table), reverse=True):
+        return sorted(tables, key=lambda table: (_date_in(table.name), table), reverse=True)
+
+    def newest_table(self, required):
+        """Rows of the newest CSV that holds the required columns; the older ones are named."""
+        newest, problem = None, None
+        for path in self.tables:
             try:
                 rows = read_csv(path, required)
             except DataError as error:
-                problems.append(error)
+                problem = problem or error
                 continue
             if newest:
-                self.left_out.append((str(path), f"a table that is not read: {newest[0]} is taken for the newest"))
+                self.leave_out(path, f"a table that is not read: {newest[0]} is taken for the newest")
             newest = newest or (path, rows)
         if newest is None:
-            raise problems[0]
+            raise problem or DataError(f"{self.root}: no CSV with the columns {', '.join(required)} found; put the "
+                                       "dataset's information file there")
         return newest[1]
-
-
-def _split_on_the_way(folder, root):
-    names = (part.lower() for part in folder.relative_to(root).parts)
-    return next((SPLIT_FOLDERS[name] for name in names if name in SPLIT_FOLDERS), "")
 
 
 def stem(path):
@@ -176,10 +109,9 @@ def stem(path):
     return path.with_name(re.sub(NIFTI + "$", "", path.name))
 
 
-def _date_in(name):
-    """The date in a file's name as yymmdd: of 211230, 20211230 or 2021-12-30; "" if there is none."""
-    found = re.search(r"(?<!\d)(?:20)?(\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)", name)
-    return "".join(found.groups()) if found else ""
+def _split_on_the_way(folder, root):
+    names = (part.lower() for part in folder.relative_to(root).parts)
+    return next((SPLIT_FOLDERS[name] for name in names if name in SPLIT_FOLDERS), "")
 
 
 def like_a_split(path, root):
@@ -191,66 +123,104 @@ def like_a_split(path, root):
     return ""
 
 
+def _date_in(name):
+    """The date in a file's name as yymmdd: of 211230, 20211230 or 2021-12-30; "" if there is none."""
+    found = re.search(r"(?<!\d)(?:20)?(\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)", name)
+    return "".join(found.groups()) if found else ""
+
+
 def open_folder(root, use_unlabeled_masks=False, all_frames=False):
     """The Folder of a dataset; raises DataError if it is none, ResourceError if something below it may not be read."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
-    found, left_out, refused = _below(root)
+    found, left_out, refused = _walk(root)
     if refused:
         more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise ResourceError(f"{root}: {len(refused)} files or folders may not be read: "
                             f"{', '.join(sorted(refused)[:8])}{more}; ask their owner for the right to read them, or "
                             "move them out of the dataset")
-    is_nifti = lambda path: stem(path) != path
-    files, others = filter(is_nifti, found), (path for path in found if not is_nifti(path))
-    return Folder(root, tuple(files), tuple(others), use_unlabeled_masks, all_frames, left_out)
+    files = tuple(path for path in found if stem(path) != path)
+    others = tuple(path for path in found if stem(path) == path)
+    return Folder(root, files, others, use_unlabeled_masks, all_frames, left_out)
 
 
-def _below(root):
+def _walk(root):
     """(every file below root, sorted; (link, why) of those that were not followed; what may not be read, and why).
 
     Links are followed, each folder once.  Where several ways lead to it, one through the folder of a split is taken,
     and a real folder rather than a link.  Hidden names are left out.
     """
-    found, left_out, refused, seen = [], [], [], {}
-    waiting = deque([root])
-    while waiting:
-        folder = waiting.popleft()
-        real = Path(os.path.realpath(folder))
-        if folder != root and folder.is_symlink() and _leads_back(folder, real):
-            left_out.append((str(folder), f"a link to a folder above it ({real}): a loop, not followed"))
-            continue
-        if real in seen:
-            kept, again = seen[real], folder
-            if _split_on_the_way(folder, root) and not _split_on_the_way(kept, root):
-                found = [folder / path.relative_to(kept) if kept in path.parents else path for path in found]
-                kept, again = folder, kept
-            seen[real] = kept
-            left_out.append((str(again), f"the same folder as {kept}: read once"))
-            continue
-        seen[real] = folder
-        try:
-            names = sorted(os.listdir(folder), reverse=True)
-        except OSError as error:
-            refused.append(f"{folder} ({error.strerror})")
-            continue
-        for path in (folder / name for name in names if not name.startswith(".") and name not in SYSTEM_FOLDERS):
-            try:
-                if not stat.S_ISDIR(path.stat().st_mode):
-                    found.append(path)
-                    if READ.search(path.name) and not os.access(path, os.R_OK):
-                        refused.append(f"{path} (permission denied)")
-                elif path.is_symlink():
-                    waiting.append(path)
-                else:
-                    waiting.appendleft(path)
-            except PermissionError as error:
-                refused.append(f"{path} ({error.strerror})")
-            except OSError as error:                              # the link's end is lost, or it leads to itself
-                left_out.append((str(path), f"a link that leads nowhere ({error.strerror})"))
+    found, left_out, refused, ways = [], [], [], {}
+    hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
+    refuse = lambda error: refused.append(f"{error.filename} ({error.strerror})")
+    for folder, inside, names in os.walk(root, followlinks=True, onerror=refuse):
+        folder, real = Path(folder), Path(os.path.realpath(folder))
+        above = {Path(os.path.realpath(way)) for way in (folder, *folder.parents) if root in (way, *way.parents)}
+        for name in list(inside):
+            target = Path(os.path.realpath(folder / name))
+            if not hidden(name) and target in above | set(real.parents):
+                left_out.append((str(folder / name), f"a link to a folder above it ({target}): a loop, not followed"))
+                inside.remove(name)
+        inside[:] = sorted(name for name in inside if not hidden(name))
+        is_link = real != Path(os.path.realpath(root)) / folder.relative_to(root)
+        files = [folder / name for name in names if not hidden(name)]
+        ways.setdefault(real, []).append((not _split_on_the_way(folder, root), is_link, folder, files))
+    for (*_, kept, files), *others in map(sorted, ways.values()):
+        found += [path for path in files if path.exists()]
+        left_out += [(str(path), "a link that leads nowhere") for path in files if not path.exists()]
+        left_out += [(str(folder), f"the same folder as {kept}: read once") for *_, folder, _ in others]
+    closed = [path for path in found if READ.search(path.name) and not os.access(path, os.R_OK)]
+    refused += [f"{path} (permission denied)" for path in closed]
     return sorted(found), left_out, refused
 
 
-def _leads_back(link, real):
-    here = Path(os.path.realpath(link.parent))
-    return real == here or real in here.parents
+def decoded(path):
+    """(nibabel image, header as it stands in the file, its bytes) of a file, compressed or not, NIfTI-1 or -2.
+
+    The gzip stream is decompressed to its end first: nibabel alone stops before the checksum and returns wrong voxels
+    for a flipped bit.  Raises DataError for a file that is damaged or something else.
+    """
+    raw = read_bytes(path)
+    try:
+        data = gzip.decompress(raw) if _is_gzip(raw) else raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is truncated or damaged (gzip checksum); copy or download it again") from error
+    if not data:
+        raise DataError(f"{path}: is empty; copy or download it again")
+    kind = _nifti_kind(data)
+    if kind is None:
+        what = "a DICOM file" if data[128:132] == b"DICM" else "no NIfTI header"
+        what = next((name for begin, name in OTHER_FORMATS.items() if data.startswith(begin)), what)
+        raise DataError(f"{path}: begins with {data[:12]!r}, {what}; copy, download or convert it again")
+    try:
+        with np.errstate(all="ignore"):                           # of numbers that no header means
+            image = kind.from_bytes(data)
+        return image, kind.header_class(data[:kind.header_class.sizeof_hdr], check=False), data
+    except Exception as error:                                    # nibabel has many for a header that is damaged
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
+
+
+def frames_in(path):
+    """Number of frames by the header alone; None if it cannot be read: damage is found when voxels are read."""
+    try:
+        with open(path, "rb") as file:
+            whole = gzip.GzipFile(fileobj=file) if _is_gzip(file.peek(2)) else file
+            data = whole.read(nib.Nifti2Header.sizeof_hdr)
+        kind = _nifti_kind(data).header_class
+        shape = kind(data[:kind.sizeof_hdr], check=False).get_data_shape()
+    except Exception:
+        return None
+    return shape[3] if len(shape) > 3 else 1
+
+
+def _is_gzip(data):
+    return data[:2] == b"\x1f\x8b"
+
+
+def _nifti_kind(data):
+    """nibabel's class for what begins with these bytes, by the size of the header and its magic; None if it is none."""
+    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    if 348 in sizes and data[344:347] == b"n+1":
+        return nib.Nifti1Image
+    return nib.Nifti2Image if 540 in sizes and data[4:7] == b"n+2" else None

@@ -3,21 +3,24 @@
 Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
 
 Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`,
-`write_changed`, `without_words`, `STORED_LIMITS`, `as_integers`, `from_integers`.
+`write_changed`, `without_words`, `SWAPPED`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip
+import itertools
 import math
 from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from cmr.errors import DataError
 from cmr.files import atomic
 from cmr.folders import decoded
-from cmr.records import frame_number
+from cmr.records import frame_number, looks_swapped
 
+SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
 STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored
 
 
@@ -36,6 +39,15 @@ class Nifti:
     header: object = None                        # the file's own, for writing results beside it
     non_finite: int = 0                          # voxels that were NaN or infinite and are 0 now
 
+    def frame(self, number):
+        """The voxels (X, Y, Z) of one frame of a cine, or all of a 3D file; raises DataError if it is not named."""
+        if self.array.ndim == 3:
+            return self.array
+        if number is None:
+            raise DataError(f"{self.path}: a cine of {self.array.shape[3]} frames without a frame number; "
+                            "ED and ES are needed from the CSV")
+        return self.array[..., number]
+
 
 @functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
 def read_nifti(path):
@@ -48,7 +60,12 @@ def read_nifti(path):
     if array.ndim not in (3, 4):
         raise DataError(f"{path}: shape {nifti.array.shape}, expected (X, Y, Z) or (X, Y, Z, T)")
     _require_short_axis(nifti)
-    notes += _odd_affine(nifti.affine, nifti.spacing_mm)
+    lengths_mm = np.linalg.norm(nifti.affine[:3, :3], axis=0)
+    if np.abs(lengths_mm / nifti.spacing_mm - 1).max() > 0.01:
+        notes.append("affine and header spacing disagree; header used")
+    directions = nifti.affine[:3, :3] / lengths_mm
+    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
+        notes.append("direction cosines not orthonormal")
     return replace(nifti, array=array, notes=tuple(notes))
 
 
@@ -59,11 +76,11 @@ def read_stored(path):
     """
     path = str(path)
     image, header, data = decoded(path)
-    array, notes = _voxels(path, image, len(data)), []
+    array, notes = _voxels(path, image, len(data)), ()
     broken = ~np.isfinite(array)
-    if broken.any():
-        array = np.where(broken, 0, array)
-        notes.append(f"{int(broken.sum())} non-finite voxels set to 0 in {path}")
+    n_broken = int(broken.sum())
+    if n_broken:
+        array, notes = np.where(broken, 0, array), (f"{n_broken} non-finite voxels set to 0 in {path}",)
     with np.errstate(all="ignore"):                               # NaN and what overflows fail the second condition
         flat = abs(np.linalg.det(image.affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(image.affine[:3, :3], axis=0))
     if flat or not (np.abs(image.affine) < 1e6).all():
@@ -71,7 +88,7 @@ def read_stored(path):
     array.setflags(write=False)
     # As it stands in the file: nibabel makes a size of 0 one of 1.
     spacing_mm = tuple(abs(float(s)) for s in header["pixdim"][1:4][:array.ndim])
-    return Nifti(path, array, image.affine, spacing_mm, tuple(notes), image.header, int(broken.sum()))
+    return Nifti(path, array, image.affine, spacing_mm, notes, image.header, n_broken)
 
 
 def _voxels(path, image, n_bytes):
@@ -100,18 +117,6 @@ def _require_short_axis(nifti):
                         f"{sides_mm[2]:.0f} mm; is the slice axis the third?  Correct the axes or the voxel size")
 
 
-def _odd_affine(affine, spacing_mm):
-    """Notes on an affine that says something else than the header, or shears."""
-    notes = []
-    columns = np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(columns / spacing_mm - 1).max() > 0.01:
-        notes.append("affine and header spacing disagree; header used")
-    directions = affine[:3, :3] / columns
-    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
-        notes.append("direction cosines not orthonormal")
-    return notes
-
-
 def read_volume(record):
     """The voxels of one record: image (X, Y, Z) float32, label (X, Y, Z) uint8 in our numbering or None, Nifti, notes.
 
@@ -121,18 +126,18 @@ def read_volume(record):
     """
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
-    image = _frame(nifti, record.frame)
-    _require_contrast(image, nifti.path, record)
-    image, padding = _without_padding(image) if record.limits is None else (image, [])
-    if padding:
+    image = nifti.frame(record.frame)
+    _require_contrast(image, record)
+    if record.limits is None:
+        image, padding = _without_padding(image)
         notes += padding
-        _require_contrast(image, nifti.path, record)
+        _require_contrast(image, record)
     if not record.label_path:
         return image, None, nifti, notes
     mask = read_nifti(record.label_path)
     if mask.non_finite:
         raise DataError(f"{mask.path}: {mask.non_finite} labels are NaN or infinite; export the labels again")
-    label, mask_notes = _fitting_mask(mask, nifti, image.shape, record.frame)
+    label, mask_notes = _fitting_mask(mask, nifti, record.frame)
     notes += mask_notes
     label = _our_numbering(label, record.label_map, mask.path)
     elsewhere = _labelled_elsewhere(mask, record)
@@ -143,16 +148,19 @@ def read_volume(record):
     filled = label.any((0, 1))
     if (filled[:-2] & ~filled[1:-1] & filled[2:]).any():
         notes.append("interior slice without label")
+    if looks_swapped(label):
+        notes.append(f"{SWAPPED} in {mask.path}")
     return image, label, nifti, notes
 
 
-def _require_contrast(image, path, record):
+def _require_contrast(image, record):
     """Raise BlankImage if fewer than one voxel in a hundred differs from the usual one: no heart is so small."""
     usual = float(np.median(image))
     differing = int((image != usual).sum())
     if differing < 0.01 * image.size:
         but = f" but for {differing} voxels" if differing else ""
-        raise BlankImage(f"{path}: {record.phase} of {record.subject} is constant ({usual:g}){but}; leave it out")
+        raise BlankImage(f"{record.image_path}: {record.phase} of {record.subject} is constant ({usual:g}){but}; "
+                         "leave it out")
 
 
 def _without_padding(image):
@@ -192,65 +200,37 @@ def _labelled_elsewhere(mask, record):
     return f"; frame {others[0]} is labelled instead: correct ED and ES in the table"
 
 
-def _frame(nifti, frame):
-    array = nifti.array
-    if array.ndim == 3:
-        return array
-    if frame is None:
-        raise DataError(f"{nifti.path}: a cine of {array.shape[3]} frames without a frame number; "
-                        "ED and ES are needed from the CSV")
-    return array[..., frame]
+def _fitting_mask(mask, nifti, frame):
+    """(label (X, Y, Z) of the frame on the image's grid, notes); raises DataError if it lies on another.
 
-
-def _fitting_mask(mask, nifti, shape, frame):
-    """(label (X, Y, Z) of the frame on the image's grid, notes); raises DataError if it lies on another."""
-    if mask.array.ndim > nifti.array.ndim:
-        raise DataError(f"{mask.path}: shape {mask.array.shape}, frames or one channel for each label, but its image "
-                        f"{nifti.path} is 3D; export one volume of label numbers")
-    if frame is not None and mask.array.ndim == 3 and nifti.array.ndim == 4:
-        raise DataError(f"{mask.path}: one label volume for a cine of {nifti.array.shape[3]} frames; "
-                        "which frame it belongs to is unknown")
-    if mask.array.ndim == 4 and mask.array.shape[3] != nifti.array.shape[3]:
-        raise DataError(f"{mask.path}: {mask.array.shape[3]} frames, its image {nifti.path} {nifti.array.shape[3]}; "
-                        "export the labels again")
-    label = _frame(mask, frame)
-    axes, flipped = _turn(label.shape, mask, nifti, shape)
-    if axes is None:
-        raise DataError(f"{mask.path}: {_how_it_lies(label, mask, nifti, shape)}; nothing is resampled silently, "
-                        "export the label on its image's grid")
-    if axes == (0, 1, 2) and not flipped:
-        return label, []
-    return np.flip(label.transpose(axes), flipped), ["label stored in another orientation, turned to its image's"]
-
-
-def _turn(mask_shape, mask, nifti, shape):
-    """(axes of the mask in the image's order, axes to flip then) by both affines; (None, None) if no voxels coincide.
-
-    No voxel is interpolated: the map between the grids must be a permutation and flips, to a twentieth of a voxel.
+    No voxel is interpolated: axes are put in the image's order and direction, after which the grids must coincide.
     """
-    to_image = np.linalg.solve(nifti.affine, mask.affine)         # voxel of the mask -> voxel of the image
-    turn = np.rint(to_image[:3, :3])
-    is_turn = (np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all()
-    axes = tuple(int(a) for a in np.abs(turn).argmax(1))          # of the mask, for each axis of the image
-    if not is_turn or tuple(mask_shape[a] for a in axes) != shape:
-        return None, None
-    first = np.where(turn.sum(1) < 0, np.array(shape) - 1, 0)     # where the mask's voxel (0, 0, 0) must lie
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask_shape], indexing="ij")).reshape(3, -1)
-    off_voxels = to_image[:3, :3] @ corners + to_image[:3, 3:] - (turn @ corners + first[:, None])
-    off_mm = np.array(mask.spacing_mm)[list(axes)] - nifti.spacing_mm
-    if np.abs(off_voxels).max() > 0.05 or np.abs(off_mm).max() > 1e-3:
-        return None, None
-    return axes, [axis for axis in range(3) if turn[axis].sum() < 0]
+    if mask.array.shape[3:] != nifti.array.shape[3:]:
+        raise DataError(f"{mask.path}: shape {mask.array.shape}, but its image {nifti.path} has {nifti.array.shape}; "
+                        "export a volume of label numbers for each frame, not a channel for each label")
+    label = mask.frame(frame)
+    why = _why_elsewhere(label.shape, mask.affine, mask.spacing_mm, nifti)
+    if not why:
+        return label, []
+    turn = ornt_transform(io_orientation(mask.affine), io_orientation(nifti.affine))
+    turned, affine = apply_orientation(label, turn), mask.affine @ inv_ornt_aff(turn, label.shape)
+    spacing_mm = tuple(mask.spacing_mm[axis] for axis in np.argsort(turn[:, 0]))
+    if _why_elsewhere(turned.shape, affine, spacing_mm, nifti):
+        raise DataError(f"{mask.path}: {why}; nothing is resampled silently, export the label on its image's grid")
+    return turned, ["label stored in another orientation, turned to its image's"]
 
 
-def _how_it_lies(label, mask, nifti, shape):
-    """In words, why a mask does not lie on its image's grid."""
-    if label.shape != shape:
-        return f"shape {label.shape}, but its image {nifti.path} has {shape}"
-    if np.abs(np.array(mask.spacing_mm) - nifti.spacing_mm).max() > 1e-3:
-        return f"spacing {mask.spacing_mm} mm, but its image has {nifti.spacing_mm}"
-    middle = np.append((np.array(shape) - 1) / 2, 1)
-    shift_mm = np.linalg.norm((mask.affine - nifti.affine) @ middle)
+def _why_elsewhere(shape, affine, spacing_mm, nifti):
+    """In words, why a grid is not the image's, to a twentieth of a voxel; "" if it is."""
+    expected = nifti.array.shape[:3]
+    if shape != expected:
+        return f"shape {shape}, but its image {nifti.path} has {expected}"
+    if np.abs(np.subtract(spacing_mm, nifti.spacing_mm)).max() > 1e-3:
+        return f"spacing {spacing_mm} mm, but its image has {nifti.spacing_mm}"
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape), [1]))).T
+    if np.abs(np.linalg.solve(nifti.affine, affine) @ corners - corners).max() <= 0.05:
+        return ""
+    shift_mm = np.linalg.norm((affine - nifti.affine) @ corners.mean(1))
     return f"its affine puts it elsewhere than its image {nifti.path} (centres {shift_mm:.1f} mm apart, or turned)"
 
 

@@ -1,13 +1,9 @@
-"""What label values mean: our numbering, the datasets' own, and classes of networks that know only some structures.
+"""One volume of a dataset as a `Record`, filters on records' metadata, and what label values mean.
 
-Which file uses which numbers is known by `cmr.layouts`.
+No file is read here; which dataset uses which label values is known by `cmr.layouts`.
 
-Public: `STRUCTURES`, `VALUES`, `MMS_LABELS`, `ACDC_LABELS`, `structure_called`, `labelled`, `network_classes`,
-`labels_of`, `looks_swapped`.
-
-One volume of a dataset as a `Record`, and a `Domain`: a filter on records' metadata.  No file is read here.
-
-Public: `Record`, `Domain`, `frame_number`, `VENDOR_NAMES`, `SPLITS`.
+Public: `Record`, `Domain`, `SPLITS`, `VENDOR_NAMES`, `frame_number`, `STRUCTURES`, `VALUES`, `MMS_LABELS`,
+`ACDC_LABELS`, `structure_called`, `label_map_of`, `labelled`, `network_classes`, `labels_of`, `looks_swapped`.
 """
 import re
 from collections import Counter
@@ -16,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from cmr.errors import UsageError
+from cmr.errors import DataError, UsageError
 
 STRUCTURES = ("LV", "MYO", "RV")                 # label values 1, 2, 3 everywhere in this project
 VALUES = {name: value for value, name in enumerate(STRUCTURES, 1)}
@@ -28,51 +24,6 @@ ACDC_LABELS = {0: 0, 1: 3, 2: 2, 3: 1}           # RV 1, MYO 2, LV 3 on disk
 NAMES = {"LV": ("LV", "LVC", "LVBP", "LVCAVITY", "LVBLOODPOOL", "LVENDO", "LEFTVENTRICLE", "LEFTVENTRICULARCAVITY"),
          "MYO": ("MYO", "MLV", "LVM", "LVMYO", "MYOCARDIUM", "LVMYOCARDIUM", "LEFTVENTRICULARMYOCARDIUM"),
          "RV": ("RV", "RVC", "RVBP", "RVCAVITY", "RVBLOODPOOL", "RVENDO", "RIGHTVENTRICLE", "RIGHTVENTRICULARCAVITY")}
-
-
-def structure_called(name):
-    """The structure that a dataset calls by this name in any case and spelling, e.g. `MLV` or `lv cavity`, or None."""
-    bare = re.sub(r"[\W_]", "", name).upper()
-    return next((structure for structure, names in NAMES.items() if bare in names), None)
-
-
-def labelled(workings):
-    """Structures that occur in the labels of these working volumes, in the order of STRUCTURES."""
-    present = {value for w in workings if w.label is not None for value in np.unique(w.label)}
-    return tuple(name for name, value in VALUES.items() if value in present)
-
-
-def network_classes(structures):
-    """Table from our label values to a network's classes, (4,) uint8: consecutive for its structures, else 0."""
-    classes = np.zeros(1 + len(STRUCTURES), np.uint8)
-    classes[[VALUES[name] for name in structures]] = np.arange(1, 1 + len(structures))
-    return classes
-
-
-def labels_of(scores):
-    """Class scores (C, ...) to labels (...) uint8: the largest, of equals the first.
-
-    As np.argmax, which is several times slower along a leading axis.
-    """
-    largest, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
-    for value in range(1, len(scores)):
-        labels[scores[value] > largest] = value
-        np.maximum(largest, scores[value], out=largest)
-    return labels
-
-
-def looks_swapped(label):
-    """Whether the myocardium of a labelled volume (X, Y, Z) encloses the RV rather than the LV."""
-    present = {name for name, value in VALUES.items() if (label == value).any()}
-    return present == set(VALUES) and _enclosed(label, VALUES["RV"]) > _enclosed(label, VALUES["LV"])
-
-
-def _enclosed(label, value):
-    """Share of the pixels around a structure, slice by slice, that are myocardium."""
-    inside = label == value
-    around = ndimage.binary_dilation(inside, np.ones((3, 3, 1))) & ~inside
-    return (label[around] == VALUES["MYO"]).mean()
-
 
 VENDOR_NAMES = {"A": "Siemens", "B": "Philips", "C": "GE", "D": "Canon"}
 SPLITS = ("Training", "Validation", "Testing")
@@ -88,10 +39,9 @@ class Record:
     frame: int = None                            # index into the 4D files, None for a 3D file
     split: str = ""                              # one of SPLITS, or "" where the dataset has none
     vendor: str = ""
-    vendor_name: str = ""
     centre: str = ""
     pathology: str = ""
-    metadata: dict = field(default_factory=dict, hash=False, compare=False)
+    metadata: dict = field(default_factory=dict, hash=False, compare=False)           # all columns of its table
     limits: tuple = None                         # intensities that are -1 and 1; None: taken from the image
     label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
     flags: tuple = ()
@@ -124,6 +74,7 @@ class Domain:
 
     @classmethod
     def parse(cls, text):
+        """The domain that a text writes; raises UsageError if it cannot be meant so."""
         column, _, values = text.partition("=")
         values = tuple(v.strip() for v in values.split(",") if v.strip())
         if not column.strip() or not values:
@@ -147,9 +98,10 @@ class Domain:
 
     def value(self, record):
         """What a record has in this domain's column, or None if there is no such column."""
-        named = {"vendor": record.vendor, "vendorname": record.vendor_name, "centre": record.centre,
-                 "pathology": record.pathology}
-        return {**record.metadata, **named}.get(self.column.lower())
+        name = VENDOR_NAMES.get(record.vendor, "")
+        columns = {"vendorname": name, **record.metadata, "vendor": record.vendor, "centre": record.centre,
+                   "pathology": record.pathology}
+        return columns.get(self.column.lower())
 
     def __contains__(self, record):
         return (self.value(record) or "").lower() in [value.lower() for value in self.values]
@@ -167,3 +119,67 @@ class Domain:
             what = self if missing == list(self.values) else f"{self}: {', '.join(missing)}"
             raise UsageError(f"domain {what} matches none of {len(records)} volumes; {self.column} has {there}")
         return [r for r in records if r in self]
+
+
+def structure_called(name):
+    """The structure that a dataset calls by this name in any case and spelling, e.g. `MLV` or `lv cavity`, or None."""
+    bare = re.sub(r"[\W_]", "", name).upper()
+    return next((structure for structure, names in NAMES.items() if bare in names), None)
+
+
+def label_map_of(labels, path):
+    """{value on disk: ours} by the labels of a dataset.json at `path`: {name: value} or, in version 1, {value: name}.
+
+    nnU-Net's label `ignore` may be declared, but no voxel may have it: nothing here leaves voxels out.  Raises
+    DataError for a name or a value that is not understood, regions among them, or that another label has too.
+    """
+    label_map = {0: 0}
+    for name, value in labels.items():
+        if str(name).isdigit() and isinstance(value, str) and not value.isdigit():
+            name, value = value, name
+        ours = VALUES.get(structure_called(name), 0)
+        known = ours or name.lower() in ("background", "ignore")
+        if not known or not re.fullmatch(r"\d+", str(value)) or ours and (
+                int(value) in label_map or ours in label_map.values()):
+            raise DataError(f"{path}: label {name!r}: {value!r}; expected background, {', '.join(VALUES)} (or LVC, "
+                            "LVBP, MLV, LVM as nnU-Net names them), each once and with one whole number; correct it")
+        if name.lower() != "ignore":
+            label_map[int(value)] = ours
+    return label_map
+
+
+def labelled(workings):
+    """Structures that occur in the labels of these working volumes, in the order of STRUCTURES."""
+    present = {value for w in workings if w.label is not None for value in np.unique(w.label)}
+    return tuple(name for name, value in VALUES.items() if value in present)
+
+
+def network_classes(structures):
+    """Table from our label values to a network's classes, (4,) uint8: consecutive for its structures, else 0."""
+    classes = np.zeros(1 + len(STRUCTURES), np.uint8)
+    classes[[VALUES[name] for name in structures]] = np.arange(1, 1 + len(structures))
+    return classes
+
+
+def labels_of(scores):
+    """Labels (...) uint8 of class scores (C, ...): the class with the largest score, of equal ones the first.
+
+    This is np.argmax, which is several times slower along a leading axis.
+    """
+    largest, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
+    for value in range(1, len(scores)):
+        labels[scores[value] > largest] = value
+        np.maximum(largest, scores[value], out=largest)
+    return labels
+
+
+def looks_swapped(label):
+    """Whether the myocardium of a labelled volume (X, Y, Z) encloses the RV rather than the LV."""
+    if not set(VALUES.values()) <= set(np.unique(label)):
+        return False
+    enclosed = {}
+    for name in ("LV", "RV"):                                     # share of the pixels around it that are myocardium
+        inside = label == VALUES[name]
+        around = ndimage.binary_dilation(inside, np.ones((3, 3, 1))) & ~inside
+        enclosed[name] = (label[around] == VALUES["MYO"]).mean()
+    return enclosed["RV"] > enclosed["LV"]

@@ -26,16 +26,17 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
     all_frames : also the frames of a cine between ED and ES, without labels (for the diffusion model).
     use_unlabeled_masks : M&Ms-1 ships masks under Training/Unlabeled whose quality is disputed; off: no label there.
     Raises DataError if a folder is missing or holds no known layout, if two hold subjects of one name, or if a volume
-    is there twice.
+    is there twice: a copy elsewhere, or as .nii beside .nii.gz.
     """
-    records, owner = [], {}
+    records, folder_of, path_of = [], {}, {}
     for folder in _folders(root):
         for record in read_layout(open_folder(folder, use_unlabeled_masks, all_frames)):
-            first = owner.setdefault(record.subject, folder)
+            first, path = folder_of.setdefault(record.subject, folder), record.image_path
             if first != folder:
                 raise DataError(f"{record.subject} is a subject of {first} and of {folder}; rename it in one of them")
+            if path_of.setdefault(record.case, path) != path:
+                raise DataError(f"{record.case} is there twice: {path_of[record.case]} and {path}; remove one of them")
             records.append(replace(record, metadata={"dataset": folder.name, **record.metadata}))
-    _require_once(records)
     return sorted(records, key=lambda r: r.case)
 
 
@@ -47,9 +48,8 @@ def left_out(root, use_unlabeled_masks=False):
         records = read_layout(folder)
         found += folder.left_out
         for record in records:
-            found += [(record.case, flag) for flag in record.flags]
-            if not record.label_path and not record.flags:
-                found.append((record.case, "has no mask"))
+            without = () if record.label_path else ("has no mask",)
+            found += [(record.case, why) for why in record.flags or without]
     return list(dict.fromkeys(found))
 
 
@@ -63,21 +63,11 @@ def _folders(text):
     for folder in folders if len(parts) > 1 else ():
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; {read_as}")
-    real = [folder.resolve() for folder in folders]
-    for (i, inner), (j, outer) in itertools.permutations(enumerate(real), 2):
-        if outer in (inner, *inner.parents):
-            raise UsageError(f"--data {text}: {folders[i]} and {folders[j]} are one folder, or one lies in the other; "
+    for inner, outer in itertools.permutations(folders, 2):
+        if outer.resolve() in (inner.resolve(), *inner.resolve().parents):
+            raise UsageError(f"--data {text}: {inner} and {outer} are one folder, or one lies in the other; "
                              "name each dataset once")
     return folders
-
-
-def _require_once(records):
-    """Raise DataError if a volume is there twice: a copy elsewhere, or as .nii beside .nii.gz."""
-    first = {}
-    for record in records:
-        path = first.setdefault(record.case, record.image_path)
-        if path != record.image_path:
-            raise DataError(f"{record.case} is there twice: {path} and {record.image_path}; remove one of them")
 
 
 def studies_of(c, all_frames=False):
@@ -93,9 +83,9 @@ def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
     Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is trained on them, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  With training but no
-    validation studies, in the source or in all else of a dataset (ACDC): every sixth training subject, vendors and
-    pathologies in turn, becomes Validation.
+    Testing, as nothing is trained on them, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  With
+    training but no validation studies, in the source or in all else of a dataset (ACDC): every sixth training subject,
+    vendors and pathologies in turn, becomes Validation.
     """
     assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
@@ -104,38 +94,13 @@ def split_by_subject(records, source, upper_bound=False):
     return [replace(r, split="Validation") if as_validation(r) else r for r in records]
 
 
-def splits_drawn(c, records):
-    """In words, which studies were given a split although names of folders speak of one.
-
-    c : settings of a stage.  records : its studies, as `studies_of` returns them.
-    """
-    found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
-    for before, after in zip(found, records):
-        path = Path(before.image_path)
-        folder = next(folder for folder in folders if folder in path.parents)
-        name = like_a_split(path, folder)
-        if name or not before.split:
-            drawn.setdefault((folder, name), {})[after.subject] = after.split
-    with_splits = {r.metadata["dataset"] for r in found if r.split}
-    said = []
-    for (folder, name), splits in drawn.items():
-        if name or folder.name in with_splits:
-            where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
-            counts = Counter(splits.values())
-            drawn_as = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
-            said.append(f"{len(splits)} subjects of {folder} lie {where} (training, validation, testing): taken as "
-                        f"{drawn_as}; rename the folder if that is not meant")
-    return said
-
-
 def _shared_out(records, source, upper_bound):
     """{subject: split} of the subjects without one; each vendor and pathology is shared out by itself."""
-    pools = {}
+    pools, assigned = {}, {}
     for record in records:
         if not record.split:
             pool = (record in source, record.vendor, record.pathology)
             pools.setdefault(pool, set()).add(record.subject)
-    assigned = {}
     for (is_source, *_), subjects in pools.items():
         bounds = (0.60, 0.75) if is_source else (0.40, 0.50) if upper_bound else (0.0, 0.25)
         for i, subject in enumerate(sorted(subjects, key=_digest)):
@@ -151,16 +116,37 @@ def _held_out(records, source):
         pool = "the source" if record in source else record.metadata["dataset"]
         pools.setdefault(pool, []).append(record)
     for members in pools.values():
-        if any(r.split == "Validation" for r in members):
-            continue
-        training = [r for r in members if r.split == "Training"]
-        keys = {(str(r.vendor), str(r.pathology), _digest(r.subject), r.subject) for r in training}
-        held_out.update(subject for *_, subject in sorted(keys)[5::6])
+        if all(r.split != "Validation" for r in members):
+            keys = {(r.vendor, r.pathology, _digest(r.subject), r.subject) for r in members if r.split == "Training"}
+            held_out.update(subject for *_, subject in sorted(keys)[5::6])
     return held_out
 
 
 def _digest(subject):
     return hashlib.sha256(encoded(subject)).hexdigest()
+
+
+def splits_drawn(c, records):
+    """In words, which studies were given a split although names of folders speak of one.
+
+    c : settings of a stage.  records : its studies, as `studies_of` returns them.
+    """
+    found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
+    with_splits = {r.metadata["dataset"] for r in found if r.split}
+    for before, after in zip(found, records):
+        path = Path(before.image_path)
+        folder = next(folder for folder in folders if folder in path.parents)
+        name = like_a_split(path, folder)
+        where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
+        if name or not before.split and folder.name in with_splits:
+            drawn.setdefault((folder, where), {})[after.subject] = after.split
+    said = []
+    for (folder, where), splits in drawn.items():
+        counts = Counter(splits.values())
+        drawn_as = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+        said.append(f"{len(splits)} subjects of {folder} lie {where} (training, validation, testing): taken as "
+                    f"{drawn_as}; rename the folder if that is not meant")
+    return said
 
 
 def in_role(records, domain, split, labelled_only=False):

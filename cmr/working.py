@@ -14,11 +14,10 @@ from cmr import ranks
 from cmr.errors import DataError, ResourceError
 from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
-from cmr.nifti import BlankImage, read_volume
-from cmr.records import labelled, looks_swapped
+from cmr.nifti import SWAPPED, BlankImage, read_volume
+from cmr.records import labelled
 
 CACHE_VERSION = 4
-SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,11 @@ def prepare(records, grid, work):
                 if not record.is_extra_frame or len(records) == 1:
                     raise
                 print(f"note: {error}; the frame is left out", flush=True)
-    _name_swapped(workings)
-    return workings
-
-
-def _name_swapped(workings):
-    """Print one line if masks have their ventricles swapped."""
-    swapped = [w.record.label_path for w in workings if SWAPPED in w.notes]
+    swapped = [w.record.label_path for w in workings if any(note.startswith(SWAPPED) for note in w.notes)]
     if swapped:
         print(f"note: {SWAPPED} in {len(swapped)} of {len(with_labels(workings))} masks, the first {swapped[0]}; "
               "correct them or their label table", flush=True)
+    return workings
 
 
 def _prepared(record, grid, work):
@@ -105,24 +99,20 @@ def _key(record, grid):
     """Name of a record's entry in the cache."""
     paths = [os.path.realpath(path) if path else None for path in (record.image_path, record.label_path)]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) if path else None for path in paths]
-    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()),
-                record.limits]
+    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()), record.limits]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
 
 def _make(record, grid, work, key):
     """Write one entry of the cache."""
     image, label, nifti, notes = read_volume(record)
-    if label is not None and looks_swapped(label):
-        notes = [*notes, SWAPPED]
     image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
         if array is not None:
             with atomic(work / f"{key}.{name}.npy") as temporary:
                 np.save(temporary, array)
-    entry = {"geometry": asdict(geometry), "notes": notes, "content": _content(image, label),
-             "labelled": label is not None}
-    write_sealed_json(work / f"{key}.json", entry)
+    write_sealed_json(work / f"{key}.json", {"geometry": asdict(geometry), "notes": notes,
+                                             "content": _content(image, label), "labelled": label is not None})
 
 
 def _content(image, label):
@@ -148,22 +138,20 @@ def fully_labelled(workings):
     Where a structure is not labelled its voxels are background in the mask: a network would learn not to see it.
     Raises DataError if none is fully labelled.
     """
-    of_any = labelled(workings)
-    lacking = [[name for name in of_any if name not in labelled([w])] for w in workings]
-    fits = [w.label is not None and not names for w, names in zip(workings, lacking)]
-    kept = [w for w, fit in zip(workings, fits) if fit]
-    left_out = [(w.record.case, _why_not(w, names)) for w, names, fit in zip(workings, lacking, fits) if not fit]
+    of_any, kept, left_out = labelled(workings), [], []
+    for working in workings:
+        lacking = [name for name in of_any if name not in labelled([working])]
+        if working.label is None:
+            left_out.append((working.record.case, "its mask is all zero"))
+        elif lacking:
+            left_out.append((working.record.case, f"{', '.join(lacking)} not labelled there (or outside the working "
+                             "field of view): not trained on"))
+        else:
+            kept.append(working)
     if of_any and not kept:
         raise DataError(f"{len(workings)} training volumes label {', '.join(of_any)}, but none of them labels all; "
                         "train on volumes that label the same structures")
     return kept, left_out
-
-
-def _why_not(working, names):
-    """Why a volume that lacks these structures is not trained on."""
-    if working.label is None:
-        return "its mask is all zero"
-    return f"{', '.join(names)} not labelled there (or outside the working field of view): not trained on"
 
 
 def fingerprint(workings):

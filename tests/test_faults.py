@@ -1,13 +1,15 @@
 """Scripts as a careless user meets them: faults end in one line and the right exit code."""
+import re
 import shutil
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from cmr.studies import find
-from helpers import one_line, process, script, synthesis
+from fault_place import edited, flip_bit, mask_of, rewrite, truncate
+from fault_table import FAULTS
+from helpers import ROOT, one_line, process, script, synthesis
 
 
 def small_copy(phantom, tmp_path):
@@ -17,44 +19,20 @@ def small_copy(phantom, tmp_path):
     return copy, Path(next(r.image_path for r in find(copy) if r.vendor == "A" and r.split == "Training"))
 
 
-def rewrite(path, change):
-    image = nib.load(path)
-    array = change(np.asarray(image.dataobj).copy())
-    nib.save(nib.Nifti1Image(array, image.affine), path)
-
-
-def truncate(image):
-    image.write_bytes(image.read_bytes()[:-2000])
-
-
-def flip_bit(image):
-    data = bytearray(image.read_bytes())
-    data[len(data) // 2] ^= 4
-    image.write_bytes(data)
-
-
-def mask_of(image):
-    return image.with_name(image.name.replace("_sa", "_sa_gt"))
-
-
-def rename_column(data):
-    table = next(data.rglob("*.csv"))
-    table.write_text(table.read_text().replace(",ED,", ",E.D.,"))
-
-
 # What is done to (dataset, image), and the words of the answer.
-FAULTS = {
+DAMAGES = {
     "truncated image": (lambda data, image: truncate(image), "truncated or damaged"),
     "flipped bit": (lambda data, image: flip_bit(image), "truncated or damaged"),
     "shapes differ": (lambda data, image: rewrite(mask_of(image), lambda a: a[:-3]), "shape"),
     "label value 7": (lambda data, image: rewrite(mask_of(image), lambda a: np.where(a == 1, 7, a)),
                       "label values [7]"),
-    "CSV without ED": (lambda data, image: rename_column(data), "column ED missing")}
+    "CSV without ED": (lambda data, image: edited(next(data.rglob("*.csv")), lambda t: t.replace(",ED,", ",E.D.,")),
+                       "column ED missing")}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", DAMAGES)
 def test_bad_data_stops_the_check_and_the_training_in_one_line(phantom, tmp_path, fault):
-    damage, words = FAULTS[fault]
+    damage, words = DAMAGES[fault]
     data, image = small_copy(phantom, tmp_path)
     damage(data, image)
     shared = ["--preset", "tiny", "--data", data]
@@ -97,3 +75,10 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (4, "no such checkpoint", [*evaluate, "--run", tmp_path])):
         got, _, errors = script(*arguments)
         assert got == code and one_line(errors) and words in errors, (arguments, got, errors)
+
+
+def test_the_page_of_faults_is_the_table_of_faults():
+    page = (ROOT / "docs" / "faults.md").read_text()
+    answers = [tuple(line.split(" | ", 3)) for line in re.findall(r"^\| (?!fault|\|)(.*) \|$", page, re.M)]
+    assert [answer[:3] for answer in answers] == [(group, name, str(code)) for group, name, code, *_ in FAULTS]
+    assert f"one of the {len(FAULTS)} is answered" in " ".join(page.split())

@@ -49,7 +49,7 @@ def test_a_split_made_of_links_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("call,closed", [
-    ("listdir", "B0S9V9"), ("stat", "B0S9V9"), ("access", "B0S9V9/B0S9V9_sa.nii.gz")])
+    ("scandir", "B0S9V9"), ("access", "B0S9V9/B0S9V9_sa.nii.gz")])
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, call, closed):
     """Root may read everything, so the system's answer is given by hand."""
     mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}})

@@ -2,19 +2,8 @@
 import numpy as np
 import pytest
 
-from cmr.grid import (
-    CANONICAL,
-    Geometry,
-    Grid,
-    canonical,
-    orientation,
-    resample_to_original,
-    resampler,
-    stored,
-    to_original,
-    to_working,
-    working_affine,
-)
+from cmr.grid import (CANONICAL, Geometry, Grid, canonical, orientation, resample_to_original, resampler, stored,
+                      to_original, to_working, working_affine)
 from cmr.nifti import Nifti
 
 GRID = Grid(1.5, 128)
@@ -99,9 +88,8 @@ def test_working_grid_is_read_back_as_itself():
     assert not again[2].transposed and again[2].flipped == (False, False, False)
     assert np.corrcoef(again[0].ravel(), working.ravel())[0, 1] > 0.999
     world = lambda a, ijk: a[:3, :3] @ ijk + a[:3, 3]  # the centre of the field of view is one point of the patient
-    assert np.allclose(
-        world(affine, (np.array([128, 128, 8]) - 1) / 2), world(nifti.affine, (np.array(turned.shape) - 1) / 2)
-    )
+    middle, its_middle = (np.array([128, 128, 8]) - 1) / 2, (np.array(turned.shape) - 1) / 2
+    assert np.allclose(world(affine, middle), world(nifti.affine, its_middle))
 
 
 def test_image_comes_back_in_shape_and_scale():
@@ -121,9 +109,8 @@ def test_non_square_pixels_keep_their_shape():
     y, x = np.indices((100, 200), dtype=np.float32)
     disc = (np.hypot((x - 99.5) * 1.0, (y - 49.5) * 2.0) < 30)[None].repeat(3, 0)
     image = disc.transpose(2, 1, 0) * 100.0 + 1
-    nifti = Nifti(
-        "", image, np.diag([1.0, 2, 8, 1]) @ np.pad(CANONICAL, (0, 1)) + np.diag([0, 0, 0, 1.0]), (1.0, 2.0, 8.0), ()
-    )
+    affine = np.diag([1.0, 2, 8, 1]) @ np.pad(CANONICAL, (0, 1)) + np.diag([0, 0, 0, 1.0])
+    nifti = Nifti("", image, affine, (1.0, 2.0, 8.0), ())
     working = to_working(image, nifti, GRID)[0][1] > 0
     assert abs(working.any(0).sum() - 40) <= 1 and abs(working.any(1).sum() - 40) <= 1
 

@@ -1,7 +1,4 @@
-"""nnU-Net raw: what names of files and dataset.json say, and what is wrong with them.
-
-Every dataset layout, built by the test as small files, and the known bad cases of real releases.
-"""
+"""Every dataset layout, built by the test as small files, and the known bad cases of real releases."""
 import json
 import re
 import shutil
@@ -33,10 +30,8 @@ def dataset(root, cases, image="{}_0000.nii.gz", **described):
 
 def test_both_versions(tmp_path):
     image, label = cine(0)
-    for labels, root in (
-        ({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"),
-        ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1"),
-    ):
+    for labels, root in (({"background": 0, "LV": 1, "RV": 2}, tmp_path / "v2"),
+                         ({"0": "background", "1": "LV", "2": "RV"}, tmp_path / "v1")):
         nifti(root / "imagesTr" / "A0S9V9_ED_0000.nii.gz", image[..., 0])
         nifti(root / "labelsTr" / "A0S9V9_ED.nii.gz", np.array([0, 1, 0, 2], np.uint8)[label[..., 0]])
         (root / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -64,13 +59,13 @@ def test_what_the_names_leave_out_is_named(tmp_path):
     assert len(find(tmp_path)) == 2
     assert left_out(tmp_path) == [
         (str(tmp_path / "dataset.json"), "says numTraining 5, imagesTr holds 3"),
-        ("channel 1 (LGE)", "1 files in imagesTr: only channel 0 is read"),
+        ("channel 1", "1 files in imagesTr: only channel 0 is read"),
         ("imagesTr/b_ED.nii.gz", "no channel number: expected <case>_0000.nii.gz"),
         ("labelsTr/c_ED", "a mask without an image c_ED_0000 in imagesTr")]
 
 
-@pytest.mark.parametrize("image", ["{}.nii.gz", "{}_0001.nii.gz", "{}.NII.GZ"])
-@pytest.mark.parametrize("case", ["la_001", "la_0001", "la_0000"])
+@pytest.mark.parametrize("case,image", [("la_001", "{}.nii.gz"), ("la_0001", "{}_0001.nii.gz"),
+                                        ("la_0000", "{}.nii.gz"), ("la_0000", "{}.NII.GZ")])
 def test_images_without_channel_0_are_refused_with_what_to_rename(tmp_path, case, image):
     dataset(tmp_path, [case], image)
     with pytest.raises(DataError, match=f"imagesTr: 1 files and none of channel 0; .* found {image.format(case)}; re"):
@@ -91,13 +86,13 @@ def test_suffixes_in_capitals_and_of_two_kinds(tmp_path):
     (lambda text: text.replace('"numTraining"', ',"numTraining"'), "no valid JSON"), (lambda text: "", "no valid JSON"),
     (lambda text: "[]", "no labels"), (lambda text: "{}", "no labels"),
     (lambda text: text.replace(json.dumps(LABELS), '["LV"]'), "no labels; expected"),
-    (lambda text: text.replace('"LV": 1', '"LV": [1, 2]'), r"label 'LV' is \[1, 2\], expected one whole number"),
-    (lambda text: text.replace('"LV": 1', '"LV": 1.5'), "label 'LV' is 1.5"),
-    (lambda text: text.replace('"LV": 1', '"LV": null'), "label 'LV' is None"),
-    (lambda text: text.replace('"LV": 1', '"1": 1'), "label '1'; expected background, LV, MYO, RV .* rename it there"),
-    (lambda text: text.replace('"LV": 1', '"aorta": 1'), "label 'aorta'; expected background"),
-    (lambda text: text.replace('"LV": 1', '"LV": 2'), r"label 'MYO' \(2\) repeats the structure or the value"),
-    (lambda text: text.replace('"LV": 1', '"LV": 1, "LVC": 4'), r"label 'LVC' \(4\) repeats the structure")])
+    (lambda text: text.replace('"LV": 1', '"LV": [1, 2]'), r"label 'LV': \[1, 2\]; expected .* one whole number"),
+    (lambda text: text.replace('"LV": 1', '"LV": 1.5'), "label 'LV': 1.5"),
+    (lambda text: text.replace('"LV": 1', '"LV": null'), "label 'LV': None"),
+    (lambda text: text.replace('"LV": 1', '"1": 1'), "label '1': 1; expected background, LV, MYO, RV "),
+    (lambda text: text.replace('"LV": 1', '"aorta": 1'), "label 'aorta': 1; expected background"),
+    (lambda text: text.replace('"LV": 1', '"LV": 2'), "label 'MYO': 2; .* each once"),
+    (lambda text: text.replace('"LV": 1', '"LV": 1, "LVC": 4'), "label 'LVC': 4; .* each once")])
 def test_a_description_that_cannot_be_understood_is_refused_in_one_line(tmp_path, change, words):
     path = dataset(tmp_path, ["a_ED"]) / "dataset.json"
     path.write_text(change(path.read_text()))
@@ -126,16 +121,14 @@ def test_a_voxel_to_be_ignored_and_a_lost_description_are_refused(tmp_path):
 
 
 def test_mms1_cine(tmp_path):
-    mms(
-        tmp_path,
-        {"A0S9V9": {}, "B1C2D3": {"VendorName": "Philips", "Vendor": "B", "ED": "2.0", "ES": "0", "folder": "Testing"}},
-    )
+    other = {"VendorName": "Philips", "Vendor": "B", "ED": "2.0", "ES": "0,0", "folder": "Testing"}
+    mms(tmp_path, {"A0S9V9": {}, "B1C2D3": other})
     (tmp_path / "OpenDataset" / "Testing" / "B1C2D3" / "._B1C2D3_sa.nii.gz").write_bytes(b"AppleDouble")
     records = find(tmp_path)
-    assert [(r.case, r.vendor, r.vendor_name, r.split, r.frame) for r in records] == [
-        ("A0S9V9_ED", "A", "Siemens", "Training", 0), ("A0S9V9_ES", "A", "Siemens", "Training", 2),
+    assert [(r.case, r.vendor, r.split, r.frame) for r in records] == [
+        ("A0S9V9_ED", "A", "Training", 0), ("A0S9V9_ES", "A", "Training", 2),
         # ED after ES is normal, never "repaired"
-        ("B1C2D3_ED", "B", "Philips", "Testing", 2), ("B1C2D3_ES", "B", "Philips", "Testing", 0)]
+        ("B1C2D3_ED", "B", "Testing", 2), ("B1C2D3_ES", "B", "Testing", 0)]
     assert all(read_volume(r)[1].any() for r in records)
     frames = find(tmp_path, all_frames=True)
     assert [r.phase for r in frames if r.subject == "A0S9V9"] == ["ED", "ES", "F01", "F03"]
@@ -147,14 +140,11 @@ def test_mms1_flattened_and_pre_split(tmp_path):
     for phase, f in (("ED", 0), ("ES", 2)):
         nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}.nii.gz", image[..., f])
         nifti(tmp_path / "A0S9V9" / f"A0S9V9_sa_{phase}_gt.nii.gz", label[..., f])
-    (tmp_path / "info.csv").write_text(
-        "External code;VendorName; Vendor ;Centre;ED;ES;Pathology\nA0S9V9;GE;C;7;;;HCM\n"
-    )
+    header = "External code;VendorName; Vendor ;Centre;ED;ES;Pathology"
+    (tmp_path / "info.csv").write_text(f"{header}\nA0S9V9;GE;C;7;;;HCM\n")
     records = find(tmp_path)
     assert [(r.case, r.vendor, r.pathology, r.frame, r.split) for r in records] == [
-        ("A0S9V9_ED", "C", "HCM", None, ""),
-        ("A0S9V9_ES", "C", "HCM", None, ""),
-    ]
+        ("A0S9V9_ED", "C", "HCM", None, ""), ("A0S9V9_ES", "C", "HCM", None, "")]
     assert (read_volume(records[0])[1] == label[..., 0]).all()
 
 
@@ -164,13 +154,10 @@ def test_mms2(tmp_path):
         nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}.nii.gz", image[..., 0])
         nifti(tmp_path / "dataset" / "007" / f"007_SA_{phase}_gt.nii.gz", label[..., 0])
         nifti(tmp_path / "dataset" / "007" / f"007_LA_{phase}.nii.gz", image[..., 0])
-    (tmp_path / "dataset_information.csv").write_text(
-        "SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD\n7,TRI,Philips Medical Systems,Achieva,1.5\n,,,,\n"
-    )
+    table = "SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD\n7,TRI,Philips Medical Systems,Achieva,1.5\n,,,,\n"
+    (tmp_path / "dataset_information.csv").write_text(table)
     assert [(r.case, r.vendor, r.split, r.pathology) for r in find(tmp_path)] == [
-        ("007_ED", "B", "Training", "TRI"),
-        ("007_ES", "B", "Training", "TRI"),
-    ]
+        ("007_ED", "B", "Training", "TRI"), ("007_ES", "B", "Training", "TRI")]
 
 
 def test_acdc_labels_and_frames(tmp_path):
@@ -180,9 +167,7 @@ def test_acdc_labels_and_frames(tmp_path):
     (folder / "Info.cfg").write_text("ED: 12\nES: 1\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\n")
     records = find(tmp_path)
     assert [(r.case, r.image_path[-9:-7], r.pathology, r.split) for r in records] == [
-        ("patient001_ED", "12", "DCM", "Training"),
-        ("patient001_ES", "01", "DCM", "Training"),
-    ]
+        ("patient001_ED", "12", "DCM", "Training"), ("patient001_ES", "01", "DCM", "Training")]
     assert (read_volume(records[0])[1] == label[..., 2]).all()
 
 
@@ -198,6 +183,7 @@ def test_images_and_labels_with_and_without_a_table(tmp_path):
     two = [("anna_ED", None, "", ""), ("anna_ES", None, "", "")]
     assert cases() == [*two, ("bert_ED", None, "", ""), ("carla_F00", 0, "", "")]
     assert all(read_volume(r)[1].any() for r in find(tmp_path) if r.subject != "carla")
+    assert find(tmp_path)[-1].label_path is None                  # which of its frames are ED and ES nobody knows
     assert ("labels/dora", "has no image") in left_out(tmp_path)
 
     table = tmp_path / "about.csv"
@@ -213,7 +199,7 @@ def test_images_and_labels_with_and_without_a_table(tmp_path):
         find(tmp_path)
     table.unlink()
     nifti(tmp_path / "images" / "bert.nii", image[..., 0])
-    with pytest.raises(DataError, match="bert_ED is there twice"):
+    with pytest.raises(DataError, match="bert is there twice"):
         find(tmp_path)
     (tmp_path / "images" / "bert.nii").unlink()
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3}}))
@@ -268,11 +254,6 @@ def test_all_that_is_left_out_is_named(tmp_path):
 def test_frames_that_cannot_be_meant_are_named_as_they_stand_in_the_table(tmp_path, cells, words):
     mms(tmp_path, {"A0S9V9": dict(zip(("ED", "ES"), cells))})
     assert any(words in why for _, why in left_out(tmp_path)), left_out(tmp_path)
-
-
-def test_decimal_commas_are_numbers(tmp_path):
-    mms(tmp_path, {"A0S9V9": {"ED": "0,0", "ES": "2,0"}})
-    assert [r.frame for r in find(tmp_path)] == [0, 2] and not left_out(tmp_path)
 
 
 @pytest.mark.parametrize("cells,words", [
@@ -336,7 +317,7 @@ def acdc(root):
 def test_missing_things_are_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no files of a known layout .nnU-Net raw, .*, images and labels. .* images/NAME.nii.gz"):
+    with pytest.raises(DataError, match="no files of a known layout .nnU-Net raw, .* and labels. .* images/NAME"):
         find(tmp_path)
     mms(tmp_path, {"A0S9V9": {}}, header=[h for h in HEADER if h != "ED"])
     with pytest.raises(DataError, match="column ED missing; found External code"):
@@ -348,9 +329,8 @@ def test_a_new_layout_is_one_function_and_one_entry(tmp_path, monkeypatch):
     name = re.compile(r"(\w+)\.(E[DS])\.nii\.gz")
 
     def read(folder):
-        matches = [(path, name.fullmatch(path.name)) for path in folder.files if name.fullmatch(path.name)]
         return [Record(subject=match[1], phase=match[2], image_path=str(path), vendor="A", split="Training",
-                       label_path=str(path).replace(".nii.gz", ".mask.nii.gz")) for path, match in matches]
+                       label_path=str(path).replace(".nii.gz", ".mask.nii.gz")) for path, match in folder.matches(name)]
 
     image, label = cine(0)
     for phase, frame in (("ED", 0), ("ES", 2)):
@@ -358,7 +338,7 @@ def test_a_new_layout_is_one_function_and_one_entry(tmp_path, monkeypatch):
         nifti(tmp_path / f"heart.{phase}.mask.nii.gz", label[..., frame])
     with pytest.raises(DataError, match="4 NIfTI files of other names"):
         find(tmp_path)
-    entry = Layout("dotted", lambda folder: folder.has(name), read)
+    entry = Layout("dotted", lambda folder: folder.matches(name), read)
     monkeypatch.setattr("cmr.layouts.LAYOUTS", (*LAYOUTS, entry))
     records = find(tmp_path)
     assert [r.case for r in records] == ["heart_ED", "heart_ES"] and (read_volume(records[1])[1] == label[..., 2]).all()

@@ -1,7 +1,4 @@
-"""Labels from scores.
-
-Domains: filters on metadata.
-"""
+"""Names and numbers of structures, labels from scores, and domains: filters on metadata."""
 import numpy as np
 import pytest
 

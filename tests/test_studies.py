@@ -17,10 +17,8 @@ def test_splits_keep_subjects_whole_and_do_not_depend_on_the_others(tmp_path):
     for code in codes:
         for phase in ("ED", "ES"):
             nifti(tmp_path / code / f"{code}_sa_{phase}.nii.gz", image[..., 0])
-    (tmp_path / "info.csv").write_text(
-        "External code,Vendor,ED,ES,Pathology\n"
-        + "".join(f"{c},C,,,{'HCM' if i % 2 else 'NOR'}\n" for i, c in enumerate(codes))
-    )
+    rows = [f"{code},C,,,{'HCM' if i % 2 else 'NOR'}" for i, code in enumerate(codes)]
+    (tmp_path / "info.csv").write_text("\n".join(["External code,Vendor,ED,ES,Pathology", *rows]))
     source = Domain.parse("Pathology=NOR")
     records = split_by_subject(find(tmp_path), source)
     by_subject = {}
@@ -35,7 +33,7 @@ def test_splits_keep_subjects_whole_and_do_not_depend_on_the_others(tmp_path):
     bounded = split_by_subject(find(tmp_path), source, upper_bound=True)
     assert [r.split for r in bounded if r in source] == [r.split for r in records if r in source]
     others = {r.subject: r.split for r in bounded if r not in source}
-    assert [list(others.values()).count(s) for s in ("Training", "Validation", "Testing")] == [4, 1, 5]       # half test
+    assert [list(others.values()).count(s) for s in ("Training", "Validation", "Testing")] == [4, 1, 5]
 
 
 def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):
@@ -103,5 +101,5 @@ def test_what_data_names_twice_or_not_at_all_is_refused(tmp_path, monkeypatch):
 
 def test_a_role_without_volumes_says_why(tmp_path):
     records = find(mms(tmp_path, {"A0S9V9": {"ED": 0, "ES": 0}, "A1S9V9": {"ED": 0, "ES": 0}}))
-    with pytest.raises(UsageError, match=r"no labelled Training volumes \(ED = ES = 0: .* a mask is there.*, in 2 of 2\)"):
+    with pytest.raises(UsageError, match=r"no labelled Training volumes \(ED = ES = 0: .*mask is there.*, in 2 of 2\)"):
         in_role(records, Domain.parse("Vendor=A"), "Training", labelled_only=True)

@@ -62,7 +62,8 @@ def sample_subject(rng, group):
                radians(28 + normal(7))),                                         # centre u, v, semi-axes, rotation
         fat_mm=float(np.exp(np.log(13) + normal(0.4))),                          # subcutaneous
         diaphragm_mm=rng.uniform(38, 56), stomach_gas=bool(rng.random() < 0.6),
-        harmonics=tuple((abs(normal(0.02 / (n - 1))), rng.uniform(0, 2 * np.pi)) for n in (2, 3, 4)),  # of the LV contour
+        # Of the LV contour.
+        harmonics=tuple((abs(normal(0.02 / (n - 1))), rng.uniform(0, 2 * np.pi)) for n in (2, 3, 4)),
         texture_seed=int(rng.integers(2**31)))
 
 

@@ -22,7 +22,7 @@ from cmr.files import atomic
 COLOURS = {1: (230, 60, 60), 2: (70, 200, 90), 3: (70, 130, 250)}                    # LV red, MYO green, RV blue
 FULL_COLOUR = 0.5                                # of an example's difference: a quarter of the images' range [-1, 1]
 FONT, LINE = 13, 18                              # pixels
-PLOT_COLOURS = ("#1f77b4", "#d62728")
+PLOT_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
 def with_contours(image, label=None, zoom=3):
@@ -145,6 +145,31 @@ def forest(groups):
         parts.append(_text(at(value), y, f"{value:+.0f} mm" if value else "0", "middle"))
     parts += [_text(at(-span / 2), y + LINE, "better", "middle"), _text(at(span / 2), y + LINE, "worse", "middle")]
     return _svg(left + width + 170, height + LINE, parts)
+
+
+def curves(panels):
+    """SVG of plots beside each other: each line over its own share of the way, from its least value to its largest.
+
+    panels : {title: {name of a line: its values}}.
+    """
+    width, height, gap = 240, 170, 60
+    most = max(len(lines) for lines in panels.values())
+    parts = []
+    for i, (title, lines) in enumerate(panels.items()):
+        every = np.concatenate([np.asarray(values, float) for values in lines.values()])
+        low, high = every.min(), every.max() + 1e-9
+        left, top = gap + i * (width + gap), 2 * LINE
+        parts += [_text(left, LINE, title, "start", ' font-weight="bold"'),
+                  f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#888"/>',
+                  _text(left - 4, top + 10, f"{high:.3g}", "end"), _text(left - 4, top + height, f"{low:.3g}", "end")]
+        for k, (name, values) in enumerate(lines.items()):
+            x = left + width * np.linspace(0, 1, len(values))
+            y = top + height * (high - np.asarray(values, float)) / (high - low)
+            paint = PLOT_COLOURS[k % len(PLOT_COLOURS)]
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+            parts += [f'<polyline points="{points}" fill="none" stroke="{paint}" stroke-width="1.5"/>',
+                      _text(left, top + height + (k + 1.2) * LINE, name, "start", f' fill="{paint}"')]
+    return _svg(gap + len(panels) * (width + gap), 3 * LINE + height + most * LINE, parts)
 
 
 def _text(x, y, words, anchor, style=""):

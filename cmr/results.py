@@ -17,7 +17,9 @@ from cmr.comparison import DISTANCES, METRIC_COLUMNS, comparable, largest_diagon
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import BASELINE
 from cmr.files import read_csv, write_text
+from cmr.pictures import curves
 from cmr.report import SUMMARISED, markdown_table, mean_sd
+from cmr.segmenter import split_name
 from cmr.settings import given, opt, parse
 
 SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like the source?")
@@ -62,6 +64,12 @@ def results_page(runs, c):
         text += ["## Spread over the seeds", "", spread_over_seeds(runs), ""]
     if folder:
         text += ["## Examples", "", _with_figures(reports[0]["Figures"], runs[0] / "results", folder), ""]
+        write_text(folder / "losses.svg", curves(_losses(runs[0])))
+        text += ["## What a healthy run looks like", "",
+                 "The loss of every training over its steps, from the first row of its log to the last. That of the "
+                 "diffusion model falls by a factor of ten in its first twentieth and slowly from then on; that of a "
+                 "segmenter, cross-entropy minus Dice, ends below -0.7.", "",
+                 f"![losses]({folder.name}/losses.svg)", ""]
     return "\n".join([*text, "## Time", "", _times(runs[0])])
 
 
@@ -82,6 +90,19 @@ def _with_figures(section, results, folder):
     for _, name in picture.findall(section):
         shutil.copyfile(results / name, folder / name)
     return picture.sub(rf"\1({folder.name}/\2)", section)
+
+
+def _losses(run):
+    """{network: {training: losses}} of a run, by its logs; the SD-DM's as logarithms, as they fall far."""
+    panels = {}
+    for log in sorted(run.glob("*/log.csv")):
+        name = log.parent.name.removeprefix("segmenter-")
+        losses = np.array([float(row["loss"]) for row in read_csv(log, ("loss",))])
+        if name == "diffusion":
+            panels["SD-DM, log10 of the loss"] = {name: np.log10(losses)}
+        else:
+            panels.setdefault(split_name(name)[0], {})[name] = losses
+    return panels
 
 
 def _times(run):

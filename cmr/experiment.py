@@ -3,8 +3,8 @@
     check -> SD-DM, networks on real images -> DG set -> networks on it
                                             -> DA set -> evaluation -> report
 
-An *arm* is a row of the results: what a network was trained on and what it is given at test time.  A *stage* is a command
-that writes one file last, and has to be done while that file is missing or older than one that it is made from
+An *arm* is a row of the results: what a network was trained on and what it is given at test time.  A *stage* is a
+command that writes one file last, and has to be done while that file is missing or older than one that it is made from
 (`cmr.reproduce` lets make decide that).  For a new row, add an entry to `ARMS`; if its network is trained on something
 new, one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
 
@@ -23,7 +23,7 @@ from cmr.segmenter import NETWORKS, split_name
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of the experiment, a row of its tables: what the segmenter was trained on and what it is given at test time."""
+    """One row of the results: what the segmenter was trained on and what it is given at test time."""
     name: str
     trained_on: str                              # a key of TRAINING_SETS
     test_input: str                              # images joined by `+`, whose softmax is averaged; see below

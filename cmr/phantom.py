@@ -2,7 +2,8 @@
 
 A numerical heart beats in a numerical thorax and is scanned, slice by slice, by four simulated vendors, so that
 everything runs without a download.  It is never patient data: PHANTOM stands in every file.
-How a heart, its surroundings and a scan are made is in `cmr.phantom_heart`, `cmr.phantom_tissue`, `cmr.phantom_scanner`.
+How a heart, its surroundings and a scan are made is in `cmr.phantom_heart`, `cmr.phantom_tissue` and
+`cmr.phantom_scanner`.
 
 Public: `Config`, `PRESETS`, `write_dataset`, `render_study`, `contraction`.
 """

@@ -14,7 +14,7 @@ import numpy as np
 from cmr.checkpoint import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
-from cmr.experiment import ALL_INPUTS_OF, rows_to_measure, training_set
+from cmr.experiment import rows_to_measure, training_set
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.look import fda, match_quantiles
@@ -43,8 +43,8 @@ class Config(DataConfig):
                                                                "one of each network is its baseline")
     projected: str     = opt(PROJECTED["demo"], "strength of the rows DA, which da/ was made with")
     guided: str        = opt(GUIDED, "strength of the rows DA, guided, which da/ was made with")
-    all_inputs_of: str = opt("vanilla,nnunet2d,nnunet3d", "networks whose secondary rows are measured too: "
-                                                          "DG + DA and the cheap baselines")
+    every_row_of: str  = opt("", "networks with which DG + DA and the cheap baselines are measured too; empty: the "
+                                 "first")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     pseudonyms: bool   = opt(False, "write numbers in place of patients' identifiers, and their key to a file beside "
                                     "--out that is not to be shared")
@@ -52,8 +52,7 @@ class Config(DataConfig):
                              at_least(0))
 
 
-PRESETS = {preset: dict(**grid, all_inputs_of=ALL_INPUTS_OF[preset], projected=PROJECTED[preset])
-           for preset, grid in GRIDS.items()}
+PRESETS = {preset: dict(**grid, projected=PROJECTED[preset]) for preset, grid in GRIDS.items()}
 
 
 def main(argv=None):
@@ -122,7 +121,7 @@ class Evaluation:
         self.strengths = {"raw": NONE, "projected": parse_strength(c.projected), "guided": parse_strength(c.guided)}
         names = {split_name(name): name for name in c.segmenters.split(",")}
         self.networks = list(dict.fromkeys(network for network, _ in names))
-        self.compared = rows_to_measure(list(names), self.domains, c.all_inputs_of.split(","))
+        self.compared = rows_to_measure(list(names), self.domains, c.every_row_of)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
                            for key, name in names.items()}

@@ -5,6 +5,7 @@ dynamic-network-architectures' PlainConvUNet, are timed beside ours where they a
 
 Public: `noise_volume`, `segmenter_speed`, `other_denoiser`, `other_nnunet`, `main`.
 """
+import argparse
 import contextlib
 import timeit
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from cmr.segmenter import NETWORKS
 from cmr.workers import pick_device, to_device
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     device = pick_device("auto")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}; seconds of each")
     denoiser_speed(device)

@@ -78,7 +78,7 @@ def check_dataset(config):
 def _require_roles(records, source, targets, c):
     """Raise UsageError where a row, a target or the volumes of a role are missing, or where a target is not unseen."""
     if c.segmenters:
-        rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets], ())
+        rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets])
     require_apart(records, source, targets)
     for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)

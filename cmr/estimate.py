@@ -18,7 +18,7 @@ import numpy as np
 
 from cmr import synthesize
 from cmr.errors import run_script
-from cmr.experiment import ALL_INPUTS_OF, rows_to_measure
+from cmr.experiment import rows_to_measure
 from cmr.files import read_csv, writable_folder, write_text
 from cmr.grid import Grid
 from cmr.metrics import measure
@@ -106,7 +106,7 @@ def evaluation(c, run, segmenters):
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
     working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)
     image, seconds = np.asarray(working.image), 0.0
-    rows = rows_to_measure(segmenters, domains, ALL_INPUTS_OF[c.experiment].split(","))
+    rows = rows_to_measure(segmenters, domains)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}
     for network in dict(segmenters):
         segmenter = Segmenter.load(run / network / "final.pt", pick_device(c.device))

@@ -60,8 +60,6 @@ ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
         Arm(UPPER_BOUND, "target", "raw", "its own training images", source="no",
             target_masks="those of its training images"))
-# Networks whose secondary rows are measured too.
-ALL_INPUTS_OF = {**dict.fromkeys(("tiny", "demo", "small", "lab"), "vanilla"), "paper": "vanilla,nnunet2d,nnunet3d"}
 # What generalises without a diffusion model: DG is compared with each.
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model",
             "shifted": "the references of DG with their changed look, not projected",
@@ -98,14 +96,16 @@ def training_set(arm, domain, source):
     return "real" if domain == source else domain.file_name
 
 
-def rows_to_measure(segmenters, domains, all_inputs_of):
+def rows_to_measure(segmenters, domains, every_row_of=""):
     """[(network, Arm)] that the given segmenters allow on all domains, network by network in the order of ARMS.
 
-    segmenters : (network, training set) of each.  domains : the source first.  all_inputs_of : networks whose secondary
-    rows are measured too.  Raises UsageError for a network without a baseline and for a segmenter that no row needs.
+    segmenters : (network, training set) of each.  domains : the source first.  every_row_of : networks whose secondary
+    rows are measured too, separated by commas; empty: the first network.  Raises UsageError for a network without a
+    baseline and for a segmenter that no row needs.
     """
     source = domains[0]
     networks = list(dict.fromkeys(network for network, _ in segmenters))
+    thorough = split(every_row_of) or networks[:1]
     for network in networks:
         if (network, "real") not in segmenters:
             raise UsageError(f"--segmenters: {network}-real is missing, which the others are compared with")
@@ -113,7 +113,7 @@ def rows_to_measure(segmenters, domains, all_inputs_of):
     for network in networks:
         for arm in ARMS:
             needed = {(network, training_set(arm, domain, source)) for domain in domains}
-            wanted = not arm.secondary or network in all_inputs_of
+            wanted = not arm.secondary or network in thorough
             if wanted and needed <= set(segmenters):
                 measured.append((network, arm))
                 used |= needed
@@ -183,8 +183,9 @@ def stages(c):
 
     # Every row on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
+    thorough = f"--every-row-of {c.every_row_of}" if c.every_row_of else ""
     names = "--pseudonyms" if c.pseudonyms else ""
-    report = command(c, "evaluate.py", "results", target, rows, f"--run {c.run}", names)
+    report = command(c, "evaluate.py", "results", target, rows, thorough, f"--run {c.run}", names)
     return [*found, Stage("results/report.md", ("check/rows", *made), report)]
 
 
@@ -198,15 +199,28 @@ def price(c):
 
 def segmenters(c):
     """Names NETWORK-TRAININGSET of all that are compared, network by network; raises UsageError for unknown ones."""
+    networks, found = split(c.networks), {}
     bounds = [domain.file_name for domain in Domain.parse(c.target).each()] if c.upper_bound else []
-    controls = [split_name(name) for name in split(c.controls)]
-    if c.references:
-        controls.append((split(c.networks)[0], "references"))
-    found = {}
-    for network in split(c.networks):
+    controls = controls_of(c)
+    for network in networks:
         of_network = [what for of, what in controls if of == network]
         found.update(dict.fromkeys(f"{network}-{what}" for what in ("real", *split(c.trained), *bounds, *of_network)))
     return list(found)
+
+
+def controls_of(c):
+    """[(network, training set)] of the controls of DG; raises UsageError for one of a network that is not trained."""
+    networks = split(c.networks)
+    found = [(networks[0], "references")] if c.references else []
+    if c.controls in ("first", "all"):           # an nnU-Net has the augmentation anyway
+        shifted = [(network, "shifted") for network in networks]
+        return [("vanilla", "augmented"), *(shifted[:1] if c.controls == "first" else shifted), *found]
+    for name in split(c.controls):
+        network, trained_on = split_name(name)
+        if network not in networks:
+            raise UsageError(f"--controls {name}: {network} is not among the networks {', '.join(networks)}")
+        found.append((network, trained_on))
+    return found
 
 
 def training_set_of(c, name):

@@ -3,8 +3,8 @@
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
 two settings must be together, the script that has them says.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DataConfig`, `FULL_GRID`,
-`GRIDS`, `parse`, `without_places`.
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DEVICE`, `DataConfig`,
+`FULL_GRID`, `GRIDS`, `parse`, `without_places`.
 """
 import argparse
 import dataclasses
@@ -61,6 +61,10 @@ def opt(default, help, allowed=None):
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
+DEVICE = opt("auto", "auto is the first GPU if there is one, else the CPU",
+             matching(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", "auto, cpu, cuda or cuda:N"))
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
@@ -75,8 +79,7 @@ class DataConfig:
     spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
     size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
     seed: int = opt(0, "every random number is a function of this, the step and the item", at_least(0))
-    device: str = opt("auto", "auto is the first GPU if there is one, else the CPU",
-                      matching(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", "auto, cpu, cuda or cuda:N"))
+    device: str = DEVICE
 
 
 # The working grid of the presets `small`, `lab` and `paper`; the defaults above are that of `tiny` and `demo`.

@@ -26,7 +26,7 @@ from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, re
 from cmr.nifti import Nifti, read_stored, write_changed, write_like
 from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import GUIDED, SourceModel, Strength, translate
-from cmr.settings import at_least, given, opt, parse
+from cmr.settings import DEVICE, at_least, given, opt, parse
 from cmr.workers import pick_device
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
@@ -40,7 +40,7 @@ class ImagesConfig:
     """What both commands are told."""
     images: tuple = opt((), "NIfTI files, or folders of them: one slice, a stack, or a cine with its frames last")
     seed: int = opt(0, "of the noise, which is the same for every slice and frame", at_least(0))
-    device: str = opt("auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N")
+    device: str = DEVICE
 
 
 def find_images(images, out):

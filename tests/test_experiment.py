@@ -10,9 +10,9 @@ DOMAINS = [Domain.parse(text) for text in ("Vendor=A", "Vendor=B", "Pathology=HC
 
 
 def test_rows_follow_from_the_segmenters():
-    names = lambda *segmenters, inputs=(): [(n, arm.name) for n, arm in rows_to_measure(segmenters, DOMAINS, inputs)]
+    names = lambda *segmenters, inputs="c": [(n, arm.name) for n, arm in rows_to_measure(segmenters, DOMAINS, inputs)]
     assert names(("a", "real")) == [("a", name) for name in ALONE]
-    assert names(("a", "real"), ("a", "synthetic"), inputs=["a"]) == [
+    assert names(("a", "real"), ("a", "synthetic"), inputs="a") == [
         ("a", name) for name in (*ALONE, "matched", "FDA", "DG", "DG + DA")]
     assert names(("b", "real"), ("a", "real"), ("a", "shifted")) == [
         *(("b", name) for name in ALONE), *(("a", name) for name in ALONE), ("a", "shifted")]

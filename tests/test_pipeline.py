@@ -97,7 +97,7 @@ def test_pseudonyms_stand_wherever_an_identifier_would(run, phantom, tmp_path):
     earlier = out / "predictions" / "vanilla" / "real-raw" / "P0_ED.nii.gz"
     earlier.parent.mkdir(parents=True)
     earlier.touch()                                               # of an evaluation without pseudonyms
-    rows_of = ["--segmenters", "vanilla-real", "--all-inputs-of", "nnunet2d", "--target", "Vendor=D"]
+    rows_of = ["--segmenters", "vanilla-real", "--every-row-of", "nnunet2d", "--target", "Vendor=D"]
     evaluate.main([*on(phantom, run), *rows_of, "--run", str(run), "--processes", "1", "--pseudonyms",
                    "--out", str(out)])
     key = {row["subject"]: row["pseudonym"] for row in table(f"{out}-key-NOT-TO-BE-SHARED.csv")}

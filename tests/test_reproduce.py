@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from cmr.errors import UsageError
-from cmr.experiment import SETS, TRAINING_SETS, stages
+from cmr.experiment import SETS, TRAINING_SETS, segmenters, stages
 from cmr.reproduce import Config, makefile, with_upper_bound_or_not
 from helpers import ROOT, mms
 
@@ -39,12 +39,12 @@ def made(tmp_path, *settings):
 def test_a_report_is_of_exactly_what_is_asked_for(tmp_path):
     assert len(made(tmp_path, *TWO)) == 1 + 1 + 2 + 2 + 2 + 1
     assert made(tmp_path, *TWO) == {}
-    for asked, segmenters in ((["--networks", "vanilla"], "vanilla-real,vanilla-synthetic"),
+    for asked, names in ((["--networks", "vanilla"], "vanilla-real,vanilla-synthetic"),
                               (["--trained", "real"], "vanilla-real,nnunet2d-real"),
                               (["--pseudonyms"], ALL_FOUR)):
         again = made(tmp_path, *TWO, *asked)
         assert set(again) == {"check", "results"}                 # what is trained is not trained again
-        assert f"--segmenters {segmenters} " in again["results"] and f"--segmenters {segmenters} " in again["check"]
+        assert f"--segmenters {names} " in again["results"] and f"--segmenters {names} " in again["check"]
         assert ("--pseudonyms" in again["results"]) == ("--pseudonyms" in asked)
         assert made(tmp_path, *TWO, *asked) == {}
 
@@ -94,6 +94,17 @@ def test_every_training_set_is_made_from_a_stage_that_is_there():
     assert set(SETS) - {"dg"} == {"shifted", "references"} and "shifted/manifest.csv" not in commands
     with pytest.raises(UsageError, match="no training set is called bigger"):
         stages(Config(data="data", controls="vanilla-bigger"))
+
+
+def test_controls_follow_the_networks():
+    of = lambda **asked: [name for name in segmenters(Config(data="data", trained="real", upper="0", **asked))
+                          if not name.endswith("-real")]
+    assert of() == ["vanilla-augmented", "vanilla-shifted"]
+    assert of(networks="nnunet2d nnunet3d") == ["nnunet2d-shifted"]                  # which augments by itself
+    assert of(controls="all") == ["vanilla-augmented", "vanilla-shifted", "nnunet2d-shifted", "nnunet3d-shifted"]
+    assert of(controls="nnunet2d-shuffled") == ["nnunet2d-shuffled"] and of(controls="") == []
+    with pytest.raises(UsageError, match="--controls vanilla-shifted: vanilla is not among the networks nnunet2d"):
+        of(networks="nnunet2d", controls="vanilla-shifted")
 
 
 def test_a_long_training_waits_for_the_images_that_let_all_begin():

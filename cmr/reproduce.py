@@ -36,7 +36,7 @@ class Config:
     controls: str   = opt("first", "what DG is compared with: first: vanilla-augmented and the first network's "
                                    "shifted, all: that of every network, or a list of network-trainingset: "
                                    f"{', '.join(TRAINING_SETS)}")
-    every_row_of: str = opt("", "networks with which DG + DA and the cheap baselines are measured too; empty: the first")
+    every_row_of: str = opt("", "networks whose secondary rows, such as DG + DA, are measured too; empty: the first")
     references: str = opt("", "another labelled domain whose images are DG's references, e.g. Dataset=ACDC; empty: the "
                               "source's own")
     upper: str      = opt("auto", "every network trained on each target's own training studies: 1, 0, or auto: on real "

@@ -31,8 +31,6 @@ class Config(DataConfig):
     out: str              = opt("runs/diffusion", "run folder: config.json, log.csv, sample sheets, final.pt")
     schedule: str         = opt("cosine", "noise schedule", one_of("cosine", "linear"))
     T: int                = opt(1000, "diffusion steps of the schedule", within(2, 100_000))
-    parameterisation: str = opt("v", "what the network predicts", one_of("v", "eps", "x0"))
-    weighting: str        = opt("min-snr", "loss weight", one_of("min-snr", "simple", "snr+1"))
     base: int             = opt(24, "channels of the first level", at_least(1))
     multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", integers(1))
     blocks: int           = opt(1, "residual blocks per level", at_least(1))
@@ -117,7 +115,7 @@ def main(argv=None):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(c, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
-            loss = diffusion_loss(schedule, predict, x_0, g, c.parameterisation, c.weighting)
+            loss = diffusion_loss(schedule, predict, x_0, g)
         run.update(loss)
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps and ranks.is_first():
             draw(out, step + 1, sample(c, schedule, run.averaged(), device))
@@ -156,7 +154,7 @@ def sample(c, schedule, weights, device):
     averaged = build_denoiser(asdict(c)).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(weights)
     with half_precision(device, c.bfloat16):
-        return draw_samples(schedule, averaged, c.parameterisation, c.sheet, c.size, c.sheet_steps, c.seed, device)
+        return draw_samples(schedule, averaged, c.sheet, c.size, c.sheet_steps, c.seed, device)
 
 
 def draw(out, step, samples):

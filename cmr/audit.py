@@ -182,7 +182,7 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
     calls = min(CALLS, model.schedule.T)
     size = training.shape[-1]
-    samples = draw_samples(model.schedule, model.output, model.parameterisation, n, size, calls, seed, model.device)
+    samples = draw_samples(model.schedule, model.output, n, size, calls, seed, model.device)
     row = dict.fromkeys(COLUMNS, math.nan) | {"samples": n}
     if not len(held_out):
         return row
@@ -195,7 +195,7 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
                   "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
 
 
-def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
+def draw_samples(schedule, net, n, size, calls, seed, device):
     """n unconditional samples (n, size, size) in [-1, 1] of a denoiser, with `calls` network calls each.
 
     The noise is a function of (seed, number of the sample), so that the first samples of a larger n are the same.
@@ -205,7 +205,7 @@ def draw_samples(schedule, net, parameterisation, n, size, calls, seed, device):
         streams = [generator(seed, "sample", i) for i in range(start, min(start + BATCH, n))]
         draw = lambda: torch.stack([torch.randn(1, size, size, generator=g) for g in streams]).to(device)
         x_T, *noises = [draw() for _ in times]
-        samples.append(denoise(schedule, net, parameterisation, x_T, times, noises)[:, 0].cpu().numpy())
+        samples.append(denoise(schedule, net, x_T, times, noises)[:, 0].cpu().numpy())
     return np.concatenate(samples)
 
 

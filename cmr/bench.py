@@ -63,7 +63,7 @@ def denoiser_speed(device):
     schedule, x_0 = Schedule.make("cosine"), torch.randn(8, 1, 64, 64, generator=generator("bench")).to(device)
     loss_of = lambda net: diffusion_loss(schedule, net, x_0, generator("bench", "loss"))
     print_steps("SD-DM, batch of 8", device, loss_of, (net, other_denoiser()))
-    model = SourceModel(net.eval().requires_grad_(False), schedule, "v", None, 0.0, 1.0, {}, (), "")
+    model = SourceModel(net.eval().requires_grad_(False), schedule, None, 0.0, 1.0, {}, (), "")
     volume_s = seconds(lambda: project(model, noise_volume(0).image, Strength.parse(PROJECTED["demo"]), (0,)), 1)
     print(f"SD-DM, projection of 12 slices: {volume_s:.3f}")
 

@@ -53,7 +53,7 @@ def noised(schedule, x_0, t, eps):
     return a * x_0 + s * eps
 
 
-def diffusion_loss(schedule, net, x_0, generator, parameterisation="v", weighting="min-snr"):
+def diffusion_loss(schedule, net, x_0, generator):
     """Weighted mean squared error of the network's output (Algorithm 1 and Eq. 14), a scalar.
 
     x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.
@@ -64,8 +64,8 @@ def diffusion_loss(schedule, net, x_0, generator, parameterisation="v", weightin
     # Copies do not wait (`non_blocking`): a GPU still has the step before this one to do.
     eps = torch.randn(x_0.shape, generator=generator).to(x_0.device, non_blocking=True)
     output = net(noised(schedule, x_0, t, eps), t.to(x_0.device, non_blocking=True)).float()
-    error = (output - target_of(schedule, parameterisation, x_0, eps, t)) ** 2
-    weight = loss_weight(schedule, t, parameterisation, weighting).to(x_0.device, x_0.dtype, non_blocking=True)
+    error = (output - target_of(schedule, x_0, eps, t)) ** 2
+    weight = loss_weight(schedule, t).to(x_0.device, x_0.dtype, non_blocking=True)
     return (weight * error.flatten(1).mean(1)).mean()
 
 
@@ -76,32 +76,29 @@ def stratified_t(T, n, generator):
     return t[torch.randperm(n, generator=generator)]
 
 
-def loss_weight(schedule, t, parameterisation, weighting, gamma=5.0):
-    """Weight of the squared error at t, (N,) float64: `simple` (Ho), `snr+1` (Salimans), `min-snr` (Hang et al. 2023).
+def loss_weight(schedule, t, gamma=5.0):
+    """Weight of the squared error of v at t, (N,) float64: min-SNR (Hang et al. 2023).
 
-    Trap: published weights hold for one parameterisation.  Here each is the weight of the error of x_0, divided by
-    |d output|^2 / |d x_0|^2, so that one `weighting` is one objective whatever the network predicts.
+    Trap: published weights hold for what the network predicts.  min(SNR, gamma) weighs the error of x_0, and an error
+    of v is sqrt(SNR + 1) times as large.
     """
     snr = schedule.snr(t)
-    of_x0 = {"simple": snr, "snr+1": snr + 1, "min-snr": snr.clamp(max=gamma)}[weighting]
-    return of_x0 / {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[parameterisation]
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
-def target_of(schedule, parameterisation, x_0, eps, t):
-    """What the network shall return: `eps`, `x0`, or `v` = a eps - s x_0 (Salimans & Ho 2022)."""
+def target_of(schedule, x_0, eps, t):
+    """What the network shall return: v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022)."""
     a, s = _roots(schedule, t, x_0)
-    return {"eps": eps, "x0": x_0, "v": a * eps - s * x_0}[parameterisation]
+    return a * eps - s * x_0
 
 
-def clean_image(schedule, parameterisation, output, x_t, t):
-    """The x_0 that the network's output at x_t stands for: the inverse of `target_of`."""
+def clean_image(schedule, v, x_t, t):
+    """The x_0 that the network's output v at x_t stands for: the inverse of `target_of`."""
     a, s = _roots(schedule, t, x_t)
-    if parameterisation == "eps":
-        return (x_t - s * output) / a
-    return {"x0": output, "v": a * x_t - s * output}[parameterisation]
+    return a * x_t - s * v
 
 
-def denoise(schedule, net, parameterisation, x, times, noises, distance=None):
+def denoise(schedule, net, x, times, noises, distance=None):
     """The reverse chain (Algorithm 2) from x (N, 1, H, W) at times[0] to times[-1]; 0 is the clean image.
 
     times : decreasing, from `levels`.  noises : standard normal like x, one for each step.
@@ -112,9 +109,9 @@ def denoise(schedule, net, parameterisation, x, times, noises, distance=None):
     for t, s, z in zip(times, times[1:], noises):
         with torch.set_grad_enabled(distance is not None):
             x_t = x.detach().requires_grad_(distance is not None)
-            output = net(x_t, torch.full((len(x_t),), t, device=x_t.device)).float()
+            v = net(x_t, torch.full((len(x_t),), t, device=x_t.device)).float()
             # Trap: clamped before the step and inside the graph; the step and its noise are outside of it.
-            x_0 = clean_image(schedule, parameterisation, output, x_t, t).clamp(-1, 1)
+            x_0 = clean_image(schedule, v, x_t, t).clamp(-1, 1)
             gradient = torch.autograd.grad(distance(x_0).sum(), x_t)[0] if distance else 0.0
         x = ddpm_step(schedule, x_t, x_0, t, s, z).detach() - gradient
     return x

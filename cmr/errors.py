@@ -84,12 +84,6 @@ def _is_between_ranks(error):
     return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))
 
 
-def _gist(error):
-    """The last line of what an exception says, without a C++ stack: NCCL says there what it met."""
-    said = str(error).partition("Exception raised from")[0].strip() or type(error).__name__
-    return said.splitlines()[-1].strip()
-
-
 def run_script(main):
     """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130.
 

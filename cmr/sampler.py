@@ -71,7 +71,7 @@ def project(model, volume, strength, seed):
             distance = lambda x_0: scale * to_reference(x_0)
         # Trap: noised to the level of the first step; the original code noises one level too high.
         x_t0 = noised(model.schedule, y_0, times[0], first)
-        x_0 = denoise(model.schedule, model.output, model.parameterisation, x_t0, times, noises, distance)
+        x_0 = denoise(model.schedule, model.output, x_t0, times, noises, distance)
         slices.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(slices)
 
@@ -151,7 +151,6 @@ class SourceModel:
     """A trained SD-DM with its schedule, and what it knows of the source's intensities."""
     net: torch.nn.Module
     schedule: Schedule
-    parameterisation: str
     quantiles: np.ndarray
     mean: float
     std: float
@@ -167,6 +166,8 @@ class SourceModel:
         if "source_quantiles" not in saved:
             raise CheckpointError(f"{path}: not a finished diffusion model; give final.pt of train_diffusion.py")
         settings = saved["config"]
+        if settings.get("parameterisation", "v") != "v":          # which a former version could be told to predict
+            raise CheckpointError(f"{path}: its network does not predict v; delete it and train again")
         try:
             net = build_denoiser(settings)
         except ValueError as error:                               # settings that a former version took
@@ -174,7 +175,6 @@ class SourceModel:
         checkpoint.fill(net, saved["net"], path)
         net.requires_grad_(False)                                 # guidance differentiates the image, not the weights
         return cls(net=placed(net, device).eval(), schedule=Schedule.make(settings["schedule"], settings["T"]),
-                   parameterisation=settings["parameterisation"],
                    quantiles=saved["source_quantiles"].numpy(), mean=saved["source_mean"], std=saved["source_std"],
                    settings=settings, subjects=tuple(saved["subjects"]), hash=sha256(path)[:16],
                    data_hash=saved["data_hash"])

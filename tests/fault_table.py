@@ -92,7 +92,7 @@ spoilt = ((flip_bit, "checkpoint with one bit flipped", "damaged"),
           (malicious, "malicious pickle", "not a plain checkpoint"),
           (Path.unlink, "checkpoint deleted", "no such checkpoint"))
 flags = {"diffusion": ("--steps 0", "--lr 0", "--lr nan", "--ema 2", "--spacing-mm -2", "--head 25", "--log-every 0",
-                       "--save-minutes -1", "--sample-every 0", "--size 63", "--schedule foo", "--parameterisation w",
+                       "--save-minutes -1", "--sample-every 0", "--size 63", "--schedule foo",
                        "--seed -1", "--T 1", "--batch 0", "--warmup 0", "--multipliers 0", "--groups 5",
                        "--dropout 2", "--patch 0", "--device tpu", "--device mps", "--device cuda:x"),
          "train": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--memory-gb 0",

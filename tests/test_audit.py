@@ -169,7 +169,7 @@ def test_features_are_means_of_the_coarsest_map():
 
 
 def test_a_samples_noise_is_its_own_whatever_the_number():
-    draw = lambda n, seed: draw_samples(Schedule.make("cosine", 50), lambda x, t: 0 * x, "v", n, 8, 4, seed, "cpu")
+    draw = lambda n, seed: draw_samples(Schedule.make("cosine", 50), lambda x, t: 0 * x, n, 8, 4, seed, "cpu")
     few, many = draw(2, 7), draw(40, 7)
     assert np.array_equal(few, many[:2]) and not np.array_equal(many[0], many[32])
     assert not np.array_equal(few, draw(2, 8))
@@ -179,7 +179,7 @@ def test_an_audit_counts_copies_and_says_how_far_samples_are_from_held_out_slice
     monkeypatch.setattr("cmr.audit.SAMPLES", 256)
     slices = smooth(3, 80)
     training, held_out = slices[:50], slices[50:]
-    model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, parameterisation="v", device="cpu")
+    model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, device="cpu")
     row = {}
     for name, drawn in {"copies": training[20:] * 0.9, "noise": smooth(4, 30, blur=1)}.items():
         monkeypatch.setattr("cmr.audit.draw_samples", lambda *_, drawn=drawn: drawn)

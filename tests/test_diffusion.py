@@ -73,8 +73,14 @@ DDPM_500_499 = {
               "0.53219406 -0.28914489 -1.00130587 -0.84241163 -0.04786771 0.67604017 0.99765607 0.55597045"}
 
 
+def as_v(schedule, eps, x_t, t):
+    """What a network that predicts v says where one that predicts the noise, as the oracles do, says eps."""
+    a, s = at(schedule.abar.sqrt(), t, x_t), at((1 - schedule.abar).sqrt(), t, x_t)
+    return a * eps - s * (x_t - s * eps) / a
+
+
 def predicted(s, t=501, clip=False):
-    x_0 = clean_image(s, "eps", E, X, t)
+    x_0 = clean_image(s, as_v(s, E, X, t), X, t)
     return x_0.clamp(-1, 1) if clip else x_0
 
 
@@ -114,7 +120,7 @@ def test_step_cases(case, i, name):
 
 def test_the_clean_image_is_clamped_before_the_step():
     """One step of `denoise` with a network that returns E; clamping after the step is another number."""
-    right = denoise(LINEAR, lambda x, t: E, "eps", X, [501, 401], [Z])
+    right = denoise(LINEAR, lambda x, t: as_v(LINEAR, E, x, t), X, [501, 401], [Z])
     assert numbers(right) == pytest.approx(CASES["ddpm 500->400 clip"][0], abs=1e-6)
     assert abs(numbers(right)[0] - CASES["ddpm 500->400"][0][0]) > 0.5
 
@@ -142,30 +148,26 @@ def test_conversions_invert_each_other():
     t = torch.tensor([1, 2, 300, 700, 990])
     for s in SCHEDULES.values():
         x_t = noised(s, x_0, t, eps)
-        for p in ("eps", "x0", "v"):
-            got = clean_image(s, p, target_of(s, p, x_0, eps, t), x_t, t)
-            tolerance = 1e-12 if p == "v" else 1e-8               # eps divides by a small sqrt(abar) at t near T
-            assert torch.allclose(got, x_0, atol=tolerance)
+        assert torch.allclose(clean_image(s, target_of(s, x_0, eps, t), x_t, t), x_0, atol=1e-12)
+        assert torch.allclose(as_v(s, eps, x_t, t), target_of(s, x_0, eps, t), atol=1e-8)
 
 
-@pytest.mark.parametrize("weighting", ["simple", "snr+1", "min-snr"])
-def test_one_objective_whatever_the_parameterisation(weighting):
+def test_the_weight_is_that_of_the_error_of_the_clean_image():
+    """min(SNR, 5) of an error of x_0, whatever the network says: here it is asked for v."""
     g = torch.Generator().manual_seed(1)
     draw = lambda: torch.randn(6, 1, 4, 4, generator=g, dtype=torch.float64)
     x_0, eps, guess = draw(), draw(), draw()                      # guess: one fixed prediction of the clean image
     t = torch.tensor([1, 50, 200, 500, 800, 950])
     x_t = noised(COSINE, x_0, t, eps)
     a, s = at(COSINE.abar.sqrt(), t, x_t), at((1 - COSINE.abar).sqrt(), t, x_t)
-    eps_of_guess = (x_t - a * guess) / s
-    losses = []
-    for p in ("eps", "x0", "v"):
-        error = (target_of(COSINE, p, guess, eps_of_guess, t) - target_of(COSINE, p, x_0, eps, t)) ** 2
-        losses.append((loss_weight(COSINE, t, p, weighting) * error.flatten(1).mean(1)))
-    assert torch.allclose(losses[0], losses[1], rtol=1e-8) and torch.allclose(losses[1], losses[2], rtol=1e-8)
+    error = target_of(COSINE, guess, (x_t - a * guess) / s, t) - target_of(COSINE, x_0, eps, t)
+    weighted = loss_weight(COSINE, t) * (error ** 2).flatten(1).mean(1)
+    expected = COSINE.snr(t).clamp(max=5) * ((guess - x_0) ** 2).flatten(1).mean(1)
+    assert torch.allclose(weighted, expected, rtol=1e-8)
 
 
 def test_min_snr_is_one_for_small_noise_in_x0_units_and_not_inverted():
-    w = loss_weight(COSINE, torch.tensor([1, 500, 999]), "v", "min-snr")
+    w = loss_weight(COSINE, torch.tensor([1, 500, 999]))
     snr = COSINE.snr(torch.tensor([1, 500, 999]))
     assert torch.allclose(w, snr.clamp(max=5) / (snr + 1)) and w[0] < w[1] and w[2] < 1e-4
 
@@ -182,7 +184,8 @@ def gaussian_net(schedule, mean, sd):
     """Exact minimiser of the loss when every pixel of the data is N(mean, sd^2): an oracle that needs no training."""
     def net(x_t, t):
         abar = at(schedule.abar, t, x_t)
-        return (1 - abar).sqrt() * (x_t - abar.sqrt() * mean) / (abar * sd ** 2 + 1 - abar)
+        x_0 = (abar.sqrt() * sd ** 2 * x_t + (1 - abar) * mean) / (abar * sd ** 2 + 1 - abar)
+        return (abar.sqrt() * x_t - x_0) / (1 - abar).sqrt()
     return net
 
 
@@ -193,7 +196,7 @@ def chain_moments(schedule, times, mean, sd):
         def step(x, z):
             x_t, fresh = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (x, z))
             output = gaussian_net(schedule, mean, sd)(x_t, t)
-            return float(ddpm_step(schedule, x_t, clean_image(schedule, "eps", output, x_t, t), t, s, fresh))
+            return float(ddpm_step(schedule, x_t, clean_image(schedule, output, x_t, t), t, s, fresh))
         offset = step(0.0, 0.0)
         slope, noise = step(1.0, 0.0) - offset, step(0.0, 1.0) - offset
         m, v = offset + slope * m, slope ** 2 * v + noise ** 2
@@ -214,10 +217,10 @@ def test_quadratic_grid_keeps_fine_texture(steps, kind, expected):
     """Output SD over true SD for weak modes, partial start at t0 = 400, cosine."""
     for tau, ratio in zip((.03, .1, .3, 1), expected):
         a2 = float(COSINE.abar[400])
-        m, v = 0.0, a2 * tau ** 2 + 1 - a2                        # the noised reference
+        v = a2 * tau ** 2 + 1 - a2                        # the noised reference
         for t, s in zip(levels(400, steps, kind)[:-1], levels(400, steps, kind)[1:]):
             x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-            x_0 = clean_image(COSINE, "eps", gaussian_net(COSINE, 0.0, tau)(x, t), x, t)
+            x_0 = clean_image(COSINE, gaussian_net(COSINE, 0.0, tau)(x, t), x, t)
             slope = ddpm_step(COSINE, x, x_0, t, s, 0 * x).item()
             noise = ddpm_step(COSINE, 0 * x, 0 * x, t, s, x).item()
             v = slope ** 2 * v + noise ** 2
@@ -229,7 +232,7 @@ def test_sampler_draws_the_data_it_was_told():
     g = torch.Generator().manual_seed(0)
     noise = lambda: torch.randn(4000, 1, 1, 1, generator=g)
     times = levels(1000, 100, "uniform")
-    chain = lambda sd: denoise(COSINE, gaussian_net(COSINE, 0.03, sd), "eps", noise(), times, [noise() for _ in times])
+    chain = lambda sd: denoise(COSINE, gaussian_net(COSINE, 0.03, sd), noise(), times, [noise() for _ in times])
     x = chain(0.05)
     _, expected = chain_moments(COSINE, times, 0.03, 0.05)
     assert x.mean().item() == pytest.approx(0.03, abs=0.003) and x.std().item() == pytest.approx(expected, rel=0.03)
@@ -238,7 +241,7 @@ def test_sampler_draws_the_data_it_was_told():
 
 def test_the_last_step_adds_no_noise():
     for noise in (0.0, 100.0):
-        x = denoise(COSINE, lambda x, t: torch.zeros_like(x), "v", 0.5 * X, [1, 0], [torch.full_like(X, noise)])
+        x = denoise(COSINE, lambda x, t: torch.zeros_like(x), 0.5 * X, [1, 0], [torch.full_like(X, noise)])
         assert torch.allclose(x, 0.5 * float(COSINE.abar[1]) ** 0.5 * X)
 
 
@@ -246,7 +249,7 @@ def test_loss_of_the_perfect_network_is_zero_and_global_generator_is_untouched()
     x_0 = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
     def oracle(x_t, t):
         a, s = at(COSINE.abar.sqrt(), t, x_t), at((1 - COSINE.abar).sqrt(), t, x_t)
-        return target_of(COSINE, "v", x_0, (x_t - a * x_0) / s, t)
+        return target_of(COSINE, x_0, (x_t - a * x_0) / s, t)
     before = torch.random.get_rng_state()
     assert diffusion_loss(COSINE, oracle, x_0, torch.Generator().manual_seed(0)).item() < 1e-6
     assert torch.equal(before, torch.random.get_rng_state())

@@ -72,7 +72,7 @@ def test_a_sampled_volume(denoiser, as_on_a_gpu, low_pass):
     volume = np.tanh(rng("volume").standard_normal((6, 32, 32))).astype(np.float32)
     strength, drawn = Strength(t0=300, steps=4, low_pass=low_pass), []
     for bfloat16 in (False, True):
-        model = SourceModel(denoiser, Schedule.make("cosine"), "v", None, 0.0, 0.5, {"bfloat16": bfloat16}, (), "hash")
+        model = SourceModel(denoiser, Schedule.make("cosine"), None, 0.0, 0.5, {"bfloat16": bfloat16}, (), "hash")
         drawn.append(project(model, volume, strength, (0,)))
     assert drawn[1].dtype == np.float32 and not np.array_equal(*drawn)
     assert np.abs(drawn[1] - drawn[0]).mean() < IMAGE

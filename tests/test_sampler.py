@@ -55,7 +55,7 @@ class Oracle(torch.nn.Module):
 
 
 def model(net):
-    return SourceModel(net, SCHEDULE, "v", np.linspace(-1, 1, 257), 0.0, 0.5, {}, (), "hash")
+    return SourceModel(net, SCHEDULE, np.linspace(-1, 1, 257), 0.0, 0.5, {}, (), "hash")
 
 
 @pytest.mark.parametrize("low_pass", [0, 2])

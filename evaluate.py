@@ -27,7 +27,7 @@ from cmr.report import write_report
 from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original, split_name
-from cmr.settings import GRIDS, DataConfig, at_least, given, opt, parse
+from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required
 from cmr.studies import in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
@@ -38,7 +38,7 @@ from cmr.working import fully_labelled, prepare, with_labels
 class Config(DataConfig):
     target: str        = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
     run: str           = opt("", "folder of the experiment, with diffusion/, segmenter-*/ and da/",
-                             given("the folder of an experiment"))
+                             required("the folder of an experiment"))
     segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
                                                                "one of each network is its baseline")
     projected: str     = opt(PROJECTED["demo"], "strength of the rows DA, which da/ was made with")

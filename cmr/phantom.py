@@ -25,7 +25,7 @@ from cmr.phantom_scanner import GRID, VENDORS, acquire, export, sample_session, 
 from cmr.phantom_tissue import fractal, noise_fields, tissue_slice
 from cmr.records import VALUES
 from cmr.seeds import rng
-from cmr.settings import at_least, given, one_of, opt, parse, within
+from cmr.settings import at_least, one_of, opt, parse, required, within
 from cmr.workers import spawned
 
 # Studies of each vendor: labelled training, unlabelled training, validation, testing.  As in M&Ms, C and D have no
@@ -45,7 +45,7 @@ Not for clinical use.  Written by cmr/phantom.py; all sampled values are in phan
 @dataclass(frozen=True)
 class Config:
     """Settings of the phantom dataset."""
-    out: str = opt("data/phantom-demo", "folder of the dataset", given("a folder"))
+    out: str = opt("data/phantom-demo", "folder of the dataset", required("a folder"))
     counts: str = opt("demo", "studies per vendor and split", one_of(*COUNTS))
     frames: int = opt(3, "frames of each training cine (real ones have 18-34)", within(2, 100))
     test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone", within(2, 100))

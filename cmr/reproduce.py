@@ -18,7 +18,7 @@ from cmr.experiment import TRAINING_SETS, price, rows_to_measure, segmenters, st
 from cmr.files import write_text
 from cmr.records import Domain
 from cmr.segmenter import split_name
-from cmr.settings import GRIDS, at_least, given, matching, one_of, opt, parse
+from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required
 from cmr.studies import studies_of
 from cmr.workers import cores
 
@@ -27,7 +27,7 @@ from cmr.workers import cores
 class Config:
     """What is asked for.  Lists are separated by commas or spaces."""
     data: str       = opt("", "dataset folder; several, separated by commas, are taken together",
-                          given("the folder of a dataset"))
+                          required("the folder of a dataset"))
     source: str     = opt("Vendor=A", "source domain")
     target: str     = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
     experiment: str = opt("demo", "preset of every stage; that of --preset", one_of(*GRIDS))

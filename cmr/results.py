@@ -20,7 +20,7 @@ from cmr.files import read_csv, write_text
 from cmr.pictures import curves
 from cmr.report import SUMMARISED, markdown_table, mean_sd
 from cmr.segmenter import split_name
-from cmr.settings import given, opt, parse
+from cmr.settings import opt, parse, required
 
 SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like the source?")
 
@@ -28,14 +28,15 @@ SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like 
 @dataclass(frozen=True)
 class Config:
     """Which runs, and what the page says of them."""
-    runs: str     = opt("", "finished runs of one experiment, one per seed, separated by commas", given("a run folder"))
+    runs: str     = opt("", "finished runs of one experiment, one per seed, separated by commas",
+                        required("a run folder"))
     spread: bool  = opt(False, "only the table of their spread, in place of the page")
     title: str    = opt("Results on the phantom", "heading of the page")
     who: str      = opt("For anyone who asks what the experiment finds on the phantom.",
                         "first paragraph: who needs it")
     command: str  = opt("make reproduce", "the command that made the runs")
     figures: bool = opt(True, "with the reports' figures; without, no image of a patient leaves the runs")
-    out: str      = opt("", "the page; its figures go to a folder of its name beside it", given("a file"))
+    out: str      = opt("", "the page; its figures go to a folder of its name beside it", required("a file"))
 
 
 def main(argv=None):

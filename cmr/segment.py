@@ -25,7 +25,7 @@ from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
 from cmr.segmenter import Segmenter, labels_on_original
-from cmr.settings import given, one_of, opt, parse
+from cmr.settings import one_of, opt, parse, required
 from cmr.translate import (
     ImageFile, ImagesConfig, changed, coarse_pixels, depth_mm, find_images, grey_view, one_by_one, picture_of,
     read_image, require_all, subject_and_phase, view)
@@ -42,7 +42,7 @@ COLUMNS = ("file", "frame", "LV_ml", "RV_ml", "MYO_g",
 @dataclass(frozen=True)
 class Config(ImagesConfig):
     """Settings of the command."""
-    segmenter: str = opt("", "final.pt of train_unet.py", given("a final.pt"))
+    segmenter: str = opt("", "final.pt of train_unet.py", required("a final.pt"))
     out: str       = opt("masks", "folder for the results")
     diffusion: str = opt("", "final.pt of train_diffusion.py: segment by DA; empty: the image as it is")
     strength: str  = opt(DEFAULT_STRENGTH["da"], "DA: what is averaged, `none` the image as it is, with a + between "
@@ -112,7 +112,7 @@ class _Way:
         working, _, geometry = to_working(volume, self.image, Grid.of(self.segmenter.settings))
         return working, geometry
 
-    def given(self, working, member):
+    def input_of(self, working, member):
         """Working image of a member of the test input, as the experiment stores and reads it."""
         if member == NONE:
             return working
@@ -125,7 +125,7 @@ class _Way:
             return np.zeros(volume.shape, np.uint8)
         working, geometry = self.to_working(volume)
         spacing_mm = (self.image.spacing_mm[2], *[self.segmenter.settings["spacing_mm"]] * 2)
-        logits = [self.segmenter.logits(self.given(working, member), spacing_mm) for member in members]
+        logits = [self.segmenter.logits(self.input_of(working, member), spacing_mm) for member in members]
         return labels_on_original(logits, geometry)
 
     def picture(self, volume, labels, members):
@@ -137,7 +137,7 @@ class _Way:
         found = drawn(labels)
         if not projections:
             return [found[k:k + 6] for k in range(0, len(found), 6)]
-        projected = changed(volume, working, self.given(working, projections[0]), geometry)
+        projected = changed(volume, working, self.input_of(working, projections[0]), geometry)
         seen = [with_contours(image, zoom=zoom) for image in grey_view(projected, geometry)]
         return two_a_row(list(map(list, zip(drawn(self.labels(volume, [NONE])), seen, found))))
 

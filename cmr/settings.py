@@ -3,7 +3,7 @@
 Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
 two settings must be together, the script that has them says.
 
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `given`, `integers`, `DEVICE`, `DataConfig`,
+Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `required`, `integers`, `DEVICE`, `DataConfig`,
 `FULL_GRID`, `GRIDS`, `parse`, `without_places`.
 """
 import argparse
@@ -44,7 +44,7 @@ def matching(pattern, words):
     return Allowed(words, lambda value: re.fullmatch(pattern, value))
 
 
-def given(words):
+def required(words):
     """A text that may not be left out."""
     return matching(r"(?s).*\S.*", words)
 
@@ -69,7 +69,7 @@ DEVICE = opt("auto", "auto is the first GPU if there is one, else the CPU",
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
     data: str = opt("", "dataset folder: M&Ms-1, M&Ms-2, ACDC, nnU-Net raw, or images and labels; several, "
-                        "separated by commas, are taken together", given("the folder of a dataset"))
+                        "separated by commas, are taken together", required("the folder of a dataset"))
     source: str = opt("Vendor=A", "source domain, a filter on a metadata column, e.g. Vendor=A or Pathology=MINF,DCM")
     out: str = opt("", "output folder of this stage")
     work: str = opt("runs/work", "cache of working volumes")

@@ -28,7 +28,7 @@ from cmr.records import Domain
 from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import FULL_GRID, DataConfig, at_least, given, one_of, opt, parse
+from cmr.settings import FULL_GRID, DataConfig, at_least, one_of, opt, parse, required
 from cmr.studies import in_role, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
@@ -43,8 +43,8 @@ class Config(DataConfig):
     target: str     = opt("", "target domains (da)")
     references: str = opt("", "domain whose labelled images are the references (dg); empty: the source, its training "
                               "studies")
-    diffusion: str  = opt("", "final.pt of train_diffusion.py", given("a final.pt"))
-    segmenter: str  = opt("", "final.pt of train_unet.py on real source data, for the audit", given("a final.pt"))
+    diffusion: str  = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
+    segmenter: str  = opt("", "final.pt of train_unet.py on real source data, for the audit", required("a final.pt"))
     shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected, 1: about "
                                "as far as another vendor; several, separated by ';', are taken in turn by the samples")
     strength: str   = opt(DEFAULT_STRENGTH["dg"], "what is kept of the reference, none: all, nothing is projected; "

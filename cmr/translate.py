@@ -26,7 +26,7 @@ from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, re
 from cmr.nifti import Nifti, read_stored, write_changed, write_like
 from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import GUIDED, SourceModel, Strength, translate
-from cmr.settings import DEVICE, at_least, given, opt, parse
+from cmr.settings import DEVICE, at_least, opt, parse, required
 from cmr.workers import pick_device
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
@@ -233,7 +233,7 @@ def coarse_pixels(image, grid):
 @dataclass(frozen=True)
 class Config(ImagesConfig):
     """Settings of the command."""
-    diffusion: str = opt("", "final.pt of train_diffusion.py", given("a final.pt"))
+    diffusion: str = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     out: str       = opt("translated", "folder for the results")
     strength: str  = opt(GUIDED, "what is kept of the image; the default is that of DA, guided, in the experiment")
     ladder: str    = opt("", "several strengths, separated by ';': draw an image at each, as NAME_ladder.svg")

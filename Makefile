@@ -79,7 +79,9 @@ example: $(EXAMPLE)/masks-da/heart.png ## train a little, translate an image of 
 HEART := $(EXAMPLE)/heart.nii.gz
 MODEL := $(EXAMPLE)/diffusion/final.pt
 UNET  := $(EXAMPLE)/segmenter/final.pt
-$(EXAMPLE)/masks-da/heart.png: $(MODEL) $(UNET)
+HALF  := $$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 ))
+$(EXAMPLE)/masks-da/heart.png: data/phantom-example/phantom_params.json
+	+@OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j 2 $(MODEL) $(UNET)
 	cp data/phantom-example/OpenDataset/Testing/*/*_sa.nii.gz $(HEART)
 	$(PY) -m cmr.translate $(HEART) --diffusion $(MODEL) --out $(EXAMPLE)/translated
 	$(PY) -m cmr.segment $(HEART) --segmenter $(UNET) --out $(EXAMPLE)/masks

@@ -40,8 +40,7 @@ class Nifti:
     non_finite: int = 0                          # number of voxels that were NaN or infinite and are 0 now
 
     def frame(self, number):
-        """The voxels (X, Y, Z) of a 3D file or of one frame of a cine; raises DataError for a cine if number is None.
-        """
+        """Voxels (X, Y, Z) of a 3D file, or of frame `number` of a cine; raises DataError for a cine without one."""
         if self.array.ndim == 3:
             return self.array
         if number is None:
@@ -282,8 +281,8 @@ def without_words(nifti):
 def write_changed(path, values, changed, original):
     """Write the file `original` again atomically with other voxels; everything else in it stays byte for byte.
 
-    values : grey values, in the shape of the file.
-    changed : boolean mask of the voxels to write, which are rounded and clipped to what the file's data type can hold.
+    values : grey values in the file's shape.  changed : boolean mask of the voxels to write, which are rounded and
+    clipped to what the file's data type and scaling can hold.
     """
     image, _, data = decoded(str(original))
     proxy = image.dataobj

@@ -32,7 +32,7 @@ class Plan:
     kernels: tuple                               # per stage, one entry per axis
     strides: tuple                               # per stage; the first is 1
     batch_dice: bool                             # whether Dice is over the batch (2D) or per patch (3D)
-    masked_norm: bool                            # whether only the non-zero mask is z-scored
+    masked_norm: bool                            # whether to z-score only inside the non-zero mask
 
     @property
     def dims(self):

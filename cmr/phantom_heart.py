@@ -59,7 +59,7 @@ def sample_subject(rng, group):
         trabecula_mm=rng.uniform(2.5, 5.5), papillary_mm=rng.uniform(3.5, 6.0),
         fat_cover=rng.uniform(0.3, 0.8),                                         # share of the epicardium under fat
         chest=(normal(6) - 4, 62 + normal(8), rng.uniform(126, 146), rng.uniform(172, 200),
-               radians(28 + normal(7))),                                         # centre (u, v), two semi-axes, rotation
+               radians(28 + normal(7))),                                         # centre (u, v), semi-axes, rotation
         fat_mm=float(np.exp(np.log(13) + normal(0.4))),                          # subcutaneous fat
         diaphragm_mm=rng.uniform(38, 56), stomach_gas=bool(rng.random() < 0.6),
         # Amplitude and phase of harmonics 2, 3 and 4 of the LV contour.

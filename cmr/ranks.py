@@ -99,7 +99,7 @@ def gathered(outputs, n):
     if isinstance(outputs, (list, tuple)):
         return [gathered(one, n) for one in outputs]
     sizes = [len(share(n, of)) for of in range(world())]
-    padded = F.pad(outputs, (0, 0) * (outputs.ndim - 1) + (0, max(sizes) - len(outputs)))    # equal sizes for all_gather
+    padded = F.pad(outputs, (0, 0) * (outputs.ndim - 1) + (0, max(sizes) - len(outputs)))    # all_gather needs one size
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded.detach().contiguous())
     parts[rank()] = padded

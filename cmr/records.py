@@ -41,7 +41,7 @@ class Record:
     vendor: str = ""
     centre: str = ""
     pathology: str = ""
-    metadata: dict = field(default_factory=dict, hash=False, compare=False)           # all columns of the dataset's table
+    metadata: dict = field(default_factory=dict, hash=False, compare=False)           # all columns of its table
     limits: tuple = None                         # intensities that become -1 and 1; None: from image
     label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
     flags: tuple = ()

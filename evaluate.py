@@ -75,10 +75,7 @@ def main(argv=None):
 
 
 def named_left_out(c, unlabelled):
-    """[(what, why)] of what took no part; with pseudonyms only how many, because the reasons name files.
-
-    unlabelled : [(case, why)] of volumes whose mask lacks structures.
-    """
+    """[(what, why)] of all that took no part; with pseudonyms only how many, because the reasons name files."""
     found = [*left_out(c.data, c.use_unlabeled_masks), *unlabelled]
     if found and c.pseudonyms:
         return [(f"{len(found)} volumes or studies", "`make check` names them")]
@@ -94,10 +91,7 @@ def remove_other_predictions(folder, rows):
 
 
 def not_measured(rows, cases):
-    """[(case, why)] of test volumes that do not label a structure which others of their domain label.
-
-    rows : of metrics.csv.  cases : [(domain, case)] of what was tested.
-    """
+    """[(case, why)] of `cases` (domain, case) that do not label a structure which others of their domain label."""
     of_domain, of_case = {}, {}
     for row in rows:
         of_domain.setdefault(row["domain"], []).append(row)
@@ -185,10 +179,7 @@ class Evaluation:
         return images
 
     def _labelled(self, domain, workings):
-        """The labelled ones of a domain's test volumes; the others are noted in left_out.
-
-        Raises DataError if nothing can be measured or compared.
-        """
+        """The labelled ones of a domain's test volumes; raises DataError if nothing can be measured or compared."""
         self.left_out += [(w.record.case, "its mask is all zero") for w in workings if w.label is None]
         there = set(labelled(workings))
         if not there & set(self.trained):
@@ -220,10 +211,7 @@ class Evaluation:
         return tuple(self.strengths.get(name, name) for name in test_input.split("+"))
 
     def images(self, working):
-        """{name or Strength: list of working images (D, H, W)}: every possible member of a test input.
-
-        FDA takes the low frequencies of a source training volume, which is drawn by the name of the case.
-        """
+        """{name or Strength: [image (D, H, W)]}, all members of test inputs; FDA's style image is drawn by the case."""
         image, case = np.asarray(working.image), working.record.case
         drawn = rng("style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))

@@ -95,10 +95,7 @@ def main(argv=None):
 
 
 def train(c, recipe, run, structures, device):
-    """Make every step from where the run stands: load a batch, apply the network, and update by the whole batch's loss.
-
-    With ranks each computes its share of the samples.
-    """
+    """Make every step of the run: a batch, the network, the whole batch's loss, an update; ranks share the samples."""
     net, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
     batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers)
     for step in run.steps(c.steps):

@@ -70,10 +70,7 @@ def read_nifti(path):
 
 
 def read_stored(path):
-    """Read a NIfTI file with all its axes and check it for damage; raises DataError if it is not a grey-value image.
-
-    NaN and infinite voxels become 0; they are counted, and a note names the file.
-    """
+    """Read a NIfTI file with all its axes; non-finite voxels become 0.  Raises DataError if it is no grey image."""
     path = str(path)
     image, header, data = decoded(path)
     array, notes = _voxels(path, image, len(data)), ()
@@ -120,9 +117,9 @@ def _require_short_axis(nifti):
 def read_volume(record):
     """Read a `cmr.records.Record`: (image (X, Y, Z) float32, label (X, Y, Z) uint8 or None, the image's Nifti, notes).
 
-    The label has the project's values.  A label volume of zeros becomes None with a note, because some copies of the
-    datasets store "unlabelled" in this way.  Raises DataError if image and label do not fit, or for a label value
-    outside the dataset's table.
+    The label has the project's values.  A label volume of zeros becomes None with a note, as some copies of the
+    datasets store "unlabelled" so.  Raises DataError if image and label do not fit, or for a label value that is not in
+    the table.
     """
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
@@ -201,10 +198,7 @@ def _labelled_elsewhere(mask, record):
 
 
 def _fitting_mask(mask, nifti, frame):
-    """The frame's label (X, Y, Z) on the image's grid, and notes; raises DataError if the mask lies on another grid.
-
-    Axes are put in the image's order and direction, after which the grids must coincide; no voxel is interpolated.
-    """
+    """(label (X, Y, Z) turned to the image's axes, notes); raises DataError if the grids do not coincide then."""
     if mask.array.shape[3:] != nifti.array.shape[3:]:
         raise DataError(f"{mask.path}: shape {mask.array.shape}, but its image {nifti.path} has {nifti.array.shape}; "
                         "export a volume of label numbers for each frame, not a channel for each label")

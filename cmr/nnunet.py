@@ -87,7 +87,7 @@ def _he_normal(module):
 
 
 def build(settings, n_classes, plan):
-    """Build the untrained network of a plan (a dictionary); the plan already contains what matters of the settings."""
+    """Build the untrained network of a plan (a dictionary), which already contains what is needed of the settings."""
     plan = Plan.from_dict(plan)
     return NnUNet(n_classes, plan.features, plan.kernels, plan.strides)
 

@@ -2,9 +2,8 @@
 
 rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -> gamma (inverted) -> gamma -> mirroring
 
-Every sample draws its parameters from its own numpy Generator.  A mean or range is that of the sample's patch, padding
-included.  A patch much longer in-plane than deep is rotated in-plane only, because rotating thick slices in 3D is
-wrong.
+Every sample draws its parameters from its own numpy Generator; a mean or range is that of its patch with the padding.
+A patch much longer in-plane than deep is rotated in-plane only, because rotating thick slices in 3D is wrong.
 
 Public: `Augmentation`, `around_one`, `enlarged`, `centre`, `spatial`, `rotation`, `blur`, `contrast`, `low_resolution`,
 `gamma`.

@@ -102,9 +102,8 @@ def resampled_shape(shape, spacing_mm, target_mm):
 def topology(spacing_mm, patch):
     """(kernels, strides, patch) of a U-Net: an axis is halved while it is fine and long enough.
 
-    An axis is halved while its spacing is within a factor 2 of the finest axis that can still be halved.  The kernel is
-    1 along an axis until the others have become as coarse; each stage's kernel follows from the spacing *at* that
-    stage.  The patch grows to a multiple of its strides.
+    "Fine" is a spacing within a factor 2 of the finest axis that can be halved.  A kernel is 1 along an axis until the
+    others are as coarse *at* that stage, then it is 3.  The patch grows to a multiple of its strides.
     """
     dims = len(patch)
     spacing, size, pools, kernel = list(spacing_mm), list(patch), [0] * dims, [1] * dims

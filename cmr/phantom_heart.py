@@ -69,10 +69,7 @@ def sample_subject(rng, group):
 
 @dataclass(frozen=True)
 class Heart:
-    """Shapes at one moment, in mm.
-
-    The LV cavity is a half ellipsoid (a, b, L) with wall t, the RV an ellipsoid (A_x, A_y, L_r) at c_x less the LV.
-    """
+    """Shapes in mm: the LV cavity is a half ellipsoid (a, b, L), the RV an ellipsoid (A_x, A_y, L_r) less the LV."""
     subject: SimpleNamespace
     contraction: float                    # 0 at ED, 1 at ES
     a: float
@@ -87,10 +84,7 @@ class Heart:
 
 
 def heart_at(subject, contraction):
-    """The heart at `contraction` in [0, 1] (0 is ED, 1 is ES).
-
-    EF and long-axis shortening give the transverse scale; the wall's thickness follows as its volume is constant.
-    """
+    """The heart at `contraction` (0 ED, 1 ES): EF and shortening set its width, the wall's volume stays constant."""
     s = subject
     ef, q = contraction * s.lv_ef / 100, 1 - contraction * (1 - s.long_axis_factor)
     a = (3000 * s.lv_edv_ml / (2 * np.pi * s.roundness * s.elongation)) ** (1 / 3)                 # V = 2 pi a b L / 3

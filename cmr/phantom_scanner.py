@@ -112,10 +112,7 @@ def bssfp(t1_ms, t2_ms, density, flip_rad, tr_ms, phase_rad=np.pi):
 
 
 def signal_slice(tissue, u, v, texture, session):
-    """Complex bSSFP signal (H, W) of one slice, averaged over the three layers of its tissues (3, H, W).
-
-    u, v : (H, W) mm.  texture : (H, W) uniform field in [0, 1].
-    """
+    """Complex bSSFP signal (H, W) of tissues (3, H, W), averaged over the layers.  u, v : mm.  texture : in [0, 1]."""
     s = session
     lung = ndimage.gaussian_filter(np.isin(tissue[1], (Tissue.LUNG, Tissue.GAS)).astype(np.float32), 8)
     frequency_hz = s.shim[2] + (s.shim[0] * u + s.shim[1] * v) / 80 + s.lung_hz * 4 * lung * (1 - lung)

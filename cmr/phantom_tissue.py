@@ -124,10 +124,7 @@ def _thorax_tissue(subject, u, v, w, noise):
 
 
 def _abdomen_tissue(s, u, v, w, noise, inner, tissue):
-    """Draw what lies under the diaphragm, within the mask `inner`, into `tissue` (H, W), in place.
-
-    The liver is on the left of the image, stomach and spleen are on the right, bowel and kidney lie lower down.
-    """
+    """Draw what lies under the diaphragm, within the mask `inner`, into `tissue` (H, W), in place."""
     dome = s.diaphragm_mm - 0.12 * w + 0.0022 * (u + 18) ** 2 + 0.10 * (u - 10) + 9 * (noise["edge"] - 0.5)
     below = inner & (v > dome)
     tissue[below] = Tissue.FAT

@@ -37,10 +37,7 @@ def with_contours(image, label=None, zoom=3):
 
 
 def difference(a, b, full, zoom=3):
-    """The panel of b - a: blue where b is darker, red where it is brighter, black where both are equal.
-
-    full : the difference that is drawn in full colour.
-    """
+    """The panel of b - a, blue if b is darker, red if brighter; `full` is the difference that has the full colour."""
     d = _enlarged((b - a) / full, zoom)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
 
@@ -108,8 +105,7 @@ class Example:
 def example_sheet(example, found):
     """SVG of the first, middle and last labelled slice of an example, or of all slices if none is labelled.
 
-    A row has the slice, its translation, their difference, and contours of the truth and of each of `found`, {name:
-    labels (D, H, W)}.
+    Each row has the slice, its translation, their difference, and contours of the truth and of `found`, {name: labels}.
     """
     labelled = np.flatnonzero(example.truth.any((1, 2)))
     among = labelled if len(labelled) else np.arange(len(example.truth))
@@ -122,10 +118,7 @@ def example_sheet(example, found):
 
 
 def forest(groups):
-    """SVG of differences in mm with their intervals, a line each; improvements lie left of the line at 0.
-
-    groups : {heading: [(name, difference, low, high, index of the colour)]}.
-    """
+    """SVG of differences in mm, better to the left; groups : {heading: [(name, difference, low, high, colour)]}."""
     every = [row for rows in groups.values() for row in rows]
     span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # 1 if all are 0
     left, width, height = 190, 420, LINE * (len(every) + len(groups) + 2)
@@ -148,10 +141,7 @@ def forest(groups):
 
 
 def curves(panels):
-    """SVG of plots beside each other; each line spans the full width, and the heights span all values of its plot.
-
-    panels : {title: {name of a line: its values}}.
-    """
+    """SVG of plots side by side, every line as wide as its plot; panels : {title: {name of a line: its values}}."""
     width, height, gap = 240, 170, 60
     most = max(len(lines) for lines in panels.values())
     parts = []

@@ -2,9 +2,8 @@
 
     python -m cmr.ranks 4 train_unet.py ...
 
-starts a script on four ranks with PyTorch's own launcher, as `torchrun --nproc_per_node=4 train_unet.py ...` does, but
-when one rank dies, all end with one line of explanation.  A single process is rank 0 of 1 and takes the same path.
-Only the first rank writes and prints.
+starts a script on four ranks with PyTorch's own launcher, like `torchrun --nproc_per_node=4 train_unet.py ...`, but if
+one rank dies, all end with one line of explanation.  A single process is rank 0 of 1.  Only rank 0 writes and prints.
 
 In training the batch size does not depend on the number of ranks.  Each rank computes its share of the samples, the
 outputs are gathered, and every rank forms the loss of the *whole* batch and follows its gradient through its own share;

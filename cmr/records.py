@@ -19,8 +19,7 @@ VALUES = {name: value for value, name in enumerate(STRUCTURES, 1)}
 MMS_LABELS = {0: 0, 1: 1, 2: 2, 3: 3}            # {value on disk: value here}
 ACDC_LABELS = {0: 0, 1: 3, 2: 2, 3: 1}           # RV 1, MYO 2, LV 3 on disk
 
-# Other names of the structures, in capitals and with letters and digits only.  nnU-Net's converters write MLV and LVC
-# (ACDC) or LVM and LVBP (M&Ms).
+# Other names of the structures; nnU-Net's converters write MLV and LVC (for ACDC) or LVM and LVBP (for M&Ms).
 NAMES = {"LV": ("LV", "LVC", "LVBP", "LVCAVITY", "LVBLOODPOOL", "LVENDO", "LEFTVENTRICLE", "LEFTVENTRICULARCAVITY"),
          "MYO": ("MYO", "MLV", "LVM", "LVMYO", "MYOCARDIUM", "LVMYOCARDIUM", "LEFTVENTRICULARMYOCARDIUM"),
          "RV": ("RV", "RVC", "RVBP", "RVCAVITY", "RVBLOODPOOL", "RVENDO", "RIGHTVENTRICLE", "RIGHTVENTRICULARCAVITY")}
@@ -162,10 +161,7 @@ def network_classes(structures):
 
 
 def labels_of(scores):
-    """Labels (...) uint8 from class scores (C, ...): the class with the largest score, in a tie the lowest.
-
-    This equals np.argmax, which is several times slower along a leading axis.
-    """
+    """Labels (...) uint8 from class scores (C, ...): np.argmax, which is several times slower along a leading axis."""
     largest, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
     for value in range(1, len(scores)):
         labels[scores[value] > largest] = value

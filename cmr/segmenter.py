@@ -33,10 +33,7 @@ def presets():
 
 
 def split_name(text):
-    """(network, training set) of a segmenter's name such as `vanilla-real` or `nnunet2d-Vendor-B`.
-
-    Both may contain hyphens, so the longest network name that fits is taken.  Raises UsageError if none fits.
-    """
+    """(network, training set) of a name such as `nnunet2d-Vendor-B`; raises UsageError if it starts with no network."""
     fitting = [name for name in NETWORKS if text.startswith(name + "-")]
     if not fitting:
         raise UsageError(f"segmenter {text!r}: expected NETWORK-TRAININGSET with one of {', '.join(NETWORKS)}")

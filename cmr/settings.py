@@ -86,8 +86,7 @@ class DataConfig:
 FULL_GRID = dict(size=128, spacing_mm=1.5)
 GRIDS = {"tiny": {}, "demo": {}, "small": FULL_GRID, "lab": FULL_GRID, "paper": FULL_GRID}
 
-# Settings that may change when a killed run goes on, because they do not change its result.  Whether the studies are
-# the same, every stage checks by their content.
+# Settings that may change when a killed run goes on; stages compare the studies themselves by their content.
 PLACES = {"data", "upper_bound", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
           "sample_every", "sheet", "sheet_steps"}
 

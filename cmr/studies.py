@@ -82,10 +82,10 @@ def studies_of(c, all_frames=False):
 def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
-    Without any split, source subjects become 60 % Training, 15 % Validation and 25 % Testing.  All others become 25 %
-    Validation and 75 % Testing, or for an upper bound 40 % Training, 10 % Validation and 50 % Testing.  If the source,
-    or the rest of a dataset (ACDC), has training but no validation studies, every sixth training subject, sorted by
-    vendor and pathology, becomes Validation.
+    Without any split, source subjects become 60 % Training, 15 % Validation, 25 % Testing; others become 25 %
+    Validation, 75 % Testing, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  Where the source or
+    the rest of a dataset has no validation studies (ACDC), every sixth training subject by vendor and pathology becomes
+    Validation.
     """
     assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
@@ -127,10 +127,7 @@ def _digest(subject):
 
 
 def splits_drawn(c, records):
-    """Sentences on studies that were given a split although names of folders speak of one.
-
-    c : settings of a stage.  records : its studies, as `studies_of` returns them.
-    """
+    """Sentences on records that were given a split although folder names speak of one; c : settings of a stage."""
     found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
     with_splits = {r.metadata["dataset"] for r in found if r.split}
     for before, after in zip(found, records):

@@ -28,10 +28,7 @@ WORST = 10                                       # number of pairs in a picture
 
 
 def find_set(folder):
-    """Records of a finished synthetic set; the metadata of each are its row of the manifest.
-
-    Raises DataError if a column is missing that says from what and by which model an image was made.
-    """
+    """Records of a finished set with manifest rows as metadata; raises DataError if a MADE_OF column is missing."""
     records = find(folder)
     for record in records:
         missing = [name for name in MADE_OF if name not in record.metadata]

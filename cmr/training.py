@@ -27,8 +27,7 @@ LOG_COLUMNS = "step,loss,lr,seconds_per_step,waiting_share,peak_memory_gb"
 class Run:
     """One training run in a folder: resume, log, checkpoint, stop.  `train_diffusion.py` shows the order of the calls.
 
-    `last.pt` (the whole state) exists only while the run is unfinished, `final.pt` (averaged weights, settings) only
-    after.
+    `last.pt` (whole state) exists only while the run is unfinished, `final.pt` (averaged weights, settings) only after.
     A finished run is never overwritten: with equal settings and data it is `finished`, else CheckpointError is raised.
     A run that was killed and resumed equals an unbroken one: all random numbers are drawn from (seed, step), so none is
     stored.  `state` is a dictionary of plain values for whatever else is learnt on the way.
@@ -177,10 +176,7 @@ class Run:
         return self.ema if self.ema_decay else self.net.state_dict()
 
     def finish(self, **extra):
-        """Write `final.pt` and remove `last.pt`; only the first rank calls this.
-
-        extra : plain values and tensors that are stored with the weights.
-        """
+        """Write `final.pt` with the weights and `extra`, then remove `last.pt`; only the first rank calls this."""
         weights = {k: v.detach().cpu().clone() for k, v in self.averaged().items()}
         broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
         if broken:

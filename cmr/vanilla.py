@@ -75,10 +75,7 @@ def build(settings, n_classes, plan=None):
 
 
 def recipe(c, data, device):
-    """The `Recipe`: random slices, flips alike within a step, Adam with a cosine rate, Dice + CE over the batch.
-
-    --augment adds nnU-Net's intensity transforms.
-    """
+    """The `Recipe`: random slices, flips alike within a step, Adam with a cosine rate, Dice + CE over the batch."""
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in data.volumes]))[:, None]    # (N, 1, H, W)
     labels = torch.from_numpy(np.concatenate([w.label for w in data.volumes])).long()              # (N, H, W)
     net = initialised(lambda: build(vars(c), data.n_classes), c.seed).to(device)

@@ -29,10 +29,7 @@ _work = None                                     # in a worker process: what it 
 
 
 def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`; raises UsageError if there is no such device.
-
-    Ranks meet here, and each gets a GPU of its own.
-    """
+    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`, one GPU per rank; raises UsageError if there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device, gpus = torch.device(name), torch.cuda.device_count()
@@ -91,13 +88,9 @@ def ahead(make, steps, processes):
 
 
 def spawned(function, jobs, processes, build=None, config=None):
-    """Yield function(job) in order from new processes, which share the cores and first call build(config).
-
-    Raises ResourceError as soon as one of them dies.
-    """
+    """Yield function(job) in order from new processes, which first call build(config); ResourceError if one dies."""
     threads = max(1, cores() // processes)
-    # Limits numpy, as torch's own limit does not: with a thread for every core in each process, matrix products
-    # take three times as long.
+    # Limits numpy, as torch's own limit does not: with more threads than cores, matrix products are 3 times as slow.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
         yield from _in_order(function, jobs, processes, "spawn", (build, config, threads), len(jobs), VOLUME_S,
                              "--processes")

@@ -135,8 +135,7 @@ def with_labels(workings):
 def fully_labelled(workings):
     """(volumes that label every structure that any of them labels, [(case, why)] of the others), for training.
 
-    In a mask that lacks a structure its voxels are background, and a network would learn not to see it.  Raises
-    DataError if no volume is fully labelled.
+    A mask that lacks a structure would teach a network not to see it.  Raises DataError if none is fully labelled.
     """
     of_any, kept, left_out = labelled(workings), [], []
     for working in workings:

@@ -211,7 +211,7 @@ class Evaluation:
         return tuple(self.strengths.get(name, name) for name in test_input.split("+"))
 
     def images(self, working):
-        """{name or Strength: [image (D, H, W)]}, all members of test inputs; FDA's style image is drawn by the case."""
+        """{name or Strength: [image (D, H, W)]}, all members of test inputs; the case name draws FDA's style image."""
         image, case = np.asarray(working.image), working.record.case
         drawn = rng("style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
@@ -258,10 +258,7 @@ class Evaluation:
 
 
 def labelled_and_measured(samples, working, truth, nifti, structures):
-    """(labels on the working grid, labels on the original grid, {structure: metrics}) of one test input.
-
-    samples : logits (4, D, H, W) of each of its images, whose softmax is averaged.
-    """
+    """(labels on the working grid, on the original grid, {structure: metrics}) from a list of logits (4, D, H, W)."""
     labels = labels_on_original(samples, working.geometry)
     on_working = labels_of(np.mean([softmax(sample) for sample in samples], 0))
     to_dhw = lambda array: array.transpose(2, 1, 0)

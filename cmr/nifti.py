@@ -25,7 +25,7 @@ STORED_LIMITS = 0, 2000                          # the integers that -1 and 1 of
 
 
 class BlankImage(DataError):
-    """An image has no contrast.  An ED or ES image is then unusable; any other frame of a cine is left out."""
+    """The image has no contrast.  An ED or ES image is then unusable; any other frame of a cine is left out."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Nifti:
     non_finite: int = 0                          # number of voxels that were NaN or infinite and are 0 now
 
     def frame(self, number):
-        """Voxels (X, Y, Z) of a 3D file, or of frame `number` of a cine; raises DataError for a cine without one."""
+        """Voxels (X, Y, Z) of a 3D file, or of a cine's frame `number`; raises DataError for a cine if it is None."""
         if self.array.ndim == 3:
             return self.array
         if number is None:
@@ -89,7 +89,7 @@ def read_stored(path):
 
 
 def _voxels(path, image, n_bytes):
-    """The voxels as float32; raises DataError for a type or shape that is no image's, or if the file is too short."""
+    """The voxels as float32; raises DataError for an unsuitable data type, no voxels, or a file that is too short."""
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")

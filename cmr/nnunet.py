@@ -95,7 +95,7 @@ def build(settings, n_classes, plan):
 def recipe(c, data, device, dims):
     """The training `Recipe`: plan, preprocessing, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice.
 
-    Raises UsageError if the steps do not make whole epochs, or if the volumes are too small for a plan.
+    data : TrainingData.  dims : 2 or 3.  Raises UsageError if the steps are not whole epochs or the volumes too small.
     """
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "

@@ -141,8 +141,7 @@ def places_of(label):
 def draw_batch(cases, patch, loaded, batch, g, samples=None):
     """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
 
-    patch : size that the network sees.  loaded : size that is cut, larger where the augmentation rotates it.  Both are
-    (y, x) or (z, y, x); a 2D patch is treated as a 3D one of depth 1.
+    patch, loaded : size that the network sees, and the larger size that is cut; (z, y, x), or (y, x) with a depth of 1.
     Every sample draws its case with replacement from Generator `g`; the last samples of a batch must show foreground.
     samples : range of samples to return, or None for all; sample j is the same whichever others are asked for.
     """

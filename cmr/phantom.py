@@ -149,9 +149,9 @@ def _write_study(job):
 def render_study(subject, vendor, frames, *key):
     """Scan a subject (`cmr.phantom_heart.sample_subject`) on a vendor (`cmr.phantom_scanner.Vendor`).
 
-    The heart, its pose and its texture depend on the subject alone, and `key` seeds only the scan, so that two vendors
-    can image the same subject.  Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frame numbers
-    ed and es, and the sampled values.
+    Heart, pose and texture depend on the subject alone; `key` seeds only the scan, so two vendors can image one
+    subject.
+    Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frames ed and es, and the sampled values.
     """
     scan, pose = rng(*key, "scan"), np.random.default_rng(subject.texture_seed + 1)
     session = sample_session(scan, vendor)

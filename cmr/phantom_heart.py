@@ -72,13 +72,13 @@ class Heart:
     """Shapes in mm: the LV cavity is a half ellipsoid (a, b, L), the RV an ellipsoid (A_x, A_y, L_r) less the LV."""
     subject: SimpleNamespace
     contraction: float                    # 0 at ED, 1 at ES
-    a: float
-    b: float
-    L: float
-    t: float
+    a: float                              # semi-axis of the LV cavity along x, at its base
+    b: float                              # semi-axis along y
+    L: float                              # length along z, from base to apex
+    t: float                              # thickness of the wall
     base_mm: float                        # position of the mitral plane along w
-    c_x: float
-    A_x: float
+    c_x: float                            # centre of the RV along x, at its base
+    A_x: float                            # semi-axes of the RV along x, y and z
     A_y: float
     L_r: float
 

@@ -19,8 +19,7 @@ Tissue = IntEnum("Tissue", _NAMES, start=0)
 def tissue_slice(heart, u, v, w, noise, thorax=None):
     """Tissues of three layers through a slice of 8 mm, (3, H, W) int8 of Tissue, and of the thorax alone, (H, W).
 
-    u, v : (H, W) mm.  noise : {name: (H, W)}.
-    thorax : as returned for another phase of the same slice, because it does not move; None: compute it.
+    u, v : (H, W) mm.  noise : {name: (H, W)}.  thorax : that of another phase of this slice, or None to compute it.
     """
     if thorax is None:
         thorax = _thorax_tissue(heart.subject, u, v, w, noise)

@@ -162,8 +162,8 @@ def main(argv=None):
     ranks, *command = (sys.argv[1:] if argv is None else argv) or [""]
     if not ranks.isdecimal() or int(ranks) < 1 or not command:
         raise UsageError(f"{' '.join([ranks, *command])}: {USAGE}")
-    logging.disable(logging.ERROR)                                # the launcher's own messages
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # its warnings about host names, see HERE
+    logging.disable(logging.ERROR)                                # silences the launcher's own messages
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # silences warnings about host names, see HERE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
     with tempfile.TemporaryDirectory() as logs:
         # The numeric address of this machine: looking up a host name that the network does not know takes minutes.
@@ -174,7 +174,7 @@ def main(argv=None):
             elastic_launch(config, sys.executable)("-u", *command)
         except SignalException as error:
             raise KeyboardInterrupt from error
-        except ChildFailedError as error:                         # the rank has said why, unless it was killed
+        except ChildFailedError as error:                         # that rank has said why, unless it was killed
             failed, failure = error.get_first_failure()
             if failure.exitcode < 0:
                 name = signal.Signals(-failure.exitcode).name

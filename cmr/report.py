@@ -157,7 +157,7 @@ def _structure_table(rows, domain):
 
 
 def _forest(out, tests):
-    """Draw how DA and DG change HD95, with intervals; "" if every test has too few patients for an interval."""
+    """Draw how DA and DG change HD95, with intervals; returns Markdown, "" if every test has too few patients."""
     groups = {}
     for test in select(tests, metric="hd95"):
         values = test["mean_difference"], test["bca_low"], test["bca_high"]
@@ -195,7 +195,7 @@ def _ledger(rows):
 
 
 def draw_examples(out, rows, examples):
-    """Draw the median and the worst case of each domain by the HD95 of the first network's baseline; Markdown."""
+    """Draw each domain's median and worst case by the HD95 of the first network's baseline; returns Markdown."""
     network, text = rows[0]["network"], ""
     for domain, of_domain in examples.items():
         of_baseline = select(rows, domain=domain, network=network, arm=BASELINE)

@@ -45,13 +45,13 @@ def split_name(text):
 class Segmenter:
     """A trained network with what its checkpoint says about it."""
     net: torch.nn.Module
-    structures: tuple                            # that it segments; structures[i] is its class i + 1
+    structures: tuple                            # that it segments; structures[i] is class i + 1
     settings: dict                               # settings of train_unet.py
     plan: dict                                   # plan of an nnU-Net; None for other networks
     subjects: tuple                              # subjects whose volumes it was trained on
     hash: str
     data_hash: str = ""                          # hash of the volumes it was trained on
-    made_by: tuple = ()                          # hashes of the SD-DMs that made synthetic ones of them
+    made_by: tuple = ()                          # hashes of the SD-DMs that made the synthetic ones
     slices_mm: tuple = (0.0, np.inf)             # least and largest spacing of these volumes' slices
 
     @classmethod
@@ -72,8 +72,8 @@ class Segmenter:
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32 of a working volume (D, H, W) in [-1, 1], in the order of the project's labels.
 
-        spacing_mm : (slice, row, column).
-        mirror : whether an nnU-Net averages over all mirrored copies, which takes 4 (2D) or 8 (3D) times as long.
+        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over 4 (2D) or 8 mirrored copies, which is
+        slow.
         A structure that the network was not trained on gets a logit that never wins.
         """
         network = NETWORKS[self.settings["network"]]

@@ -177,7 +177,7 @@ class Synthesis:
 
 
 class Generalisation(Synthesis):
-    """DG: labelled references are changed in look, projected to the source, and keep their masks."""
+    """DG: labelled references, whose look is changed at random, are projected to the source and keep their masks."""
 
     def __init__(self, c):
         super().__init__(c)

@@ -1,7 +1,6 @@
 """The verdict of an experiment in five sentences that are made from its numbers: the gap, DA, DG, controls, harm.
 
-Every sentence is a template for one outcome, so that it is true of its numbers.  `cmr.comparison` computes the numbers;
-a sentence with a p-value prints the difference that was tested.
+Every sentence is a template for one outcome, so that it is true of its numbers, which `cmr.comparison` computes.
 
 Public: `sentences`, `control_lines`.
 """

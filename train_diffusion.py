@@ -131,7 +131,7 @@ def main(argv=None):
 
 
 def learning_rate(c, step):
-    """Rate of step 0 .. steps - 1: a linear warm-up to c.lr, times half a cosine down to 0 or a constant."""
+    """Learning rate of a step (from 0): a linear warm-up to c.lr, times half a cosine down to 0 or a constant 1."""
     share_left = 0.5 * (1 + math.cos(math.pi * step / c.steps)) if c.decay == "cosine" else 1.0
     return c.lr * min(1.0, (step + 1) / c.warmup) * share_left
 

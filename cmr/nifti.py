@@ -198,7 +198,7 @@ def _labelled_elsewhere(mask, record):
 
 
 def _fitting_mask(mask, nifti, frame):
-    """(label (X, Y, Z) turned to the image's axes, notes); raises DataError if the grids do not coincide then."""
+    """The label (X, Y, Z) turned to the image's axes, and notes; raises DataError if the grids still differ."""
     if mask.array.shape[3:] != nifti.array.shape[3:]:
         raise DataError(f"{mask.path}: shape {mask.array.shape}, but its image {nifti.path} has {nifti.array.shape}; "
                         "export a volume of label numbers for each frame, not a channel for each label")

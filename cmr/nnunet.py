@@ -105,7 +105,7 @@ def recipe(c, data, device, dims):
                        for volumes in (data.volumes, data.validation))
     augmentation = Augmentation(plan.patch, plan.masked_norm)
     net = initialised(lambda: build(vars(c), data.n_classes, asdict(plan)), c.seed).to(device)
-    net.decoder[0].head.requires_grad_(len(net.decoder) == 1)     # of several heads the loss leaves out the coarsest
+    net.decoder[0].head.requires_grad_(len(net.decoder) == 1)     # with several heads the loss leaves out the coarsest
 
     def batch(step, samples):
         g = rng(c.seed, "patches", step)

@@ -115,8 +115,8 @@ def spatial(image, label, patch, angles, scale):
     """Rotate and scale (> 1 zooms out) about the centre, and cut to `patch`.
 
     angles : radians; with one, every slice is turned and scaled in-plane; with three, the volume about axes 0, 1, 2.
-    Image and label indicators are interpolated linearly; the largest indicator wins, in a tie the lower label.  Beyond
-    the border the image is 0 and the label -1.
+    Image and 0/1 maps of the labels are interpolated linearly; the label with the largest value wins, in a tie the
+    lower one.  Beyond the border the image is 0 and the label -1.
     """
     plane = patch if len(angles) == 3 else patch[-2:]
     loaded = image.shape[-len(plane):]

@@ -118,7 +118,7 @@ def _zoom(array, shape, order):
 
 
 def resample_labels(label, shape, thick):
-    """Resample labels (Z, Y, X) to `shape`: interpolate an indicator of each label linearly and take the largest.
+    """Resample labels (Z, Y, X) to `shape`: interpolate a 0/1 map of each label linearly and take the largest.
 
     In a tie the nearest neighbour's label wins if it is among the largest, otherwise the lowest of them.
     """

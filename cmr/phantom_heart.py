@@ -22,7 +22,7 @@ _GROUP = {"NOR": ((147, 27), (62, 6), (6.6, 0.9), (168, 33), (58, 7), (0.82, 0.0
           "DCM": ((245, 55), (28, 9), (6.5, 1.1), (165, 42), (45, 12), (0.93, 0.03)),
           "HCM": ((118, 27), (66, 7), (7.5, 1.0), (136, 30), (62, 8), (0.85, 0.03)),
           "ARV": ((145, 33), (56, 8), (6.0, 1.0), (235, 48), (36, 9), (0.84, 0.04))}
-# Of ln LVEDV, LVEF, wall, ln RVEDV, RVEF, long-axis factor; those between volumes and EF are of 160 real studies.
+# Correlations of ln LVEDV, LVEF, wall, ln RVEDV, RVEF, long-axis factor; of volumes and EF from 160 real studies.
 _CORRELATION = np.array([[1, -.41, .3, .64, -.25, .2], [-.41, 1, 0, -.25, .64, -.3], [.3, 0, 1, .2, 0, 0],
                          [.64, -.25, .2, 1, -.3, .1], [-.25, .64, 0, -.3, 1, -.1], [.2, -.3, 0, .1, -.1, 1]])
 

@@ -118,7 +118,7 @@ def example_sheet(example, found):
 
 
 def forest(groups):
-    """SVG of differences in mm, better to the left; groups : {heading: [(name, difference, low, high, colour)]}."""
+    """SVG of differences in mm (left is better); groups : {heading: [(name, difference, low, high, colour)]}."""
     every = [row for rows in groups.values() for row in rows]
     span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # 1 if all are 0
     left, width, height = 190, 420, LINE * (len(every) + len(groups) + 2)

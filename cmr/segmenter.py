@@ -72,7 +72,7 @@ class Segmenter:
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32 of a working volume (D, H, W) in [-1, 1], in the order of the project's labels.
 
-        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over 4 (2D) or 8 mirrored copies, which is
+        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over mirrored copies, 4 (2D) or 8 times as
         slow.
         A structure that the network was not trained on gets a logit that never wins.
         """

@@ -123,7 +123,7 @@ class Synthesis:
         return prepare(records, self.grid, self.c.work)
 
     def begin(self, jobs):
-        """Open the set's folder; raises CheckpointError if it has other settings or an image that is not a job's."""
+        """Open the set's folder; raises CheckpointError if it has other settings or an image that no job asks for."""
         c, self.jobs, self.out = self.c, jobs, writable_folder(self.c.out, self.c.data)
         settings = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
         settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash)

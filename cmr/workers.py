@@ -24,8 +24,8 @@ from tqdm import tqdm
 from cmr import ranks
 from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, UserError, print_anything
 
-VOLUME_S, BATCH_S = 12 * 3600, 1800              # limits on waiting for one, in seconds, far above any real time
-_work = None                                     # in a worker process: what it was given to work with
+VOLUME_S, BATCH_S = 12 * 3600, 1800              # seconds to wait for one: far longer than any takes
+_work = None                                     # in a worker process: what build(config) has made
 
 
 def pick_device(name):
@@ -48,7 +48,7 @@ def to_device(batch, device):
 
 
 def half_precision(device, bfloat16):
-    """torch.autocast for a network that was trained in bfloat16; it is on only on a GPU, where it is faster."""
+    """torch.autocast for a network that was trained in bfloat16, enabled only on a GPU, where it is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(bfloat16) and device.type == "cuda")
 
 

@@ -3,7 +3,7 @@
     test volume -> its inputs (raw, translated, matched, ...) -> segmenters -> labels on the original grid -> metrics
     metrics of all volumes -> metrics.csv, tests.csv, report.md
 
-Which rows there are is said in `cmr.experiment`, how they are compared in `cmr.comparison`.
+`cmr.experiment` defines the rows of the experiment, `cmr.comparison` compares them.
 """
 import functools
 from dataclasses import asdict, dataclass, replace
@@ -58,7 +58,7 @@ PRESETS = {preset: dict(**grid, projected=PROJECTED[preset]) for preset, grid in
 def main(argv=None):
     c = parse(Config, PRESETS, argv, __doc__.splitlines()[0])
     out = writable_folder(c.out, c.data)
-    evaluation = Evaluation(c)                                    # what is missing is found before the long work
+    evaluation = Evaluation(c)                                    # checks everything before the long work
     results = over_volumes(evaluation, Evaluation, c, c.processes)
     rows, examples = [], {str(domain): [] for domain in evaluation.domains}
     for (domain, _), (measured, example) in zip(evaluation.jobs, results):
@@ -75,10 +75,7 @@ def main(argv=None):
 
 
 def named_left_out(c, unlabelled):
-    """[(what, why)] of what took no part; with pseudonyms its number alone, as the reasons name files.
-
-    unlabelled : the same of volumes whose mask lacks structures.
-    """
+    """[(what, why)] of all that took no part; with pseudonyms only how many, because the reasons name files."""
     found = [*left_out(c.data, c.use_unlabeled_masks), *unlabelled]
     if found and c.pseudonyms:
         return [(f"{len(found)} volumes or studies", "`make check` names them")]
@@ -86,7 +83,7 @@ def named_left_out(c, unlabelled):
 
 
 def remove_other_predictions(folder, rows):
-    """Delete the predictions of an earlier evaluation that this one has not written: of other rows, or other names."""
+    """Delete predictions that an earlier evaluation wrote and this one did not, for other rows or other names."""
     names = [(row["network"], f"{row['trained_on']}-{row['test_input']}", row["subject"], row["phase"]) for row in rows]
     written = {folder / network / key / f"{subject}_{phase}.nii.gz" for network, key, subject, phase in names}
     for path in set(folder.rglob("*.nii.gz")) - written:
@@ -94,10 +91,7 @@ def remove_other_predictions(folder, rows):
 
 
 def not_measured(rows, cases):
-    """[(case, why)] of the tested volumes that do not label what others of their domain do: it is left out there.
-
-    rows : of metrics.csv.  cases : (domain, case) of what was tested.
-    """
+    """[(case, why)] of `cases` (domain, case) that do not label a structure which others of their domain label."""
     of_domain, of_case = {}, {}
     for row in rows:
         of_domain.setdefault(row["domain"], []).append(row)
@@ -112,7 +106,7 @@ def not_measured(rows, cases):
 
 
 class Evaluation:
-    """Everything that is compared, and one test volume at a time through all of it."""
+    """Everything that is compared; `volume` takes one test volume through all of it."""
 
     def __init__(self, c):
         self.c, self.device, self.out, run = c, pick_device(c.device), Path(c.out), Path(c.run)
@@ -129,14 +123,14 @@ class Evaluation:
         records = studies_of(c)
         self.names = pseudonyms(records) if c.pseudonyms else {}
         self.boundable = self._boundable()
-        self.left_out = []                                        # (case, why) of what is not trained on or measured
+        self.left_out = []                                        # [(case, why)] of what is not trained on or measured
         require_apart(records, self.source, self.domains[1:])
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.translated_of = self._translations(run / "da", grid)
         of_each = [set(segmenter.structures) for segmenter in self.segmenters.values()]
         self.trained = [name for name in STRUCTURES if name in set.intersection(*of_each)]
-        self.jobs, self.shared = [], set(self.trained)            # (domain, working volume); what all domains label
+        self.jobs, self.shared = [], set(self.trained)            # [(domain, working volume)]; what all domains label
         for domain in self.domains:
             tested = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
             workings = self._labelled(domain, tested)
@@ -149,7 +143,7 @@ class Evaluation:
             require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
 
     def _boundable(self):
-        """Targets that would have labelled studies to train an upper bound on, were one asked for."""
+        """Names of the targets that have labelled studies to train an upper bound on, whether or not there is one."""
         studies = [r for r in studies_of(replace(self.c, upper_bound=True)) if r.split == "Training" and r.label_path]
         return [str(domain) for domain in self.domains[1:] if any(r in domain for r in studies)]
 
@@ -160,8 +154,8 @@ class Evaluation:
         for name in ("dg", "da"):
             require_made_by(folder / name, {row["sd_dm"] for row in read_manifest(folder / name, ("sd_dm",))},
                             self.model.hash)
-        own_domain = {domain.file_name: domain for domain in self.domains}           # of an upper bound
-        training = {}                                             # source -> volumes, read once for all networks
+        own_domain = {domain.file_name: domain for domain in self.domains}           # of upper bounds
+        training = {}                                             # {domain: volumes}, read once for all networks
         for (network, trained_on), segmenter in self.segmenters.items():
             path = folder / f"segmenter-{network}-{trained_on}" / "final.pt"
             own = own_domain.get(trained_on, self.source)
@@ -175,7 +169,7 @@ class Evaluation:
                 require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):
-        """{(case, strength): images} of the set of cmr.synthesize; its records' metadata are rows of the manifest."""
+        """{(case, strength): images} of the synthetic set in `folder`; also keeps its manifest's rows."""
         images, self.manifest = {}, []
         for sample in prepare(find_set(folder), grid, self.c.work):
             row = sample.record.metadata
@@ -185,10 +179,7 @@ class Evaluation:
         return images
 
     def _labelled(self, domain, workings):
-        """Those of a domain's test volumes that are labelled; names the others.
-
-        Raises DataError where nothing can be measured.
-        """
+        """The labelled ones of a domain's test volumes; raises DataError if nothing can be measured or compared."""
         self.left_out += [(w.record.case, "its mask is all zero") for w in workings if w.label is None]
         there = set(labelled(workings))
         if not there & set(self.trained):
@@ -201,7 +192,7 @@ class Evaluation:
         return with_labels(workings)
 
     def _require_translations(self, workings):
-        """Raise DataError if a test volume was not translated as one of the rows asks."""
+        """Raise DataError if a test volume lacks a translation that one of the rows needs."""
         wanted = set(self.strengths.values()) - {NONE}
         for w in workings:
             if any((w.record.case, strength) not in self.translated_of for strength in wanted):
@@ -209,21 +200,18 @@ class Evaluation:
                 raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --use da again")
 
     def made_of(self):
-        """Provenance of the results."""
+        """Provenance of the results: hashes of the models and of their data."""
         parts = {"SD-DM": (self.model.hash, self.model.data_hash)}
         for (network, trained_on), segmenter in self.segmenters.items():
             parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def members(self, test_input):
-        """The images that a row is given, as keys of `images`; their softmax is averaged."""
+        """The keys in `images` of a row's test input; the softmax is averaged over them."""
         return tuple(self.strengths.get(name, name) for name in test_input.split("+"))
 
     def images(self, working):
-        """{name or Strength: list of working images (D, H, W)}: all that a member of a test input can be.
-
-        FDA takes its low frequencies from a source training volume, drawn by the name of the case.
-        """
+        """{name or Strength: [image (D, H, W)]}, all members of test inputs; the case name draws FDA's style image."""
         image, case = np.asarray(working.image), working.record.case
         drawn = rng("style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
@@ -248,7 +236,7 @@ class Evaluation:
                   "pathology": record.pathology,
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
 
-        @functools.cache                                          # two rows that see the same are computed once
+        @functools.cache                                          # rows with the same input share its result
         def logits(network, trained_on, member):
             segmenter = self.segmenters[network, trained_on]
             return [segmenter.logits(image, working.spacing_mm) for image in images[member]]
@@ -270,10 +258,7 @@ class Evaluation:
 
 
 def labelled_and_measured(samples, working, truth, nifti, structures):
-    """(labels on the working grid, labels on the original grid, {structure: metrics}) of one test input.
-
-    samples : logits (4, D, H, W) of each of its images; their softmax is averaged.
-    """
+    """(labels on the working grid, on the original grid, {structure: metrics}) from a list of logits (4, D, H, W)."""
     labels = labels_on_original(samples, working.geometry)
     on_working = labels_of(np.mean([softmax(sample) for sample in samples], 0))
     to_dhw = lambda array: array.transpose(2, 1, 0)

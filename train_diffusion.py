@@ -59,8 +59,8 @@ class Config(DataConfig):
 FULL_SIZE = dict(**FULL_GRID, attention_at="16", head=64, groups=32, patch=1, batch=32, warmup=1000, bfloat16=True,
                  log_every=200, save_minutes=10)
 # `paper` has the settings of the first author's working scripts where they are known: schedule, width, blocks,
-# attention, steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels; that the network
-# predicts v and does not learn its variance, and how the loss is weighted, are ours.
+# attention, steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels.  Ours are the
+# prediction of v, the fixed variance and the weights of the loss.
 PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
@@ -123,7 +123,7 @@ def main(argv=None):
     if not ranks.is_first():
         return
 
-    # A last sheet; then the weights, and what the sampler must know of the source.
+    # Draw a last sheet, then save the weights with the source's statistics, which the sampler needs.
     draw(out, c.steps, sample(c, schedule, run.averaged(), device))
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
@@ -131,16 +131,16 @@ def main(argv=None):
 
 
 def learning_rate(c, step):
-    """Of step 0 .. steps - 1: a linear warm-up to c.lr, then half a cosine down to 0 or no change."""
+    """Learning rate of a step (from 0): a linear warm-up to c.lr, times half a cosine down to 0 or a constant 1."""
     share_left = 0.5 * (1 + math.cos(math.pi * step / c.steps)) if c.decay == "cosine" else 1.0
     return c.lr * min(1.0, (step + 1) / c.warmup) * share_left
 
 
 def require_consistent(c):
-    """Raise UsageError for settings that do not make a denoiser together, or no sheet of samples."""
+    """Raise UsageError for settings that together make no denoiser or no sheet of samples."""
     try:
         denoiser = build_denoiser(asdict(c))
-    except ValueError as error:                                   # sizes that do not halve, groups that do not divide
+    except ValueError as error:                                   # e.g. a size that cannot be halved
         raise UsageError(f"--size, --patch, --base, --multipliers, --groups, --attention-at: {error}") from error
     channels = denoiser.middle[0].conv_in.in_channels
     if channels % c.head:
@@ -150,7 +150,7 @@ def require_consistent(c):
 
 
 def sample(c, schedule, weights, device):
-    """Unconditional samples (n, H, W) of the averaged weights, always from the same noise."""
+    """Draw unconditional samples (n, H, W) with the given (averaged) weights, always from the same noise."""
     averaged = build_denoiser(asdict(c)).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(weights)
     with half_precision(device, c.bfloat16):
@@ -158,7 +158,7 @@ def sample(c, schedule, weights, device):
 
 
 def draw(out, step, samples):
-    """Write a sheet of samples, eight a row."""
+    """Write a sheet of samples, eight in a row."""
     panels = [with_contours(image, zoom=2) for image in samples]
     save_png(out / f"samples_{step:06d}.png", sheet([panels[i:i + 8] for i in range(0, len(panels), 8)]))
 

@@ -2,7 +2,7 @@
 
     labelled volumes -> the network's recipe: batches, loss, learning rate -> weights -> final.pt, and a first Dice
 
-What differs between the networks is in their own files (`cmr.segmenter`); this script is the same for all.
+This script is the same for all networks; `cmr.segmenter` lists the files in which they differ.
 """
 from dataclasses import asdict, dataclass, replace
 
@@ -71,7 +71,7 @@ def main(argv=None):
     print(f"{domain}, {c.train_on}: {len(volumes)} volumes, {n_slices} slices, {', '.join(structures)} on {device}",
           flush=True)
 
-    # What the network makes of them: its plan, batches, optimiser and loss.
+    # The network's recipe for these volumes: plan, batches, optimiser and loss.
     classes = network_classes(structures)
     in_classes = lambda workings: [replace(w, label=classes[w.label]) for w in workings]
     data = TrainingData(in_classes(volumes), in_classes(validation), real, n_classes=1 + len(structures))
@@ -89,16 +89,13 @@ def main(argv=None):
     run.finish(structures=list(structures), subjects=sorted({w.record.subject for w in volumes}),
                made_by=made_by(pairs), slices_mm=list(slices_mm(real)), plan=recipe.plan, **run.state)
 
-    # One number for the eye, on the domain's validation subjects; nothing is chosen by it.
+    # Print the Dice of the domain's validation subjects; it is for information only, nothing is chosen by it.
     score = mean_dice_on(validation, Segmenter.load(run.final, device))
     print(f"{domain} validation: mean Dice {score:.3f} over {len(validation)} volumes (working grid)")
 
 
 def train(c, recipe, run, structures, device):
-    """Every step of the run, from where it stands: a batch, the network, the loss of the whole batch, an update.
-
-    Of several ranks each computes its share of the samples.
-    """
+    """Make every step of the run: a batch, the network, the whole batch's loss, an update; ranks share the samples."""
     net, samples = ranks.together(recipe.net), ranks.share(recipe.batch_size)
     batches = ahead(lambda step: recipe.batch(step, samples), range(run.step, c.steps), c.workers)
     for step in run.steps(c.steps):
@@ -125,7 +122,7 @@ def require_consistent(c):
 
 
 def fully_labelled_of(records, c):
-    """Working volumes of the records that label every structure; names the others."""
+    """Working volumes of the records that label every structure; prints which others are left out."""
     kept, left_out = fully_labelled(prepare(records, Grid(c.spacing_mm, c.size), c.work))
     for case, why in left_out:
         print(f"note: {case} left out: {why}", flush=True)
@@ -133,13 +130,13 @@ def fully_labelled_of(records, c):
 
 
 def shuffled(workings, g):
-    """The volumes with the masks of others, drawn by g, slice by slice at the same relative height."""
+    """Give the volumes each other's masks in an order drawn by g; slices are matched by relative height."""
     masks = [workings[other].label for other in g.permutation(len(workings))]
     return [replace(w, label=at_same_height(mask, len(w.image))) for w, mask in zip(workings, masks)]
 
 
 def end_of_epoch(run, structures, pseudo_dice):
-    """Append one epoch's pseudo-Dice and its moving average, 0.9 of the last and 0.1 of this, to validation.csv."""
+    """Append an epoch's pseudo-Dice and its moving average (0.9 of the last + 0.1 of this) to validation.csv."""
     epochs = run.state.setdefault("epochs", [])
     mean = float(np.nanmean(pseudo_dice))
     average = 0.9 * epochs[-1]["ema"] + 0.1 * mean if epochs else mean
@@ -149,7 +146,7 @@ def end_of_epoch(run, structures, pseudo_dice):
 
 
 def mean_dice_on(workings, segmenter):
-    """Mean over volumes of the Dice of what they label and the segmenter was trained on, on the working grid."""
+    """Mean Dice over volumes on the working grid, of the structures that the segmenter was trained on."""
     trained_on = [VALUES[name] for name in segmenter.structures]
     masks = [np.where(np.isin(w.label, trained_on), w.label, 0) for w in workings]
     return np.nanmean([mean_dice(segmenter.labels(w.image, w.spacing_mm), mask) for w, mask in zip(workings, masks)])

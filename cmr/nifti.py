@@ -1,9 +1,9 @@
-"""NIfTI files: read whole and checked, an image with its mask, results written beside them.
+"""Read and check NIfTI files, read an image together with its mask, and write results on an image's own grid.
 
-Which way up a volume lies, and its working grid, are `cmr.grid`'s business.
+`cmr.grid` turns what is read here to the canonical orientation and resamples it to the working grid.
 
-Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`,
-`write_changed`, `without_words`, `SWAPPED`, `STORED_LIMITS`, `as_integers`, `from_integers`.
+Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`, `write_changed`,
+`without_words`, `SWAPPED`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip
@@ -21,26 +21,26 @@ from cmr.folders import decoded
 from cmr.records import frame_number, looks_swapped
 
 SWAPPED = "LV and RV look swapped (the myocardium encloses what is labelled RV)"
-STORED_LIMITS = 0, 2000                          # as which -1 and 1 of a synthetic image are stored
+STORED_LIMITS = 0, 2000                          # the integers that -1 and 1 of a synthetic image are stored as
 
 
 class BlankImage(DataError):
-    """An image without contrast: a study cannot be used with it, a cine without one of its frames can."""
+    """The image has no contrast.  An ED or ES image is then unusable; any other frame of a cine is left out."""
 
 
 @dataclass(frozen=True)
 class Nifti:
-    """A file as read: array (X, Y, Z[, T]) float32, affine (4, 4), spacing (x, y, z) mm from the header's zooms."""
+    """A file as read: array (X, Y, Z[, T]) float32, affine (4, 4), spacing_mm (x, y, z) from the header's pixdim."""
     path: str
     array: np.ndarray
     affine: np.ndarray
     spacing_mm: tuple
     notes: tuple
-    header: object = None                        # the file's own, for writing results beside it
-    non_finite: int = 0                          # voxels that were NaN or infinite and are 0 now
+    header: object = None                        # the file's own header, for writing results on its grid
+    non_finite: int = 0                          # number of voxels that were NaN or infinite and are 0 now
 
     def frame(self, number):
-        """The voxels (X, Y, Z) of one frame of a cine, or all of a 3D file; raises DataError if it is not named."""
+        """Voxels (X, Y, Z) of a 3D file, or of a cine's frame `number`; raises DataError for a cine if it is None."""
         if self.array.ndim == 3:
             return self.array
         if number is None:
@@ -49,9 +49,9 @@ class Nifti:
         return self.array[..., number]
 
 
-@functools.lru_cache(maxsize=4)                  # a 4D cine is asked for once per frame
+@functools.lru_cache(maxsize=4)                  # every frame of a cine asks for the same 4D file
 def read_nifti(path):
-    """Read a short-axis stack (X, Y, Z) or cine (X, Y, Z, T); raises DataError for anything that cannot be trusted."""
+    """Read a short-axis stack (X, Y, Z) or cine (X, Y, Z, T); raises DataError if shape or spacing is implausible."""
     nifti = read_stored(path)
     array, notes = nifti.array, list(nifti.notes)
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -70,10 +70,7 @@ def read_nifti(path):
 
 
 def read_stored(path):
-    """Read a NIfTI file whole, with its checksum, in the axes it has; raises DataError for what is no grey image.
-
-    NaN and infinite voxels become 0 and are counted; the notes name them with the file.
-    """
+    """Read a NIfTI file with all its axes; non-finite voxels become 0.  Raises DataError if it is no grey image."""
     path = str(path)
     image, header, data = decoded(path)
     array, notes = _voxels(path, image, len(data)), ()
@@ -81,18 +78,18 @@ def read_stored(path):
     n_broken = int(broken.sum())
     if n_broken:
         array, notes = np.where(broken, 0, array), (f"{n_broken} non-finite voxels set to 0 in {path}",)
-    with np.errstate(all="ignore"):                               # NaN and what overflows fail the second condition
+    with np.errstate(all="ignore"):                               # NaN and overflow fail the second condition
         flat = abs(np.linalg.det(image.affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(image.affine[:3, :3], axis=0))
     if flat or not (np.abs(image.affine) < 1e6).all():
         raise DataError(f"{path}: its affine {image.affine[:3].tolist()} cannot be inverted; correct the header")
     array.setflags(write=False)
-    # As it stands in the file: nibabel makes a size of 0 one of 1.
+    # Taken from the raw header, because nibabel replaces a voxel size of 0 by 1.
     spacing_mm = tuple(abs(float(s)) for s in header["pixdim"][1:4][:array.ndim])
     return Nifti(path, array, image.affine, spacing_mm, notes, image.header, n_broken)
 
 
 def _voxels(path, image, n_bytes):
-    """The voxels as float32; raises DataError if their type, shape or number cannot be meant."""
+    """The voxels as float32; raises DataError for an unsuitable data type, no voxels, or a file that is too short."""
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
@@ -101,12 +98,12 @@ def _voxels(path, image, n_bytes):
     expected = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * kind.itemsize
     if n_bytes < expected:
         raise DataError(f"{path}: {n_bytes} bytes, expected {expected} from the header; copy or download it again")
-    with np.errstate(all="ignore"):                               # what overflows becomes infinite, which is counted
+    with np.errstate(all="ignore"):                               # an overflow becomes infinite, which is counted
         return np.asarray(image.dataobj, np.float32)
 
 
 def _require_short_axis(nifti):
-    """Raise DataError for a voxel size, or a shape with it, that cannot be a short-axis stack's in mm."""
+    """Raise DataError unless voxel size (mm) and shape are plausible for a short-axis stack."""
     spacing_mm, shape = nifti.spacing_mm, nifti.array.shape[:3]
     if not all(0.4 <= s <= 4 for s in spacing_mm[:2]) or not 2 <= spacing_mm[2] <= 25:
         raise DataError(f"{nifti.path}: voxel size {spacing_mm} ({nifti.header.get_xyzt_units()[0]}), expected 0.4-4 "
@@ -118,11 +115,11 @@ def _require_short_axis(nifti):
 
 
 def read_volume(record):
-    """The voxels of one record: image (X, Y, Z) float32, label (X, Y, Z) uint8 in our numbering or None, Nifti, notes.
+    """Read a `cmr.records.Record`: (image (X, Y, Z) float32, label (X, Y, Z) uint8 or None, the image's Nifti, notes).
 
-    record : cmr.records.Record.  Raises DataError if image and label do not fit, or for a label outside the dataset's
-    table.  A label volume without any structure becomes None with a note: files of zeros are how some copies say
-    "unlabelled".
+    The label has the project's values.  A label volume of zeros becomes None with a note, as some copies of the
+    datasets store "unlabelled" so.  Raises DataError if image and label do not fit, or for a label value that is not in
+    the table.
     """
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
@@ -154,7 +151,7 @@ def read_volume(record):
 
 
 def _require_contrast(image, record):
-    """Raise BlankImage if fewer than one voxel in a hundred differs from the usual one: no heart is so small."""
+    """Raise BlankImage if less than 1 % of the voxels differ from the median: every heart is larger than that."""
     usual = float(np.median(image))
     differing = int((image != usual).sum())
     if differing < 0.01 * image.size:
@@ -164,10 +161,10 @@ def _require_contrast(image, record):
 
 
 def _without_padding(image):
-    """(an image whose padding is as dark as the darkest tissue, notes that name the padding's value).
+    """Raise an image's padding to the value of its darkest tissue: (image, notes that name the value of the padding).
 
-    Padding is what lies farther below the 5th percentile of all above it than a quarter of their range.  It is no
-    measurement, and intensities scaled by it would leave the tissues with next to no contrast.
+    A value is padding if it lies below p5 - (p99.5 - p5) / 4, with the percentiles of all brighter voxels.  Padding
+    measures nothing, and intensities scaled by it would leave the tissues almost without contrast.
     """
     notes = []
     while image.min() < image.max():
@@ -183,9 +180,9 @@ def _without_padding(image):
 
 
 def _labelled_elsewhere(mask, record):
-    """In words, which frame of a 4D mask is labelled although the record's table does not name it; "" if none is.
+    """Say which frame of a 4D mask is labelled although the record's table does not name it; "" if there is none.
 
-    A mask with more labelled frames than ED and ES is one of a whole cine, of which the table names two.
+    A mask with more than two labelled frames covers a whole cine; it is right if the record's frame is among them.
     """
     if mask.array.ndim < 4:
         return ""
@@ -201,10 +198,7 @@ def _labelled_elsewhere(mask, record):
 
 
 def _fitting_mask(mask, nifti, frame):
-    """(label (X, Y, Z) of the frame on the image's grid, notes); raises DataError if it lies on another.
-
-    No voxel is interpolated: axes are put in the image's order and direction, after which the grids must coincide.
-    """
+    """The label (X, Y, Z) turned to the image's axes, and notes; raises DataError if the grids still differ."""
     if mask.array.shape[3:] != nifti.array.shape[3:]:
         raise DataError(f"{mask.path}: shape {mask.array.shape}, but its image {nifti.path} has {nifti.array.shape}; "
                         "export a volume of label numbers for each frame, not a channel for each label")
@@ -221,7 +215,7 @@ def _fitting_mask(mask, nifti, frame):
 
 
 def _why_elsewhere(shape, affine, spacing_mm, nifti):
-    """In words, why a grid is not the image's, to a twentieth of a voxel; "" if it is."""
+    """Say how a grid differs from the image's, by more than 1e-3 mm of spacing or 0.05 voxel; "" if it does not."""
     expected = nifti.array.shape[:3]
     if shape != expected:
         return f"shape {shape}, but its image {nifti.path} has {expected}"
@@ -235,7 +229,7 @@ def _why_elsewhere(shape, affine, spacing_mm, nifti):
 
 
 def _our_numbering(label, label_map, path):
-    """Label values on disk to ours, uint8; raises DataError for a value that the table does not have."""
+    """Map label values on disk to the project's (uint8); raises DataError for a value outside the table."""
     rounded = np.rint(label)
     off = np.abs(label - rounded)
     if off.max() > 2e-3:
@@ -250,7 +244,7 @@ def _our_numbering(label, label_map, path):
 
 
 def write_nifti(path, array, affine, spacing_mm, description=""):
-    """Write (X, Y, Z[, T]) atomically as .nii.gz; equal input gives equal bytes (no time stamp), zooms are exact."""
+    """Write (X, Y, Z[, T]) atomically as .nii.gz; equal input gives equal bytes, because no time stamp is stored."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_zooms(tuple(spacing_mm) + (1.0,) * (array.ndim - 3))
     image.header.set_xyzt_units("mm", "sec")
@@ -262,7 +256,7 @@ def write_nifti(path, array, affine, spacing_mm, description=""):
 
 
 def write_like(path, array, nifti):
-    """Write a result (X, Y, Z) on the grid of `nifti` atomically, with its own header: codes, units, description."""
+    """Write a result (X, Y, Z) atomically with the affine and header (codes, units, description) of `nifti`."""
     image = nib.Nifti1Image(array, nifti.affine, nifti.header)
     image.set_data_dtype(array.dtype)
     with atomic(path) as temporary:
@@ -270,7 +264,7 @@ def write_like(path, array, nifti):
 
 
 def without_words(nifti):
-    """The same file without what its header says in words, where names of patients may stand."""
+    """A copy of the Nifti whose header holds no free text, in which names of patients may stand."""
     header = nifti.header.copy()
     for name in {"descrip", "aux_file", "intent_name", "db_name", "data_type"} & set(header.keys()):
         header[name] = b""
@@ -279,10 +273,10 @@ def without_words(nifti):
 
 
 def write_changed(path, values, changed, original):
-    """Write the file `original` again atomically with other voxels; header, data type and all else to the byte.
+    """Write the file `original` again atomically with other voxels; everything else in it stays byte for byte.
 
-    values : grey values, of the shape in the file.  changed : boolean, which voxels they are written to.  They are
-    rounded and clipped to what the file's data type and scaling can hold.
+    values : grey values in the file's shape.  changed : boolean mask of the voxels to write, which are rounded and
+    clipped to what the file's data type and scaling can hold.
     """
     image, _, data = decoded(str(original))
     proxy = image.dataobj
@@ -299,12 +293,12 @@ def write_changed(path, values, changed, original):
 
 
 def as_integers(image):
-    """An image in [-1, 1] as it is stored, int16 between STORED_LIMITS."""
+    """Convert an image in [-1, 1] to int16 between STORED_LIMITS, as synthetic images are stored."""
     low, high = STORED_LIMITS
     return np.rint((image + 1) / 2 * (high - low) + low).astype(np.int16)
 
 
 def from_integers(stored):
-    """A stored image as it was, float32 in [-1, 1]."""
+    """The inverse of `as_integers`: float32 in [-1, 1]."""
     low, high = STORED_LIMITS
     return ((stored - np.float32(low)) / np.float32(high - low) * 2 - 1).astype(np.float32)

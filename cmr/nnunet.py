@@ -1,7 +1,7 @@
-"""nnU-Net (Isensee et al. 2021, v2), 2D and 3D: the network, how it is trained, and its presets.
+"""nnU-Net (Isensee et al. 2021, version 2) in 2D and 3D: the network, its training recipe and its presets.
 
-The network is PlainConvUNet.  The kernel and stride of every stage come from the plan (`cmr.nnunet_plan`), so that
-thick slices are not mixed before the in-plane resolution is as coarse as they are.
+The network is PlainConvUNet.  The plan (`cmr.nnunet_plan`) sets the kernel and stride of every stage, so that thick
+slices are not mixed before the in-plane resolution is as coarse as they are.
 
 Public: `NNUNET_2D`, `NNUNET_3D`, `NnUNet`, `recipe`, `plan_for`.
 """
@@ -25,10 +25,10 @@ from cmr.workers import half_precision
 
 
 class NnUNet(nn.Module):
-    """(N, 1, *space) z-scored patches -> logits (N, n_classes, *space), or in train mode a list of them.
+    """Maps z-scored patches (N, 1, *space) to logits (N, n_classes, *space), or in train mode to a list of logits.
 
     features : channels of each stage, finest first.
-    kernels, strides : of each stage, one entry per axis (two axes make a 2D network, three a 3D one); strides[0] is 1.
+    kernels, strides : one tuple per stage with an entry per axis (two axes for 2D, three for 3D); strides[0] is all 1.
     In train mode the list holds the logits of every decoder stage, finest first (deep supervision).  Nothing else
     differs between the modes: there is no dropout and no batch statistic.
     """
@@ -58,7 +58,7 @@ class NnUNet(nn.Module):
 
 
 class _UpStage(nn.Module):
-    """One step up: enlarge, put the encoder's features behind, two blocks; `head` makes logits of the result."""
+    """One decoder stage: upsample, append the encoder's features, two blocks; `head` turns the result into logits."""
 
     def __init__(self, dims, c_in, c_out, kernel, stride, n_classes):
         super().__init__()
@@ -66,7 +66,7 @@ class _UpStage(nn.Module):
         self.blocks = nn.Sequential(_block(dims, 2 * c_out, c_out, kernel, 1), _block(dims, c_out, c_out, kernel, 1))
         self.head = _layer("Conv", dims)(c_out, n_classes, 1)
 
-    def forward(self, x, skip):                                   # the enlarged first: nnU-Net's weights fit
+    def forward(self, x, skip):                                   # in nnU-Net's order, so that its weights fit
         return self.blocks(torch.cat([self.enlarge(x), skip], 1))
 
 
@@ -80,22 +80,22 @@ def _block(dims, c_in, c_out, kernel, stride):
 
 
 def _he_normal(module):
-    """He et al. 2015.  Of a transposed convolution torch counts the outputs as fan_in, and so does nnU-Net."""
+    """Initialise as He et al. 2015; as in nnU-Net, torch's fan_in counts a transposed convolution's outputs."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         nn.init.zeros_(module.bias)
 
 
 def build(settings, n_classes, plan):
-    """The untrained network of a plan, which has been made from the settings."""
+    """Build the untrained network of a plan (a dictionary), which already contains what is needed of the settings."""
     plan = Plan.from_dict(plan)
     return NnUNet(n_classes, plan.features, plan.kernels, plan.strides)
 
 
 def recipe(c, data, device, dims):
-    """Plan, preprocess, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice per epoch.
+    """The training `Recipe`: plan, preprocessing, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice.
 
-    Raises UsageError for a part of an epoch, and for volumes that are too small for a plan.
+    data : TrainingData.  dims : 2 or 3.  Raises UsageError if the steps are not whole epochs or the volumes too small.
     """
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
@@ -105,7 +105,7 @@ def recipe(c, data, device, dims):
                        for volumes in (data.volumes, data.validation))
     augmentation = Augmentation(plan.patch, plan.masked_norm)
     net = initialised(lambda: build(vars(c), data.n_classes, asdict(plan)), c.seed).to(device)
-    net.decoder[0].head.requires_grad_(len(net.decoder) == 1)     # the loss does not see the coarsest of several
+    net.decoder[0].head.requires_grad_(len(net.decoder) == 1)     # with several heads the loss leaves out the coarsest
 
     def batch(step, samples):
         g = rng(c.seed, "patches", step)
@@ -126,7 +126,7 @@ def recipe(c, data, device, dims):
         with half_precision(device, c.bfloat16):
             return pseudo_dice(net, batches, data.n_classes, device)
 
-    if c.optimizer == "adamw":                                    # gets as far as SGD in half as many thousand steps
+    if c.optimizer == "adamw":                                    # in a short run as good as SGD after half the steps
         optimizer = torch.optim.AdamW(net.parameters(), lr=c.lr, weight_decay=1e-2, fused=True)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=c.lr, momentum=0.99, nesterov=True, weight_decay=3e-5)
@@ -135,7 +135,7 @@ def recipe(c, data, device, dims):
 
 
 def plan_for(dims, workings, n_classes, first_features, memory_gb):
-    """The plan that follows from working volumes: their spacings and their shapes after the non-zero crop."""
+    """Make the Plan for these working volumes, from their spacings and their shapes after the non-zero crop."""
     boxes = [nonzero_box(from_zero(w.image))[0] for w in workings]
     shapes = [tuple(side.stop - side.start for side in box) for box in boxes]
     kept = float(np.median([math.prod(shape) / w.image.size for shape, w in zip(shapes, workings)]))
@@ -145,7 +145,7 @@ def plan_for(dims, workings, n_classes, first_features, memory_gb):
 
 @torch.no_grad()
 def pseudo_dice(net, batches, n_classes, device):
-    """Dice per foreground class, pooled over the voxels of all (images, labels); NaN where a class occurs nowhere."""
+    """Dice of each foreground class, pooled over all voxels of the (images, labels); NaN for an absent class."""
     hits, sizes = torch.zeros(n_classes), torch.zeros(n_classes)
     net.eval()
     for images, labels in batches:
@@ -159,7 +159,7 @@ def pseudo_dice(net, batches, n_classes, device):
 
 
 def logits(net, image, spacing_mm, plan, mirror):
-    """Logits (n_classes, D, H, W) of a working volume (D, H, W), averaged over its mirrored copies if `mirror`."""
+    """Logits (n_classes, D, H, W) of a working volume (D, H, W); `mirror` averages them over its mirrored copies."""
     plan = Plan.from_dict(plan)
     case = preprocess(from_zero(image), spacing_mm, plan)
     axes = range(-plan.dims, 0)
@@ -169,7 +169,7 @@ def logits(net, image, spacing_mm, plan, mirror):
 
 
 def _presets(short_steps, short_lr):
-    """A short training is narrow and planned for little memory, so that its patches and batches are small."""
+    """The presets; a short training has few channels and a plan for little memory, hence small patches and batches."""
     full_size = dict(**FULL_GRID, bfloat16=True, workers=6, log_every=250, save_minutes=10)
     short = dict(features=8, steps=short_steps, epoch_steps=120, validation_batches=4, optimizer="adamw", lr=short_lr,
                  log_every=100)
@@ -178,7 +178,7 @@ def _presets(short_steps, short_lr):
                      save_minutes=0.1),
         "demo": dict(**short, memory_gb=0.08),
         "small": dict(**short, **FULL_GRID, memory_gb=0.25),
-        "lab": dict(**full_size, steps=25_000),                   # 100 of the original's 1000 epochs
+        "lab": dict(**full_size, steps=25_000),                   # 100 epochs; nnU-Net trains 1000
         "paper": full_size}
 
 

@@ -1,9 +1,9 @@
-"""nnU-Net's experiment planning (Isensee et al. 2021, v2): from the training volumes' spacings and shapes to a `Plan`.
+"""nnU-Net's experiment planning (Isensee et al. 2021, version 2): from the volumes' spacings and shapes to a `Plan`.
 
     spacings and shapes -> target spacing -> median shape -> patch -> pooling and kernels -> fit to the memory -> batch
 
-Spacings are in mm and sizes in voxels, (z, y, x), or (y, x) for a 2D network; `round` is half-to-even throughout.
-`cmr.nnunet_preprocess` carries the plan out.
+Spacings are in mm, sizes in voxels, in the order (z, y, x), or (y, x) for a 2D network; `round` is half-to-even.
+`cmr.nnunet_preprocess` applies the plan.
 
 Public: `Plan`, `make_plan`, `target_spacing`, `resampled_shape`, `topology`, `widths`, `fit_to_memory`.
 """
@@ -14,9 +14,9 @@ import numpy as np
 
 from cmr.errors import UsageError
 
-ANISOTROPY = 3                                    # an axis more than this much coarser than the others is treated apart
-MINIMUM_EDGE = 4                                  # of a feature map, voxels
-# A reference plan's memory estimate at its batch size on REFERENCE_GB; edge of the largest patch; the most channels.
+ANISOTROPY = 3                                    # an axis that is coarser by more than this factor is treated apart
+MINIMUM_EDGE = 4                                  # least edge of a feature map, in voxels
+# {dims: value}: a reference plan's memory estimate, and its batch size on REFERENCE_GB; largest edge; most channels.
 REFERENCE_ESTIMATE, REFERENCE_BATCH, REFERENCE_GB = {2: 85e6, 3: 560e6}, {2: 12, 3: 2}, 8
 LARGEST_PATCH, MOST_FEATURES = {2: 2048, 3: 256}, {2: 512, 3: 320}
 
@@ -24,15 +24,15 @@ LARGEST_PATCH, MOST_FEATURES = {2: 2048, 3: 256}, {2: 512, 3: 320}
 @dataclass(frozen=True)
 class Plan:
     """Everything that follows from the training data: enough to preprocess, train and predict."""
-    order: tuple                                 # which axis of a volume becomes the plan's 0, 1, 2; the coarsest first
-    spacing_mm: tuple                            # of the training grid; a 2D plan keeps each volume's own slices
-    patch: tuple                                 # what the network sees
+    order: tuple                                 # the volume's axes that become the plan's 0, 1, 2; the coarsest first
+    spacing_mm: tuple                            # of the training grid; in 2D only in-plane, slices stay as they are
+    patch: tuple                                 # size of the network's input, in voxels
     batch: int
     features: tuple                              # channels per stage, finest first
     kernels: tuple                               # per stage, one entry per axis
     strides: tuple                               # per stage; the first is 1
-    batch_dice: bool                             # Dice over the batch (2D) or per patch (3D)
-    masked_norm: bool                            # z-score inside the non-zero mask only
+    batch_dice: bool                             # whether Dice is over the batch (2D) or per patch (3D)
+    masked_norm: bool                            # whether to z-score only inside the non-zero mask
 
     @property
     def dims(self):
@@ -40,21 +40,21 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content):
-        """The inverse of dataclasses.asdict after JSON, which knows no tuples."""
+        """The inverse of dataclasses.asdict; JSON, in which it may have been stored, has turned tuples into lists."""
         deep = lambda v: tuple(map(deep, v)) if isinstance(v, (list, tuple)) else v
         return cls(**{k: deep(v) for k, v in content.items()})
 
 
 def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.0, first_features=32,
               memory_gb=REFERENCE_GB):
-    """The plan of a 2D or 3D network.
+    """Make the plan of a 2D or 3D network.
 
     spacings_mm, shapes : (volumes, 3), of the training volumes after the non-zero crop.
-    n_training : how many volumes there are.  n_classes : background included.
-    relative_size : median share of a volume's box that the crop keeps.
-    first_features : 32 in nnU-Net; fewer narrow every stage and change nothing else, patch and batch included.
-    memory_gb : what the patch and the batch are fitted to; 8 in nnU-Net.
-    Raises UsageError where the volumes are too small for a network with a decoder.
+    n_training : number of volumes.  n_classes : with the background.
+    relative_size : median share of a volume's voxels that the crop keeps.
+    first_features : channels of the first stage, 32 in nnU-Net; patch and batch do not depend on it.
+    memory_gb : memory that patch and batch are fitted to, 8 in nnU-Net.
+    Raises UsageError if the volumes are too small for a network with a decoder.
     """
     target = target_spacing(spacings_mm, shapes)
     thick = int(np.argmax(target))
@@ -63,11 +63,11 @@ def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.
     in_order = np.asarray(shapes)[:, order], np.asarray(spacings_mm)[:, order]
     resampled = [resampled_shape(shape, spacing, target) for shape, spacing in zip(*in_order)]
     median = np.median(resampled, 0).tolist()                     # may end in .5
-    n_voxels = math.prod(median) * n_training                     # of the 3D grid, for a 2D plan too
+    n_voxels = math.prod(median) * n_training                     # on the 3D grid, even for a 2D plan
     if dims == 3 and median[0] == 1:
         raise UsageError("the training volumes have one slice each; use nnunet2d")
     target, median = target[-dims:], tuple(median[-dims:])
-    # A box isotropic in mm, no larger than the volumes.
+    # Start with a box that is isotropic in mm and no larger than the median volume.
     edge_mm = LARGEST_PATCH[dims] * math.prod(target) ** (1 / dims)
     start = tuple(min(round(edge_mm / s), m) for s, m in zip(target, median))
     *_, (patch, kernels, strides, estimate) = fit_to_memory(target, start, median, n_classes, memory_gb)
@@ -81,9 +81,9 @@ def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.
 
 
 def target_spacing(spacings_mm, shapes):
-    """Median spacing (z, y, x); the 10th percentile on an axis that is thick and short in the median volume.
+    """Median spacing (z, y, x) in mm, but the 10th percentile on an axis that is thick and short in the median volume.
 
-    So a few volumes of thin slices do not lose them, and most others are not interpolated finely.
+    That keeps the detail of the volumes with thin slices, though the others must be interpolated.
     """
     target, size = np.median(spacings_mm, 0), np.median(shapes, 0)
     thick = int(target.argmax())
@@ -95,16 +95,15 @@ def target_spacing(spacings_mm, shapes):
 
 
 def resampled_shape(shape, spacing_mm, target_mm):
-    """Size of a volume on another spacing; the order of the operations decides the rounding."""
+    """Size of a volume on the spacing `target_mm`; the order of the operations decides how it is rounded."""
     return tuple(round(s / t * n) for n, s, t in zip(shape, spacing_mm, target_mm))
 
 
 def topology(spacing_mm, patch):
     """(kernels, strides, patch) of a U-Net: an axis is halved while it is fine and long enough.
 
-    Axes within a factor 2 of the finest that can still be halved go together.  A kernel is 1 along an axis until the
-    others have become as coarse as it is; the kernel of a stage belongs to the spacing *at* that stage.  The patch
-    grows to a multiple of its strides.
+    "Fine" is a spacing within a factor 2 of the finest axis that can be halved.  A kernel is 1 along an axis until the
+    others are as coarse *at* that stage, then it is 3.  The patch grows to a multiple of its strides.
     """
     dims = len(patch)
     spacing, size, pools, kernel = list(spacing_mm), list(patch), [0] * dims, [1] * dims
@@ -114,7 +113,7 @@ def topology(spacing_mm, patch):
         halved = [a for a in long if spacing[a] / min(spacing[b] for b in long) < 2]
         if not halved or len(halved) == 1 and size[halved[0]] < 3 * MINIMUM_EDGE:
             break
-        kernel = [3 if spacing[a] / min(spacing) < 2 else kernel[a] for a in range(dims)]     # once 3, always 3
+        kernel = [3 if spacing[a] / min(spacing) < 2 else kernel[a] for a in range(dims)]     # once 3, it stays 3
         kernels.append(tuple(kernel))
         strides.append(tuple(2 if a in halved else 1 for a in range(dims)))
         for a in halved:
@@ -124,12 +123,12 @@ def topology(spacing_mm, patch):
 
 
 def widths(dims, n_stages, first_features=32):
-    """Channels per stage: doubled at each, up to the most."""
+    """Channels of each stage: doubled from stage to stage, up to MOST_FEATURES."""
     return tuple(min(MOST_FEATURES[dims], first_features * 2 ** i) for i in range(n_stages))
 
 
 def _memory_estimate(patch, strides, n_classes):
-    """Voxels of the feature maps of one patch in nnU-Net's own widths: 2 a stage down, 3 a stage up, and the head."""
+    """Feature-map values of one patch at nnU-Net's widths: 2 maps per encoder stage, 3 per decoder stage, the head."""
     voxels, size = [], patch
     for stride in strides:
         size = tuple(n // s for n, s in zip(size, stride))
@@ -147,8 +146,8 @@ def fit_to_memory(spacing_mm, patch, median_shape, n_classes, memory_gb=REFERENC
         yield patch, kernels, strides, estimate
         if estimate * 2 / REFERENCE_BATCH[dims] <= REFERENCE_ESTIMATE[dims] * memory_gb / REFERENCE_GB:
             return
-        longest = max(range(dims), key=lambda a: (patch[a] / median_shape[a], a))            # ties: the last axis
+        longest = max(range(dims), key=lambda a: (patch[a] / median_shape[a], a))            # in a tie the last axis
         minus = lambda by: tuple(n - by if a == longest else n for a, n in enumerate(patch))
         multiple = lambda strides: math.prod(s[longest] for s in strides)
-        _, thinner, _ = topology(spacing_mm, minus(multiple(strides)))    # the step down is that of the patch after it
+        _, thinner, _ = topology(spacing_mm, minus(multiple(strides)))    # the step is the smaller patch's stride
         patch = minus(multiple(thinner))

@@ -1,10 +1,10 @@
-"""nnU-Net's preprocessing and its way back, and how patches are drawn from what is preprocessed (Isensee et al. 2021).
+"""nnU-Net's preprocessing, its inverse for predictions, and the drawing of training patches (Isensee et al. 2021).
 
     crop to the non-zero box -> z-score -> resample to the plan's spacing -> patches at random places
     logits -> resampled to the crop -> the whole volume
 
-Arrays are (z, y, x) or already in the plan's axis order; spacings in mm in the same order; images are 0 where nothing
-was imaged.  A 2D plan keeps each volume's own slices.
+Arrays are (z, y, x) or already in the plan's axis order, spacings are in mm in the same order, and images are 0 where
+nothing was imaged.  A 2D plan keeps each volume's own slices.
 
 Public: `OUTSIDE`, `NEVER`, `Case`, `from_zero`, `preprocess`, `back_to_volume`, `nonzero_box`, `zscore`,
 `separate_axis`, `resample`, `resample_labels`, `places_of`, `draw_batch`, `forced_count`, `corner_range`, `corner`,
@@ -19,29 +19,29 @@ from scipy import ndimage
 from cmr.nnunet_plan import ANISOTROPY, resampled_shape
 
 OUTSIDE = -1                                     # label of unlabelled voxels outside the non-zero mask
-NEVER = -1e4                                     # logit of a class that cannot be
-FORCED_SHARE = 0.33                              # of the samples of a batch, which must show foreground
+NEVER = -1e4                                     # logit of a class that is impossible
+FORCED_SHARE = 0.33                              # share of a batch's samples that must show foreground
 
 
 @dataclass(frozen=True)
 class Case:
-    """A volume as the network is trained on it, in the plan's axis order."""
+    """A preprocessed volume as the network is trained on it, in the plan's axis order."""
     image: np.ndarray                            # (Z, Y, X) float32, z-scored
     label: np.ndarray                            # (Z, Y, X) int8, -1 outside the non-zero mask; None without labels
-    places: dict                                 # class -> (n, 3) voxels of it, for the foreground classes in `label`
-    box: tuple                                   # slices of the crop in the volume, plan's order
-    cropped_shape: tuple                         # before resampling
-    spacing_mm: tuple                            # of the volume, plan's order
+    places: dict                                 # {foreground class: (n, 3) coordinates of its voxels}
+    box: tuple                                   # slices that crop the volume
+    cropped_shape: tuple                         # shape after the crop, before resampling
+    spacing_mm: tuple                            # of the volume
     target_mm: tuple                             # of `image`
 
 
 def from_zero(image):
-    """A working volume as nnU-Net expects one: its darkest value, -1, outside the field of view, is nnU-Net's zero."""
+    """Shift a working volume to nnU-Net's convention: its darkest value, -1 (outside the field of view), becomes 0."""
     return np.asarray(image) + 1
 
 
 def preprocess(image, spacing_mm, plan, label=None):
-    """The `Case` of a (z, y, x) image and its label, if there is one: axes reordered, cropped, z-scored, resampled."""
+    """Reorder the axes of a (z, y, x) image and its label, if any, then crop, z-score and resample them to a `Case`."""
     spacing = tuple(float(spacing_mm[a]) for a in plan.order)
     image = np.asarray(image, np.float32).transpose(plan.order)
     box, mask = nonzero_box(image)
@@ -50,7 +50,7 @@ def preprocess(image, spacing_mm, plan, label=None):
         label = np.asarray(label).astype(np.int8).transpose(plan.order)[box]
         label = np.where((label == 0) & ~mask, np.int8(OUTSIDE), label)
         mask = label >= 0
-    target = spacing[:1] * (3 - plan.dims) + plan.spacing_mm      # a 2D plan leaves the slices alone
+    target = spacing[:1] * (3 - plan.dims) + plan.spacing_mm      # a 2D plan keeps the volume's slices
     shape, thick = resampled_shape(image.shape, spacing, target), separate_axis(spacing, target)
     resampled = resample(zscore(image, mask if plan.masked_norm else None), shape, thick, order=3)
     labels = None if label is None else resample_labels(label, shape, thick)
@@ -58,7 +58,7 @@ def preprocess(image, spacing_mm, plan, label=None):
 
 
 def back_to_volume(logits, case, plan, volume_shape):
-    """Logits (C, Z, Y, X) of a case to the volume (C, z, y, x); outside the crop only background (class 0) can be."""
+    """Bring a case's logits (C, Z, Y, X) back to the volume (C, z, y, x); outside the crop all is background."""
     back = resample(logits, case.cropped_shape, separate_axis(case.target_mm, case.spacing_mm), order=1)
     shape = tuple(volume_shape[a] for a in plan.order)
     whole = np.full((len(back), *shape), NEVER, np.float32)
@@ -68,21 +68,21 @@ def back_to_volume(logits, case, plan, volume_shape):
 
 
 def nonzero_box(image):
-    """(slices of the bounding box, mask) of the non-zero voxels, holes filled; the whole volume if it is all zero."""
+    """(slices of the bounding box, mask with holes filled) of the non-zero voxels; the whole volume if it is all 0."""
     mask = ndimage.binary_fill_holes(image != 0)
     box = ndimage.find_objects(mask.astype(np.uint8))
     return (box[0] if box else tuple(slice(0, n) for n in image.shape)), mask
 
 
 def zscore(image, inside=None):
-    """Zero mean and unit (population) standard deviation, float32: over everything, or over and inside a mask only."""
+    """Scale to zero mean and unit (population) SD, float32; with a mask, only the voxels inside count and change."""
     values = image if inside is None else image[inside]
     scaled = ((image - values.mean()) / max(float(values.std()), 1e-8)).astype(np.float32)
     return scaled if inside is None else np.where(inside, scaled, image)
 
 
 def separate_axis(spacing_mm, target_mm):
-    """The one thick axis, across which slices are copied and never interpolated; None to resample in 3D."""
+    """The one thick axis, across which slices are copied, not interpolated; None if the volume is resampled in 3D."""
     for spacing in (spacing_mm, target_mm):
         if max(spacing) / min(spacing) > ANISOTROPY:
             thick = [a for a in range(len(spacing)) if max(spacing) / spacing[a] == 1]
@@ -91,10 +91,10 @@ def separate_axis(spacing_mm, target_mm):
 
 
 def resample(array, shape, thick, order):
-    """(..., Z, Y, X) to (..., *shape) by splines of `order` on a half-pixel grid, clipped to the range of the input.
+    """Resample (..., Z, Y, X) to (..., *shape) by splines of `order` on a half-pixel grid, clipped to the input range.
 
-    Across the `thick` axis the nearest slice is taken, and in-plane every slice is resampled by itself.  No
-    antialiasing: nnU-Net has none, and its networks are trained on what this gives.
+    Across the `thick` axis the nearest slice is taken, and every slice is resampled in-plane by itself.  There is no
+    antialiasing: nnU-Net has none, and its networks are trained on such images.
     """
     if array.shape[-3:] == tuple(shape):
         return array
@@ -118,9 +118,9 @@ def _zoom(array, shape, order):
 
 
 def resample_labels(label, shape, thick):
-    """(Z, Y, X) labels to `shape`: every label's share by itself, linearly, then the largest.
+    """Resample labels (Z, Y, X) to `shape`: interpolate a 0/1 map of each label linearly and take the largest.
 
-    A tie goes to the label of the nearest neighbour if that is among the largest, else to the lowest of them.
+    In a tie the nearest neighbour's label wins if it is among the largest, otherwise the lowest of them.
     """
     if label.shape == tuple(shape):
         return label
@@ -133,7 +133,7 @@ def resample_labels(label, shape, thick):
 
 
 def places_of(label):
-    """{class: (n, 3) voxel coordinates} of the foreground classes in a label (Z, Y, X), or in None."""
+    """{class: (n, 3) voxel coordinates} of the foreground classes in a label (Z, Y, X); {} for None."""
     present = [] if label is None else [int(v) for v in np.unique(label) if v > 0]
     return {v: np.argwhere(label == v).astype(np.int32) for v in present}
 
@@ -141,10 +141,9 @@ def places_of(label):
 def draw_batch(cases, patch, loaded, batch, g, samples=None):
     """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
 
-    patch : what the network sees.  loaded : what is cut, larger where the augmentation rotates it.  Both (y, x) or
-    (z, y, x): a 2D patch is a 3D one of depth 1.
-    Every sample's case is drawn with replacement from numpy Generator `g`; the last samples are forced to show
-    foreground.  samples : range, or None for all; sample j is the same whatever others are asked for.
+    patch, loaded : size that the network sees, and the larger size that is cut; (z, y, x), or (y, x) with a depth of 1.
+    Every sample draws its case with replacement from Generator `g`; the last samples of a batch must show foreground.
+    samples : range of samples to return, or None for all; sample j is the same whichever others are asked for.
     """
     samples = range(batch) if samples is None else samples
     deep = lambda size: (1,) * (3 - len(size)) + tuple(size)
@@ -160,21 +159,21 @@ def draw_batch(cases, patch, loaded, batch, g, samples=None):
 
 
 def forced_count(batch):
-    """How many samples of a batch must show foreground."""
+    """The number of samples of a batch that must show foreground."""
     return batch - round(batch * (1 - FORCED_SHARE))
 
 
 def corner_range(shape, loaded, patch):
-    """(lowest, highest) corner of what is loaded from a volume of this shape, per axis, both inclusive.
+    """(lowest, highest) corner per axis, both inclusive, of a box `loaded` cut from a volume of this shape.
 
-    It hangs over the border by half of what it exceeds the patch, or the volume, whichever is more.
+    The box hangs over the border by half of its excess over the patch or over the volume, whichever is larger.
     """
     over = [math.ceil(max(n_loaded - n_patch, n_loaded - n) / 2) for n, n_loaded, n_patch in zip(shape, loaded, patch)]
     return [-o for o in over], [n - n_loaded + o for n, n_loaded, o in zip(shape, loaded, over)]
 
 
 def corner(case, patch, loaded, forced, g):
-    """Lower corner of a patch: anywhere, or (forced) around a voxel of a class drawn evenly among those that are there.
+    """Draw the lower corner of a patch: anywhere, or if `forced` around a voxel of a randomly chosen foreground class.
 
     As in nnU-Net, a forced patch may hang over the far border by any length.
     """
@@ -188,6 +187,6 @@ def corner(case, patch, loaded, forced, g):
 
 
 def cut(array, start, out):
-    """Copy the box at `start` of the size of `out` into `out`, which keeps its value where the box hangs over."""
+    """Copy the box at `start` with the size of `out` into `out`, which keeps its value where the box hangs over."""
     part = array[tuple(slice(max(0, s), max(0, s + n)) for s, n in zip(start, out.shape))]
     out[tuple(slice(max(0, -s), max(0, -s) + n) for s, n in zip(start, part.shape))] = part

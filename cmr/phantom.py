@@ -1,9 +1,8 @@
 """Write the embedded multi-vendor phantom as an M&Ms-1 tree: `python -m cmr.phantom --out data/phantom-demo`.
 
-A numerical heart beats in a numerical thorax and is scanned, slice by slice, by four simulated vendors, so that
-everything runs without a download.  It is never patient data: PHANTOM stands in every file.
-How a heart, its surroundings and a scan are made is in `cmr.phantom_heart`, `cmr.phantom_tissue` and
-`cmr.phantom_scanner`.
+Four simulated vendors scan, slice by slice, a numerical heart that beats in a numerical thorax, so that everything runs
+without a download.  The word PHANTOM in every file says that it is no patient data.  `cmr.phantom_heart`,
+`cmr.phantom_tissue` and `cmr.phantom_scanner` make the heart, its surroundings and the scan.
 
 Public: `Config`, `PRESETS`, `write_dataset`, `render_study`, `contraction`.
 """
@@ -64,9 +63,9 @@ def main(argv=None):
 
 
 def write_dataset(config):
-    """Write the whole tree; phantom_params.json is written last, so its presence means *finished*.
+    """Write the whole tree.  phantom_params.json is written last: where it exists, the tree is complete.
 
-    Equal settings give equal bytes.  Raises CheckpointError where another phantom lies.
+    Equal settings give equal bytes.  Raises CheckpointError if the folder holds a phantom of other settings.
     """
     root = writable_folder(config.out)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes")}
@@ -89,10 +88,10 @@ def write_dataset(config):
 
 
 def _studies(config):
-    """(code, vendor, split folder, disease group) of every study, a function of the seed."""
+    """[(code, vendor, split folder, disease group)] of every study; they depend on the settings and the seed alone."""
     draw, studies, codes = rng(config.seed, "plan"), [], set()
     counts_of = COUNTS[config.counts]
-    # The targets' own training studies are drawn last, so that they change nothing else.
+    # The targets' own training studies are drawn last, so that all other studies stay the same.
     of_targets = {vendor: (config.target_training,) for vendor in counts_of if vendor != "A"}
     for vendor, counts in (*counts_of.items(), *of_targets.items()):
         folders = [folder for folder, n in zip(FOLDERS, counts) for _ in range(n)]
@@ -107,13 +106,13 @@ def _studies(config):
 
 
 def _code(draw):
-    """A study's code like those of M&Ms: digit, letter, digit, letter, digit, here after an X."""
+    """Draw a study's code like those of M&Ms (digit, letter, digit, letter, digit) after an X."""
     digits, letters = list("0123456789"), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     return "X" + "".join(draw.choice(digits if i % 2 == 0 else letters) for i in range(5))
 
 
 def _groups(draw, n):
-    """n disease groups in the phantom's proportions, shuffled: no vendor gets its case mix by chance."""
+    """n shuffled disease groups in the proportions of GROUPS, so that chance does not change a vendor's case mix."""
     shares = np.array(list(GROUPS.values()))
     counts = np.floor(shares * n).astype(int)
     for i in np.argsort(-(shares * n - counts), kind="stable")[: n - counts.sum()]:
@@ -122,7 +121,7 @@ def _groups(draw, n):
 
 
 def _write_study(job):
-    """Render and write one study, unless an earlier run has; {row: of the CSV, sampled: what it was made of}."""
+    """Render and write one study unless an earlier run did; returns {row: of the CSV, sampled: its sampled values}."""
     config, code, vendor, folder, group = job
     study_folder = Path(config.out) / "OpenDataset" / folder / code
     finished = study_folder / f".{code}.json"
@@ -150,9 +149,9 @@ def _write_study(job):
 def render_study(subject, vendor, frames, *key):
     """Scan a subject (`cmr.phantom_heart.sample_subject`) on a vendor (`cmr.phantom_scanner.Vendor`).
 
-    The heart, its pose and its texture depend on the subject alone and `key` drives only the scan, so that two vendors
-    can image the same subject.  Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frames ed and
-    es, and what was sampled.
+    Heart, pose and texture depend on the subject alone; `key` seeds only the scan, so two vendors can image one
+    subject.
+    Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frames ed and es, and the sampled values.
     """
     scan, pose = rng(*key, "scan"), np.random.default_rng(subject.texture_seed + 1)
     session = sample_session(scan, vendor)
@@ -164,7 +163,7 @@ def render_study(subject, vendor, frames, *key):
     u, v = _plane(GRID, session.fov_mm)
     noise = noise_fields(subject, len(positions), GRID)
     u_recon, v_recon = _plane(session.matrix, session.fov_mm)
-    near = np.ix_(*[np.abs(u_recon[0]) < 110] * 2)                # labels only there
+    near = np.ix_(*[np.abs(u_recon[0]) < 110] * 2)                # labels lie only there
     u_near, v_near = u_recon[near], v_recon[near]
     wobble = fractal(pose, (2 * len(positions), 64, 64), 3.0) - 0.5         # the annotator's hand: SD 0.5 mm
 
@@ -193,7 +192,7 @@ def render_study(subject, vendor, frames, *key):
 
 
 def contraction(frame, frames, ed):
-    """Contraction in [0, 1] of a cine frame, cyclic, ED at index `ed`: ES after 37 % of the cycle, slower back."""
+    """Contraction of a frame of a cyclic cine: 0 at frame `ed`, 1 after 37 % of the cycle, then more slowly back."""
     position, es = (frame - ed) % frames, max(1, round(0.37 * frames))
     if position <= es:
         return 0.5 * (1 - np.cos(np.pi * position / es))
@@ -201,7 +200,7 @@ def contraction(frame, frames, ed):
 
 
 def _slice_positions(ed_heart, session, pose):
-    """(positions along w (n,), in-plane shifts (n, 2) by breath holds) in mm, from above the base to below the apex."""
+    """Positions along w (n,) from above the base to below the apex, and breath-hold shifts in-plane (n, 2), in mm."""
     first = -session.spacing_mm * pose.uniform(0.4, 1.4)
     length = ed_heart.L + 0.7 * ed_heart.t - first
     n_slices = int(np.ceil(length / session.spacing_mm)) + int(pose.integers(0, 2))
@@ -210,13 +209,13 @@ def _slice_positions(ed_heart, session, pose):
 
 
 def _plane(n, fov_mm):
-    """(u, v), each (n, n) float32 in mm: the centres of n x n pixels over a field of view."""
+    """(u, v), each (n, n) float32: the pixel centres in mm of an n x n image with the field of view `fov_mm`."""
     axis = ((np.arange(n) - (n - 1) / 2) * fov_mm / n).astype(np.float32)
     return np.meshgrid(axis, axis)
 
 
 def _single_components(label):
-    """The largest face-connected part of each structure of a label map (D, H, W); the rest becomes background."""
+    """Keep the largest face-connected part of each structure of a label map (D, H, W); the rest becomes background."""
     result = np.zeros_like(label)
     for value in VALUES.values():
         parts, n = ndimage.label(label == value)
@@ -226,7 +225,7 @@ def _single_components(label):
 
 
 def _store(image, label, spacing_mm, subject, flips):
-    """Both arrays (T, D, H, W) as the vendor stores them, (X, Y, Z, T), and the affine that says so."""
+    """Bring both arrays (T, D, H, W) to the vendor's storage order (X, Y, Z, T); return them and their affine."""
     a, b = subject.tilt                                           # the plane's tilt also turns the affine
     turn = np.linalg.qr(np.eye(3) + np.array([[0, -a, -b], [a, 0, 0], [b, 0, 0]]))[0]
     directions = np.sign(np.diag(turn)) * turn @ CANONICAL        # columns: along w, h and d

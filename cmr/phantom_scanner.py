@@ -1,7 +1,7 @@
-"""From tissues to a vendor's image: bSSFP signal, coil shading, k-space, noise, reconstruction, export.
+"""From tissues to a vendor's image: bSSFP signal, coil shading, k-space, noise, reconstruction and export.
 
-Tissue values and protocols are published ones (Freeman-Hill steady state; relaxation times of cardiac MR at 1.5 T); the
-vendor profiles are roles for a controlled domain gap, not claims about products.
+Tissue values and protocols are published ones (Freeman-Hill steady state; cardiac relaxation times at 1.5 T).  The
+vendor profiles are roles that make a controlled domain gap; they claim nothing about products.
 
 Public: `bssfp`, `VENDORS`, `Vendor`, `sample_session`, `signal_slice`, `acquire`, `export`.
 """
@@ -23,14 +23,14 @@ _TISSUE = {Tissue.AIR: (1000, 50, 0.0, 0.0), Tissue.FAT: (300, 85, 0.90, 0.06), 
            Tissue.GAS: (1000, 50, 0.0, 0.0), Tissue.KIDNEY: (966, 87, 0.85, 0.08),
            Tissue.FLUID: (4000, 1500, 1.0, 0.0), Tissue.ARTERIAL: (1550, 220, 0.95, 0.04),
            Tissue.VENOUS: (1550, 150, 0.95, 0.05), Tissue.MYO: (980, 52, 0.80, 0.06)}
-# T1, T2 and density after gadolinium, of the tissues it changes most.
+# T1, T2 and proton density after gadolinium of the tissues that it changes most.
 _ENHANCED = {Tissue.ARTERIAL: (330, 150, 0.95), Tissue.VENOUS: (330, 130, 0.95), Tissue.MYO: (480, 50, 0.80),
              Tissue.LIVER: (350, 44, 0.80), Tissue.KIDNEY: (250, 60, 0.85), Tissue.SPLEEN: (400, 70, 0.85)}
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """Acquisition and reconstruction of one role.  Means; a session draws its own around them."""
+    """How one vendor acquires and reconstructs.  These are means, around which `sample_session` draws a study's own."""
     name: str
     centre: str
     flip_deg: float
@@ -38,17 +38,17 @@ class Vendor:
     fresh: float                                 # share of fresh spins in arterial blood (inflow)
     acquired_mm: float                           # readout pixel; the phase direction is 1.15 times coarser
     blood_snr: float
-    filter: str                                  # of k-space, a name in _WINDOWS
-    bias_slope: float                            # log receive sensitivity per 120 mm
-    bias_deg: float                              # its direction: 0 to the right, -90 anterior (up)
+    filter: str                                  # k-space filter, a name in _WINDOWS
+    bias_slope: float                            # change of the log receive sensitivity per 120 mm
+    bias_deg: float                              # direction of that slope: 0 is right, -90 anterior (up)
     gamma: float
     gain: float                                  # int16 value of the 99.9th percentile
     pixel_mm: tuple                              # reconstruction pixel, range
     spacing_mm: tuple                            # slice spacing, range
     ghosting: float                              # probability per study
-    enhanced: float                              # share acquired after gadolinium
-    mask: str                                    # what the reconstruction blanks: "none", "wedge", "circle"
-    flips: tuple                                 # stored: transpose in-plane, flip axis 0, flip axis 1, flip slices
+    enhanced: float                              # probability that a study is acquired after gadolinium
+    mask: str                                    # region that the reconstruction blanks: "none", "wedge", "circle"
+    flips: tuple                                 # storage: transpose in-plane, flip axis 0, 1, 2 (slices)
 
 
 VENDORS = {
@@ -61,7 +61,7 @@ VENDORS = {
     "D": Vendor("Canon", "5", 72, 4.0, 0.28, 1.55, 14, "rect", 0.90, 86, 1.15, 8000,
                 (0.795, 0.795), (10, 10), 0.10, 0.05, "none", (False, False, False, True)),
 }
-# Apodisation: x is the distance from the centre of k-space, 1 at its border.
+# Apodisation filters; x is the distance from the centre of k-space, 1 at its border.
 _WINDOWS = {"rect": lambda x: np.ones_like(x),
             "hamming": lambda x: 0.54 + 0.46 * np.cos(np.pi * x),
             "tukey": lambda x: np.where(x < 0.75, 1, 0.5 * (1 + np.cos(np.pi * (x - 0.75) / 0.25))),
@@ -69,7 +69,7 @@ _WINDOWS = {"rect": lambda x: np.ones_like(x),
 
 
 def sample_session(g, vendor):
-    """Draw one study's deviations from its vendor's profile: protocol, coil, shim, tissue values."""
+    """Draw one study's protocol, coil, shim and tissue values around its vendor's profile."""
     ratio = lambda sd: float(np.exp(sd * np.clip(g.standard_normal(), -2.5, 2.5)))
     profile = replace(vendor,
                       blood_snr=vendor.blood_snr * ratio(0.25),
@@ -88,10 +88,10 @@ def sample_session(g, vendor):
     return SimpleNamespace(
         vendor=profile,
         fov_mm=matrix * pixel_mm,
-        matrix=matrix,                           # of the reconstruction, square
+        matrix=matrix,                           # pixels along each side of the reconstruction
         spacing_mm=g.uniform(*vendor.spacing_mm),
         b1=g.uniform(0.92, 1.05),
-        shim=tuple(g.normal(0, (12, 12, 8))),    # off-resonance: linear u, v and constant, Hz
+        shim=tuple(g.normal(0, (12, 12, 8))),    # off-resonance in Hz: linear in u and v, constant
         lung_hz=float(abs(g.normal(35, 15))),
         ghost=g.uniform(0.03, 0.08) if g.random() < vendor.ghosting else 0.0,        # share of disturbed k-space lines
         enhanced=enhanced,
@@ -99,9 +99,9 @@ def sample_session(g, vendor):
 
 
 def bssfp(t1_ms, t2_ms, density, flip_rad, tr_ms, phase_rad=np.pi):
-    """Steady-state bSSFP signal at TE = TR/2 (Freeman-Hill form on resonance), complex.
+    """Complex steady-state bSSFP signal at TE = TR/2 (on resonance in the Freeman-Hill form).
 
-    phase_rad : precession per TR, 2 pi df TR, plus pi (the passband of a sequence without phase alternation is at pi).
+    phase_rad : precession per TR, 2 pi df TR, plus pi, as without phase alternation the passband lies at pi.
     On resonance the modulus is PD sin(a)(1-E1)/(1-(E1-E2)cos(a)-E1 E2) exp(-TE/T2).  Null bands repeat every 1/TR.
     """
     e1, e2 = np.exp(-tr_ms / t1_ms), np.exp(-tr_ms / t2_ms)
@@ -112,17 +112,14 @@ def bssfp(t1_ms, t2_ms, density, flip_rad, tr_ms, phase_rad=np.pi):
 
 
 def signal_slice(tissue, u, v, texture, session):
-    """Complex bSSFP signal of one slice, averaged through its thickness: (3, H, W) tissues -> (H, W).
-
-    u, v : (H, W) mm.  texture : (H, W) uniform field in [0, 1].
-    """
+    """Complex bSSFP signal (H, W) of tissues (3, H, W), averaged over the layers.  u, v : mm.  texture : in [0, 1]."""
     s = session
     lung = ndimage.gaussian_filter(np.isin(tissue[1], (Tissue.LUNG, Tissue.GAS)).astype(np.float32), 8)
     frequency_hz = s.shim[2] + (s.shim[0] * u + s.shim[1] * v) / 80 + s.lung_hz * 4 * lung * (1 - lung)
     flip, tr_ms = np.deg2rad(s.vendor.flip_deg) * s.b1, s.vendor.tr_ms
     amplitude = np.array([3.46 * _TISSUE[k][3] for k in Tissue], np.float32)         # SD of a uniform is 1/3.46
     total, weights = 0, np.array([0.8, 1.0, 0.8])
-    # The signal depends on the pixel only through frequency and texture, which are smooth: tabulated per tissue.
+    # The signal depends on the pixel only through frequency and texture: tabulate it over frequency for each tissue.
     hz = np.linspace(-400, 400, 161)
     for layer, weight in zip(tissue, weights):
         signal = np.zeros(layer.shape, np.complex64)
@@ -147,12 +144,12 @@ def signal_slice(tissue, u, v, texture, session):
 def acquire(signal, u, v, w, session, g):
     """Scan one slice: (GRID, GRID) complex signal -> (matrix, matrix) float32 magnitude, arbitrary unit.
 
-    Receive shading, k-space crop to the acquired matrix, ghosting, complex noise, apodisation, zero-filling, magnitude.
-    Noise is white and complex in the acquired grid, with sigma = blood / SNR, so the magnitude in air is Rayleigh.
+    Receive shading, k-space crop, ghosting, noise, apodisation, zero-filling and magnitude follow each other.  Noise is
+    white and complex, with sigma = blood / SNR on the acquired grid, so the magnitude in air is Rayleigh.
     """
     s, vendor = session, session.vendor
     angle = np.deg2rad(vendor.bias_deg)
-    # The vendor's slope, nearer to the coil towards the apex; the array's own dome, by which both walls are bright.
+    # The vendor's slope grows towards the apex, nearer to the coil; the array's dome brightens both chest walls.
     slope = vendor.bias_slope * (1 + 0.004 * w) * (u * np.cos(angle) + v * np.sin(angle)) / 120
     log_bias = slope + 0.55 * np.hypot(u, v) ** 2 / 150 ** 2
     k_space = fft.fftshift(fft.fft2(fft.ifftshift(signal * np.exp(np.clip(log_bias, -3, 3))), workers=1))
@@ -169,14 +166,14 @@ def acquire(signal, u, v, w, session, g):
 
 
 def blood_level(session):
-    """On-resonance signal of arterial blood: what SNR is defined against."""
+    """On-resonance signal of arterial blood, relative to which SNR is defined."""
     t1, t2, density = session.tissue[Tissue.ARTERIAL]
     flip, fresh = np.deg2rad(session.vendor.flip_deg) * session.b1, session.vendor.fresh
     return (1 - fresh) * abs(bssfp(t1, t2, density, flip, session.vendor.tr_ms)) + fresh * density * np.sin(flip / 2)
 
 
 def _centred(spectrum, shape):
-    """A 2D spectrum cropped to `shape` or padded with zeros; the zero frequency stays at n // 2."""
+    """Crop a 2D spectrum to `shape` or pad it with zeros; the zero frequency stays at index n // 2."""
     for axis, n in enumerate(shape):
         have = spectrum.shape[axis]
         before = n // 2 - have // 2
@@ -188,12 +185,12 @@ def _centred(spectrum, shape):
 
 
 def _window(n, kind):
-    """Apodisation over n k-space samples, 1 at the centre, which is in the middle."""
+    """Apodisation weights of n k-space samples: 1 at the centre, index n // 2."""
     return _WINDOWS[kind](np.abs(np.arange(n) - n // 2) / (n / 2))
 
 
 def export(volume, session, g):
-    """Reconstructed magnitudes (D, H, W) to what the scanner stores: gain, gamma, saturation, blanking; int16."""
+    """Turn magnitudes (D, H, W) into the int16 that the scanner stores: saturation, gamma, blanking and gain."""
     vendor, (_, h, w) = session.vendor, volume.shape
     x = np.clip(volume / np.percentile(volume, 99.9), 0, 1) ** vendor.gamma
     rows, columns = np.mgrid[-1:1:h * 1j, -1:1:w * 1j]

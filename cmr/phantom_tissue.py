@@ -1,6 +1,6 @@
-"""What the phantom is made of: the tissues of heart and thorax in the plane of a slice, and the random fields in them.
+"""The phantom's tissues: heart and thorax in the plane of a slice, and the random fields that vary them.
 
-Coordinates as in `cmr.phantom_heart`. Noise, coils and resolution are the scanner's: `cmr.phantom_scanner`.
+Coordinates are those of `cmr.phantom_heart`.  `cmr.phantom_scanner` adds noise, coils and resolution.
 
 Public: `Tissue`, `tissue_slice`, `noise_fields`, `fractal`.
 """
@@ -17,10 +17,9 @@ Tissue = IntEnum("Tissue", _NAMES, start=0)
 
 
 def tissue_slice(heart, u, v, w, noise, thorax=None):
-    """Tissues in three layers through the 8 mm of one slice: (3, H, W) int8 of Tissue, and the thorax alone (H, W).
+    """Tissues of three layers through a slice of 8 mm, (3, H, W) int8 of Tissue, and of the thorax alone, (H, W).
 
-    u, v : (H, W) mm.  noise : {name: (H, W)}.  Pass `thorax` back in for the next phase of the same slice: it does not
-    move.
+    u, v : (H, W) mm.  noise : {name: (H, W)}.  thorax : that of another phase of this slice, or None to compute it.
     """
     if thorax is None:
         thorax = _thorax_tissue(heart.subject, u, v, w, noise)
@@ -36,7 +35,7 @@ def tissue_slice(heart, u, v, w, noise, thorax=None):
 
 
 def _heart_tissue(heart, u, v, w, noise, tissue):
-    """Draw the heart, the great vessels at its base and its fat into `tissue` (H, W), in place."""
+    """Draw the heart, its fat and the great vessels at its base into `tissue` (H, W), in place."""
     s = heart.subject
     x, y, z, theta = to_heart(heart, u, v, w)
     depth = endocardium(heart, x, y, z, contour_ripple(heart, theta))
@@ -45,14 +44,14 @@ def _heart_tissue(heart, u, v, w, noise, tissue):
     above = above_base(heart, x, y, z)
     rv_free = outside > 0
 
-    # Epicardial fat and a thin pericardial line around everything.
+    # Epicardial fat, and a thin pericardial line around the whole heart.
     surface = np.minimum(outside, rv - 3.2)
     fat = (surface > 0) & (surface < 1.5 + 6.5 * noise["fat"]) & (noise["cover"] < s.fat_cover)
     groove = (np.minimum(np.abs(outside), 9) + np.minimum(np.abs(rv), 9) < 9) & (surface > 0)
     tissue[(surface > 0) & (surface < 0.9)] = Tissue.MUSCLE
     tissue[fat | groove] = Tissue.FAT
 
-    # Right heart: wall, cavity with trabeculae and a moderator band; above the base right atrium and outflow tract.
+    # Right heart: wall, cavity with trabeculae and a moderator band; above the base, right atrium and outflow tract.
     tissue[(rv < 3.2) & rv_free] = Tissue.MYO
     trabecula = noise["trabecula"] < np.clip(1 + rv / 6.0, 0, 0.9)
     band = (np.abs(y - 0.35 * heart.A_y + 0.25 * x) < 2.2) & (np.abs(z / heart.L - 0.6) < 0.07) & (rv < 0)
@@ -71,7 +70,7 @@ def _heart_tissue(heart, u, v, w, noise, tissue):
             muscle |= np.hypot(x - centre_x, y - centre_y) < s.papillary_mm * (0.8 + 0.5 * noise["fat"])
     tissue[depth > 0] = np.where(muscle[depth > 0], Tissue.MYO, Tissue.ARTERIAL)
 
-    # Above the mitral plane: atria and roots, blood with thin walls.
+    # Above the mitral plane: atria and aortic root, which are blood with thin walls.
     atrium = above & (depth > -2.5)
     tissue[atrium] = np.where(depth[atrium] > 0, Tissue.ARTERIAL, Tissue.MYO)
     if (z.mean() < 12):
@@ -82,7 +81,7 @@ def _heart_tissue(heart, u, v, w, noise, tissue):
 
 
 def _thorax_tissue(subject, u, v, w, noise):
-    """The thorax without the heart at slice position w, (H, W) int8 of Tissue: later lines cover earlier ones."""
+    """The thorax without the heart at slice position w, (H, W) int8 of Tissue; later lines cover earlier ones."""
     s = subject
     tissue = np.full(u.shape, Tissue.AIR, np.int8)
     cu, cv, au, av, angle = s.chest
@@ -105,7 +104,7 @@ def _thorax_tissue(subject, u, v, w, noise):
     inner = outline < -(fat_mm + muscle_mm)
     tissue[inner] = Tissue.LUNG
     line = np.abs(noise["vessel"] % 0.25 - 0.125) < 0.006 + 0.008 * (np.hypot(u, v) < 75)
-    vessel = line & (noise["fat"] > 0.55)                         # broken into dots
+    vessel = line & (noise["fat"] > 0.55)                         # interrupted, so that dots remain
     tissue[inner & vessel] = Tissue.ARTERIAL
     mediastinum = np.hypot(u + 62, (v + 18) * 0.8) < 34 + 14 * noise["edge"]                       # the anterior part
     tissue[inner & mediastinum] = Tissue.FAT
@@ -124,10 +123,7 @@ def _thorax_tissue(subject, u, v, w, noise):
 
 
 def _abdomen_tissue(s, u, v, w, noise, inner, tissue):
-    """Draw what lies under the diaphragm, within the mask `inner`, into `tissue` (H, W), in place.
-
-    Liver on the left of the image, stomach, spleen on the right, bowel and kidney lower down.
-    """
+    """Draw what lies under the diaphragm, within the mask `inner`, into `tissue` (H, W), in place."""
     dome = s.diaphragm_mm - 0.12 * w + 0.0022 * (u + 18) ** 2 + 0.10 * (u - 10) + 9 * (noise["edge"] - 0.5)
     below = inner & (v > dome)
     tissue[below] = Tissue.FAT
@@ -152,7 +148,7 @@ def _abdomen_tissue(s, u, v, w, noise, inner, tissue):
 
 
 def fractal(rng, shape, beta, z_scale=1.5):
-    """Uniform(0, 1) field whose underlying Gaussian field has a power spectrum k^-beta; (D, H, W) float32.
+    """Random field (D, H, W) float32, uniform in (0, 1), from a Gaussian field with the power spectrum k^-beta.
 
     z_scale : weight of the frequency along D; 1 makes neighbouring slices as different as neighbouring pixels.
     """
@@ -165,10 +161,7 @@ def fractal(rng, shape, beta, z_scale=1.5):
 
 
 def noise_fields(subject, n_slices, size):
-    """The subject's random fields, the same at every phase and for every vendor.
-
-    {name: (n_slices, size, size) in [0, 1]}.
-    """
+    """The subject's random fields {name: (n_slices, size, size) in [0, 1]}, equal for every phase and vendor."""
     rng = np.random.default_rng(subject.texture_seed)
     betas = {"edge": 4.4, "cover": 4.0, "fat": 2.8, "vessel": 4.6, "trabecula": 2.2, "texture": 2.3}
     return {name: fractal(rng, (n_slices, size, size), beta) for name, beta in betas.items()}

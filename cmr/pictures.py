@@ -1,10 +1,10 @@
-"""Pictures, drawn from arrays and numbers alone: slices with contours, sheets of panels, a forest plot.
+"""Pictures that are drawn from arrays and numbers alone: slices with contours, sheets of panels, plots.
 
-A slice is an array (H, W) in [-1, 1], a panel its picture (zoom H, zoom W, 3) uint8.  Sheets without words are PNG
-files; pictures with words are texts of SVG, which any browser shows, with the panels embedded as PNG.
+A slice is an array (H, W) in [-1, 1]; a panel is its picture (zoom H, zoom W, 3) uint8.  Sheets without words are PNG
+files; pictures with words are SVG texts with the panels embedded as PNG, which any browser shows.
 
-Public: `with_contours`, `difference`, `enlargement`, `two_a_row`, `sheet`, `save_png`, `labelled_sheet`,
-`Example`, `example_sheet`, `FULL_COLOUR`, `forest`.
+Public: `with_contours`, `difference`, `enlargement`, `two_a_row`, `sheet`, `save_png`, `labelled_sheet`, `Example`,
+`example_sheet`, `FULL_COLOUR`, `forest`, `curves`.
 """
 import base64
 import tempfile
@@ -20,13 +20,13 @@ from skimage.transform import resize
 from cmr.files import atomic
 
 COLOURS = {1: (230, 60, 60), 2: (70, 200, 90), 3: (70, 130, 250)}                    # LV red, MYO green, RV blue
-FULL_COLOUR = 0.5                                # of an example's difference: a quarter of the images' range [-1, 1]
+FULL_COLOUR = 0.5                                # difference drawn in full colour: a quarter of the range [-1, 1]
 FONT, LINE = 13, 18                              # pixels
 PLOT_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
 def with_contours(image, label=None, zoom=3):
-    """The panel of a slice; the inner boundary of each structure of label (H, W) is drawn on it."""
+    """The panel of a slice; if a label (H, W) is given, the inner boundary of each structure is drawn on it."""
     grey = (np.clip(_enlarged(image, zoom) + 1, 0, 2) * 127.5).astype(np.uint8)
     panel = np.repeat(grey[..., None], 3, 2)
     if label is not None:
@@ -37,10 +37,7 @@ def with_contours(image, label=None, zoom=3):
 
 
 def difference(a, b, full, zoom=3):
-    """The panel of b - a: blue where b is darker, red where it is brighter, black where both are equal.
-
-    full : the difference that has the full colour.
-    """
+    """The panel of b - a, blue if b is darker, red if brighter; `full` is the difference that has the full colour."""
     d = _enlarged((b - a) / full, zoom)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
 
@@ -51,17 +48,17 @@ def _enlarged(image, zoom):
 
 
 def enlargement(slices):
-    """The zoom at which panels of these slices (D, H, W) have some 200 pixels."""
+    """The whole-number zoom at which panels of these slices (D, H, W) are about 200 pixels high."""
     return max(1, round(200 / slices.shape[1]))
 
 
 def two_a_row(rows):
-    """Rows of panels, two of them beside each other."""
+    """Put every two rows of panels beside each other."""
     return [a + b for a, b in zip(rows[::2], [*rows[1::2], []])]
 
 
 def sheet(rows, gap=2):
-    """Rows of panels of one size as a single RGB picture; short rows are padded with white."""
+    """Join rows of panels of equal size to one RGB picture; short rows are padded with white."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     picture = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -79,7 +76,7 @@ def save_png(path, picture):
 
 
 def labelled_sheet(rows, columns, names=()):
-    """SVG of rows of panels of one size, each column named above it and, if there are names, each row before it."""
+    """SVG of rows of panels of equal size, with column names above them and, if given, row names on their left."""
     height, width = rows[0][0].shape[:2]
     left, gap = 8 * max(map(len, names), default=0), 3
     parts = []
@@ -97,19 +94,18 @@ def labelled_sheet(rows, columns, names=()):
 
 @dataclass(frozen=True)
 class Example:
-    """A test volume on the working grid, to be drawn: images (D, H, W) in [-1, 1], labels (D, H, W)."""
+    """A test volume on the working grid that is to be drawn: images (D, H, W) in [-1, 1], labels (D, H, W)."""
     case: str
     image: np.ndarray
     translated: np.ndarray
     truth: np.ndarray
-    found: dict                                  # (network, row of the experiment) -> labels
+    found: dict                                  # {(network, row of the experiment): labels}
 
 
 def example_sheet(example, found):
     """SVG of the first, middle and last labelled slice of an example, or of all slices if none is labelled.
 
-    Each is drawn as it is, translated, as the difference of the two, and with the contours of the truth and of `found`,
-    {name: labels (D, H, W)}.
+    Each row has the slice, its translation, their difference, and contours of the truth and of `found`, {name: labels}.
     """
     labelled = np.flatnonzero(example.truth.any((1, 2)))
     among = labelled if len(labelled) else np.arange(len(example.truth))
@@ -122,12 +118,9 @@ def example_sheet(example, found):
 
 
 def forest(groups):
-    """SVG of differences in mm with their intervals, one line each; what is better lies to the left of the line at 0.
-
-    groups : {heading: [(name, difference, low, high, index of its colour)]}.
-    """
+    """SVG of differences in mm (left is better); groups : {heading: [(name, difference, low, high, colour)]}."""
     every = [row for rows in groups.values() for row in rows]
-    span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # all 0: nothing changed
+    span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # 1 if all are 0
     left, width, height = 190, 420, LINE * (len(every) + len(groups) + 2)
     at = lambda value: left + width * (value + span) / (2 * span)
     parts, y = [f'<line x1="{at(0)}" x2="{at(0)}" y1="4" y2="{height - 2 * LINE}" stroke="#888"/>'], LINE
@@ -148,10 +141,7 @@ def forest(groups):
 
 
 def curves(panels):
-    """SVG of plots beside each other: each line over its own share of the way, from its least value to its largest.
-
-    panels : {title: {name of a line: its values}}.
-    """
+    """SVG of plots side by side, every line as wide as its plot; panels : {title: {name of a line: its values}}."""
     width, height, gap = 240, 170, 60
     most = max(len(lines) for lines in panels.values())
     parts = []

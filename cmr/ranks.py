@@ -1,18 +1,16 @@
-"""Ranks: processes that do one piece of work together, through torch.distributed.
+"""Ranks: processes that share one piece of work through torch.distributed.
 
     python -m cmr.ranks 4 train_unet.py ...
 
-starts a script on four of them by PyTorch's own launcher, as `torchrun --nproc_per_node=4 train_unet.py ...` does,
-except that a rank which dies ends all of them with one line instead of a page.  A process by itself is rank 0 of 1 and
-takes the same path.  Only the first rank writes and prints.
+starts a script on four ranks with PyTorch's own launcher, like `torchrun --nproc_per_node=4 train_unet.py ...`, but if
+one rank dies, all end with one line of explanation.  A single process is rank 0 of 1.  Only rank 0 writes and prints.
 
-In training the batch is what the settings say, whatever the number of ranks.  Each computes its share of the samples,
-the outputs are gathered, and every rank forms the loss of the *whole* batch, whose gradient it follows through its own
-share; the gradients are summed.  So nothing that is taken over a batch (soft Dice, batch statistics) depends on the
-number of ranks.
+In training the batch size does not depend on the number of ranks.  Each rank computes its share of the samples, the
+outputs are gathered, and every rank forms the loss of the *whole* batch and follows its gradient through its own share;
+then the gradients are summed.  So whatever is taken over a batch (soft Dice, batch statistics) stays the same.
 
-Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`,
-`first_alone`, `dealt`, `main`.
+Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`, `first_alone`,
+`dealt`, `main`.
 """
 import contextlib
 import datetime
@@ -32,9 +30,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cmr.errors import ResourceError, UsageError, run_script
 
-MEETING = datetime.timedelta(minutes=3)          # until all are there
-PATIENCE = datetime.timedelta(hours=12)          # for the first to read a dataset; the dead are seen at once
-HERE, LAUNCHER_S = "127.0.0.1", 60               # all ranks are on this machine; seconds for its launcher to begin
+MEETING = datetime.timedelta(minutes=3)          # how long to wait until all ranks have started
+PATIENCE = datetime.timedelta(hours=12)          # how long to wait for the first to read a dataset
+HERE, LAUNCHER_S = "127.0.0.1", 60               # all ranks are on this machine; launcher's time limit, s
 USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
@@ -44,7 +42,7 @@ def rank():
 
 
 def world():
-    """How many processes work together."""
+    """Number of processes that work together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -53,9 +51,9 @@ def is_first():
 
 
 def join(device):
-    """Meet the other ranks, if there are any, and return the device of this one: of several GPUs its own.
+    """Wait for the other ranks, if any, and return this rank's device: with several GPUs, one of its own.
 
-    Raises UsageError if there are fewer GPUs than ranks on this machine, or if nobody has said where the ranks meet.
+    Raises UsageError if there are fewer GPUs than ranks here, or if the environment does not say where ranks meet.
     """
     if world() == 1:
         return device
@@ -72,10 +70,10 @@ def join(device):
 
 
 def _meet(backend):
-    """Make the process group of all ranks.  One that never comes is waited for as long as MEETING, not as PATIENCE."""
+    """Make the process group; a rank that does not start is waited for as long as MEETING, not as long as PATIENCE."""
     try:
         store, this, n = next(dist.rendezvous("env://", timeout=MEETING))
-    except ValueError as error:                                   # a variable of the environment is missing
+    except ValueError as error:                                   # an environment variable is missing
         raise UsageError(f"WORLD_SIZE={world()}: {error}; start ranks with python -m cmr.ranks or torchrun") from error
     store.set(f"here-{this}", "")
     store.wait([f"here-{other}" for other in range(n)], MEETING)
@@ -83,7 +81,7 @@ def _meet(backend):
 
 
 def share(n, of=None):
-    """Range of those of n samples that a rank has (None: this one); UsageError if there are more ranks than samples."""
+    """Range of the n samples that rank `of` (None: this one) computes; UsageError if there are more ranks than n."""
     if n < world():
         raise UsageError(f"{world()} processes: a batch of {n} cannot be dealt to more than {n}; start fewer")
     of = rank() if of is None else of
@@ -91,16 +89,16 @@ def share(n, of=None):
 
 
 def gathered(outputs, n):
-    """The whole batch from the shares of all ranks: (share, *rest) -> (n, *rest), or of each tensor of a list.
+    """Join the shares of all ranks to the whole batch: (share, *rest) -> (n, *rest), also for each tensor of a list.
 
-    The gradient flows through this rank's own part alone: every rank forms the same loss, and follows its own samples.
+    The gradient flows through this rank's own part alone: every rank forms the same loss and follows its own samples.
     """
     if world() == 1:
         return outputs
     if isinstance(outputs, (list, tuple)):
         return [gathered(one, n) for one in outputs]
     sizes = [len(share(n, of)) for of in range(world())]
-    padded = F.pad(outputs, (0, 0) * (outputs.ndim - 1) + (0, max(sizes) - len(outputs)))    # all must be of one size
+    padded = F.pad(outputs, (0, 0) * (outputs.ndim - 1) + (0, max(sizes) - len(outputs)))    # all_gather needs one size
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded.detach().contiguous())
     parts[rank()] = padded
@@ -108,7 +106,7 @@ def gathered(outputs, n):
 
 
 def summed(value):
-    """Sum of a tensor over all ranks; its gradient is the sum over what every rank makes of it."""
+    """The sum of a tensor over all ranks; its gradient is the sum of the gradients of all ranks."""
     return value if world() == 1 else _Sum.apply(value)
 
 
@@ -125,7 +123,7 @@ class _Sum(torch.autograd.Function):
 
 
 def together(net):
-    """The network with the gradients of all ranks (DistributedDataParallel), with equal weights to begin with."""
+    """Wrap the network in DistributedDataParallel: equal initial weights, gradients averaged over the ranks."""
     if world() == 1:
         return net
     device = next(net.parameters()).device
@@ -134,7 +132,7 @@ def together(net):
 
 
 def any_of(flag):
-    """Whether the flag is set on any rank: all leave a loop after the same step."""
+    """Whether the flag is set on any rank, so that all ranks leave a loop after the same step."""
     raised = torch.tensor([int(bool(flag))])
     if world() > 1:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
@@ -143,16 +141,16 @@ def any_of(flag):
 
 @contextlib.contextmanager
 def first_alone():
-    """The block is gone through by the first rank, then by the others: what it has made they find."""
+    """Context: the first rank runs the block alone, then the others run it and find what the first has made."""
     if not is_first():
-        any_of(False)                                             # waits for all
+        any_of(False)                                             # wait until the first has left the block
     yield
     if is_first():
         any_of(False)
 
 
 def dealt(function, n):
-    """[function(i) for i in range(n)] on the first rank, each i computed by one rank; None on the others."""
+    """[function(i) for i in range(n)] on the first rank, each i computed by one of the ranks; None on the others."""
     found = {i: function(i) for i in range(rank(), n, world())}
     of_all = [None] * world() if is_first() else None
     dist.gather_object(found, of_all)
@@ -164,11 +162,11 @@ def main(argv=None):
     ranks, *command = (sys.argv[1:] if argv is None else argv) or [""]
     if not ranks.isdecimal() or int(ranks) < 1 or not command:
         raise UsageError(f"{' '.join([ranks, *command])}: {USAGE}")
-    logging.disable(logging.ERROR)                                # what its parts say beside the line that counts
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # names it cannot resolve are no news: see HERE
+    logging.disable(logging.ERROR)                                # silences the launcher's own messages
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # silences warnings about host names, see HERE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))
     with tempfile.TemporaryDirectory() as logs:
-        # Its own address in numbers: a host's name is not known to every network, and asking for it takes minutes.
+        # The numeric address of this machine: looking up a host name that the network does not know takes minutes.
         config = LaunchConfig(1, 1, int(ranks), run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint=f"{HERE}:0",
                               local_addr=HERE, rdzv_configs={"join_timeout": LAUNCHER_S, "read_timeout": LAUNCHER_S},
                               max_restarts=0, logs_specs=DefaultLogsSpecs(logs))
@@ -176,7 +174,7 @@ def main(argv=None):
             elastic_launch(config, sys.executable)("-u", *command)
         except SignalException as error:
             raise KeyboardInterrupt from error
-        except ChildFailedError as error:                         # the first has said why, unless it was killed
+        except ChildFailedError as error:                         # that rank has said why, unless it was killed
             failed, failure = error.get_first_failure()
             if failure.exitcode < 0:
                 name = signal.Signals(-failure.exitcode).name

@@ -1,6 +1,6 @@
-"""One volume of a dataset as a `Record`, filters on records' metadata, and what label values mean.
+"""One volume of a dataset as a `Record`, filters on the metadata of records, and the meaning of label values.
 
-No file is read here; which dataset uses which label values is known by `cmr.layouts`.
+This module reads no files; `cmr.layouts` knows which dataset uses which label values.
 
 Public: `Record`, `Domain`, `SPLITS`, `VENDOR_NAMES`, `frame_number`, `STRUCTURES`, `VALUES`, `MMS_LABELS`,
 `ACDC_LABELS`, `structure_called`, `label_map_of`, `labelled`, `network_classes`, `labels_of`, `looks_swapped`.
@@ -16,11 +16,10 @@ from cmr.errors import DataError, UsageError
 
 STRUCTURES = ("LV", "MYO", "RV")                 # label values 1, 2, 3 everywhere in this project
 VALUES = {name: value for value, name in enumerate(STRUCTURES, 1)}
-MMS_LABELS = {0: 0, 1: 1, 2: 2, 3: 3}            # value on disk -> ours
+MMS_LABELS = {0: 0, 1: 1, 2: 2, 3: 3}            # {value on disk: value here}
 ACDC_LABELS = {0: 0, 1: 3, 2: 2, 3: 1}           # RV 1, MYO 2, LV 3 on disk
 
-# Other names of the structures, in capitals without spaces and the like.  nnU-Net's own converters write MLV and LVC
-# (ACDC) or LVM and LVBP (M&Ms).
+# Other names of the structures; nnU-Net's converters write MLV and LVC (for ACDC) or LVM and LVBP (for M&Ms).
 NAMES = {"LV": ("LV", "LVC", "LVBP", "LVCAVITY", "LVBLOODPOOL", "LVENDO", "LEFTVENTRICLE", "LEFTVENTRICULARCAVITY"),
          "MYO": ("MYO", "MLV", "LVM", "LVMYO", "MYOCARDIUM", "LVMYOCARDIUM", "LEFTVENTRICULARMYOCARDIUM"),
          "RV": ("RV", "RVC", "RVBP", "RVCAVITY", "RVBLOODPOOL", "RVENDO", "RIGHTVENTRICLE", "RIGHTVENTRICULARCAVITY")}
@@ -31,18 +30,18 @@ SPLITS = ("Training", "Validation", "Testing")
 
 @dataclass(frozen=True)
 class Record:
-    """One volume: what it is, where it lies, and every anomaly met on the way."""
+    """One volume: what it is, in which files it lies, and the anomalies that were found when the dataset was read."""
     subject: str
     phase: str                                   # ED, ES, or F<index> for an unlabelled cine frame
     image_path: str
     label_path: str = None
-    frame: int = None                            # index into the 4D files, None for a 3D file
+    frame: int = None                            # frame number in the 4D files, None for 3D files
     split: str = ""                              # one of SPLITS, or "" where the dataset has none
     vendor: str = ""
     centre: str = ""
     pathology: str = ""
     metadata: dict = field(default_factory=dict, hash=False, compare=False)           # all columns of its table
-    limits: tuple = None                         # intensities that are -1 and 1; None: taken from the image
+    limits: tuple = None                         # intensities that become -1 and 1; None: from image
     label_map: dict = field(default_factory=lambda: dict(MMS_LABELS), hash=False, compare=False)
     flags: tuple = ()
 
@@ -53,12 +52,12 @@ class Record:
 
     @property
     def is_extra_frame(self):
-        """Whether it is a cine's frame beside ED and ES, which only the diffusion model learns from."""
+        """Whether this is a cine frame other than ED and ES, which only the diffusion model learns from."""
         return self.frame is not None and self.phase not in ("ED", "ES")
 
 
 def frame_number(text):
-    """A frame number from a cell of a table such as '24', '24.0' or '24,0'; None where there is none."""
+    """The frame number in a table cell such as '24', '24.0' or '24,0'; None if the cell holds no whole number."""
     try:
         number = float(text.replace(",", "."))
         return int(number) if number.is_integer() else None
@@ -68,13 +67,13 @@ def frame_number(text):
 
 @dataclass(frozen=True)
 class Domain:
-    """A filter on one metadata column, written `Vendor=A` or `Pathology=MINF,DCM`; without regard to case."""
+    """A filter on one metadata column, written `Vendor=A` or `Pathology=MINF,DCM`; it ignores case."""
     column: str
     values: tuple
 
     @classmethod
     def parse(cls, text):
-        """The domain that a text writes; raises UsageError if it cannot be meant so."""
+        """The domain that a text such as `Vendor=A,B` describes; raises UsageError for any other form."""
         column, _, values = text.partition("=")
         values = tuple(v.strip() for v in values.split(",") if v.strip())
         if not column.strip() or not values:
@@ -89,15 +88,15 @@ class Domain:
 
     @property
     def file_name(self):
-        """Its name as part of a path: `Vendor-B`, `Pathology-MINF+DCM`."""
+        """The domain as part of a file name: `Vendor-B`, `Pathology-MINF+DCM`."""
         return str(self).replace("=", "-").replace(",", "+")
 
     def each(self):
-        """One domain per value: targets are reported one by one."""
+        """One domain per value, because targets are reported one by one."""
         return [Domain(self.column, (value,)) for value in self.values]
 
     def value(self, record):
-        """What a record has in this domain's column, or None if there is no such column."""
+        """The record's value in this domain's column, or None if there is no such column."""
         name = VENDOR_NAMES.get(record.vendor, "")
         columns = {"vendorname": name, **record.metadata, "vendor": record.vendor, "centre": record.centre,
                    "pathology": record.pathology}
@@ -107,7 +106,7 @@ class Domain:
         return (self.value(record) or "").lower() in [value.lower() for value in self.values]
 
     def select(self, records):
-        """The records of this domain; raises UsageError naming what there is when one of its values matches nothing."""
+        """The records of this domain; if no record has one of its values, raises UsageError with those that exist."""
         found = Counter(self.value(r) for r in records)
         if set(found) == {None}:
             columns = sorted({name for r in records for name in r.metadata} | {"vendor", "centre", "pathology"})
@@ -122,16 +121,16 @@ class Domain:
 
 
 def structure_called(name):
-    """The structure that a dataset calls by this name in any case and spelling, e.g. `MLV` or `lv cavity`, or None."""
+    """The structure that a dataset's name means, in any case and spelling (`MLV`, `lv cavity`); None if unknown."""
     bare = re.sub(r"[\W_]", "", name).upper()
     return next((structure for structure, names in NAMES.items() if bare in names), None)
 
 
 def label_map_of(labels, path):
-    """{value on disk: ours} by the labels of a dataset.json at `path`: {name: value} or, in version 1, {value: name}.
+    """{value on disk: value here} from the labels of a dataset.json: {name: value} or, in version 1, {value: name}.
 
-    nnU-Net's label `ignore` may be declared, but no voxel may have it: nothing here leaves voxels out.  Raises
-    DataError for a name or a value that is not understood, regions among them, or that another label has too.
+    nnU-Net's label `ignore` may be declared, but no voxel may have it, because nothing here leaves voxels out.  Raises
+    DataError for an unknown name or value (a region, for example), and for one that occurs twice.
     """
     label_map = {0: 0}
     for name, value in labels.items():
@@ -155,17 +154,14 @@ def labelled(workings):
 
 
 def network_classes(structures):
-    """Table from our label values to a network's classes, (4,) uint8: consecutive for its structures, else 0."""
+    """Table (4,) uint8 from label values to a network's classes: consecutive for its structures, 0 for the others."""
     classes = np.zeros(1 + len(STRUCTURES), np.uint8)
     classes[[VALUES[name] for name in structures]] = np.arange(1, 1 + len(structures))
     return classes
 
 
 def labels_of(scores):
-    """Labels (...) uint8 of class scores (C, ...): the class with the largest score, of equal ones the first.
-
-    This is np.argmax, which is several times slower along a leading axis.
-    """
+    """Labels (...) uint8 from class scores (C, ...), equal to np.argmax, which is slower along a leading axis."""
     largest, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
     for value in range(1, len(scores)):
         labels[scores[value] > largest] = value
@@ -174,11 +170,11 @@ def labels_of(scores):
 
 
 def looks_swapped(label):
-    """Whether the myocardium of a labelled volume (X, Y, Z) encloses the RV rather than the LV."""
+    """Whether in a labelled volume (X, Y, Z) the myocardium encloses the RV rather than the LV."""
     if not set(VALUES.values()) <= set(np.unique(label)):
         return False
     enclosed = {}
-    for name in ("LV", "RV"):                                     # share of the pixels around it that are myocardium
+    for name in ("LV", "RV"):                                     # share of its surrounding pixels that are myocardium
         inside = label == VALUES[name]
         around = ndimage.binary_dilation(inside, np.ones((3, 3, 1))) & ~inside
         enclosed[name] = (label[around] == VALUES["MYO"]).mean()

@@ -1,6 +1,6 @@
-"""The report of an experiment: the tables and pictures that are filled into the page `cmr/report.md`.
+"""The report of an experiment: makes the tables and pictures, and fills them into the page `cmr/report.md`.
 
-Numbers are `cmr.comparison`'s, sentences `cmr.verdict`'s, drawings `cmr.pictures`'.
+`cmr.comparison` computes the numbers, `cmr.verdict` writes the sentences, and `cmr.pictures` draws.
 
 Public: `write_report`, `draw_examples`, and for other pages `SUMMARISED`, `markdown_table`, `mean_sd`.
 """
@@ -21,14 +21,14 @@ from cmr.records import Domain
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 
-# Metric: its name in the summary and digits.  Column: its name in the tables of a domain.
+# SUMMARISED: name and digits of a metric in the summary.  TABULATED: name of a column in the tables of a domain.
 SUMMARISED = {"dice": ("Dice", 3), "hd95": ("HD95 mm", 1), "assd": ("ASSD mm", 2),
               "hd95_in_plane": ("in-plane HD95 mm", 1)}
 TABULATED = {"dice": "Dice", "hd95": "HD95 mm", "hd95_pooled": "HD95 pooled mm", "assd": "ASSD mm",
              "hd95_in_plane": "in-plane HD95 mm", "missed": "missed", "hd95_found": "HD95 mm of those found"}
-BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")             # rows shown for each structure
+BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")             # rows shown by structure
 
-PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with names for what is filled in
+PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with {names} of what is filled in
 BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same network trained on each target's own "
            "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, 0.5 mm "
            "HD95 or 0.2 mm ASSD.")
@@ -39,9 +39,9 @@ UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the leve
 def write_report(out, rows, examples, source, run, settings, made_of, orphans, boundable):
     """Write tests.csv, report.md and its pictures into `out`; print the main tables.
 
-    rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : its domain's name.
-    run : folder of the experiment.  settings : of evaluate.py.  made_of : of cmr.checkpoint.  orphans : of
-    cmr.studies.left_out.  boundable : targets with labelled studies to train on.
+    rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : name of the source domain.
+    run : folder of the experiment.  settings : those of evaluate.py.  made_of : from cmr.checkpoint.provenance.
+    orphans : [(what, why)] of what took no part.  boundable : targets with labelled studies to train on.
     """
     rows = penalised(rows)
     shared, domains = comparable(rows), distinct(rows, "domain")
@@ -76,13 +76,13 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans, b
 
 
 def markdown_table(header, rows):
-    """A Markdown table."""
+    """A Markdown table as text; header : column names, rows : lists of cells."""
     lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def mean_sd(values, digits, sign=""):
-    """Mean ± SD, without the SD of a single value; `-` without any."""
+    """Mean ± SD as text; of one value without the SD, of none `-`.  sign : "+" to show the sign of the mean."""
     if not len(values):
         return "-"
     sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -90,7 +90,7 @@ def mean_sd(values, digits, sign=""):
 
 
 def _measured(rows, metrics):
-    """Cells of a table: mean ± SD over patients of each metric; for "missed" how many structures were."""
+    """Cells of a table: each metric's mean ± SD over patients; for "missed", how many structures were missed."""
     cells = []
     for metric in metrics:
         if metric == "missed":
@@ -105,12 +105,12 @@ def _or_dash(value, form):
 
 
 def _picture(name):
-    """The picture of a file beside the report, and the blank line after it."""
+    """Markdown that shows a picture file beside the report, with the blank line after it."""
     return f"![{name[:-4].replace('_', ' ')}]({name})\n\n"
 
 
 def _structures(rows, shared):
-    """Which structures were measured, and which of them are averaged."""
+    """Say which structures were measured, and which of them enter the averages."""
     every, averaged = distinct(rows, "structure"), distinct(shared, "structure")
     partial = " (the dataset labels no others)" if len(every) < 3 else ""
     if len(averaged) < len(every):
@@ -119,7 +119,7 @@ def _structures(rows, shared):
 
 
 def _summary(rows, domains, arms):
-    """Means over patients, how many structures were missed and, with an upper bound, the shares of the gap closed."""
+    """Table of means over patients, of missed structures and, with an upper bound, of the shares of the gap closed."""
     mean, bounded = means(rows), UPPER_BOUND in distinct(rows, "arm")
     header = ["target", "network", "row", *(name for name, _ in SUMMARISED.values()), "missed", TABULATED["hd95_found"]]
     if bounded:
@@ -137,14 +137,14 @@ def _summary(rows, domains, arms):
 
 
 def _domain_table(rows, domain):
-    """Every row of the experiment on a domain."""
+    """Table of every row of the experiment on a domain."""
     lines = [[network, arm.name, arm.trained_on, arm.test_input, *_measured(of_row, TABULATED)]
              for network, arm, of_row in each_row(rows, domain)]
     return markdown_table(["network", "row", "trained on", "test input", *TABULATED.values()], lines)
 
 
 def _structure_table(rows, domain):
-    """The main rows of the experiment on a domain, structure by structure."""
+    """Table of the main rows of the experiment on a domain, by structure."""
     structures = distinct(select(rows, domain=domain), "structure")
     shown, lines = ("dice", "hd95", "assd", "missed"), []
     for network, arm, of_row in each_row(rows, domain):
@@ -157,7 +157,7 @@ def _structure_table(rows, domain):
 
 
 def _forest(out, tests):
-    """The change of HD95 of DA and DG with its interval, drawn; nothing if all have too few patients for one."""
+    """Draw how DA and DG change HD95, with intervals; returns Markdown, "" if every test has too few patients."""
     groups = {}
     for test in select(tests, metric="hd95"):
         values = test["mean_difference"], test["bca_low"], test["bca_high"]
@@ -187,7 +187,7 @@ def _test_table(tests):
 
 
 def _ledger(rows):
-    """Which images and masks of which domain each row of the experiment has touched."""
+    """Table of which domain's images and masks each row of the experiment has used."""
     ran = distinct(rows, "arm")
     return markdown_table(["row", "source images", "source masks", "target images", "target masks"],
                           [[arm.name, arm.source, arm.source, arm.access, arm.target_masks]
@@ -195,7 +195,7 @@ def _ledger(rows):
 
 
 def draw_examples(out, rows, examples):
-    """The median and the worst case of each domain by the HD95 of the first network's baseline, drawn."""
+    """Draw each domain's median and worst case by the HD95 of the first network's baseline; returns Markdown."""
     network, text = rows[0]["network"], ""
     for domain, of_domain in examples.items():
         of_baseline = select(rows, domain=domain, network=network, arm=BASELINE)
@@ -213,7 +213,7 @@ def draw_examples(out, rows, examples):
 
 
 def _synthetic_set(out, run):
-    """What the page says of DG's pairs: how many fit their masks, the worst, and continuity across slices."""
+    """The report's words on DG's pairs, {name in the page: text}: how many fit their masks, the worst, continuity."""
     pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
     excluded = len(select(pairs, kept="0"))
     shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
@@ -224,14 +224,14 @@ def _synthetic_set(out, run):
             worst += _picture(name)
     for kind in ("reference", "synthetic"):
         r = np.array([float(row[f"through_plane_{kind}"] or "nan") for row in pairs])
-        r = r[np.isfinite(r)]                                     # a volume of one slice has none
+        r = r[np.isfinite(r)]                                     # undefined for a volume of one slice
         correlations.append(f"{kind} {r.mean():.3f} ± {r.std():.3f}" if len(r) else f"{kind} undefined")
     return {"kept": len(pairs) - excluded, "pairs": len(pairs), "excluded": excluded, "worst": worst,
             "correlations": ", ".join(correlations)}
 
 
 def _likeness_table(run):
-    """How many volumes a classifier takes for the source, and the auditing segmenter's Dice, before and after."""
+    """Table: volumes that a classifier takes for the source, and the auditing segmenter's Dice, before and after."""
     columns = ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic", "dice_reference",
                "dice_synthetic")
     sets = {"DG": read_manifest(run / "dg", columns), "DA": read_manifest(run / "da", columns),
@@ -255,7 +255,7 @@ def _likeness_table(run):
 
 
 def _samples(out, run):
-    """What the page says of the SD-DM's unconditional samples, and the last sheet of them."""
+    """The report's words on the SD-DM's unconditional samples, {name in the page: value}, with their last sheet."""
     [row] = read_csv(run / "dg" / "sd_dm.csv", COLUMNS)
     sheets = sorted((run / "diffusion").glob("samples_*.png"))
     sheet = ""

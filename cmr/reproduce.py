@@ -1,7 +1,6 @@
 """Run an experiment, what of it is missing: `python -m cmr.reproduce`, or `make reproduce`.
 
-The stages of `cmr.experiment` are written as rules of make, every command as it could be typed, to a makefile beside
-the run's folder; then make takes over.
+The stages of `cmr.experiment` are written as rules to a makefile beside the run's folder, and make runs them.
 
 Public: `Config`, `PRESETS`.
 """
@@ -25,7 +24,7 @@ from cmr.workers import cores
 
 @dataclass(frozen=True)
 class Config:
-    """What is asked for.  Lists are separated by commas or spaces."""
+    """The experiment that is asked for.  Lists are separated by commas or spaces."""
     data: str       = opt("", "dataset folder; several, separated by commas, are taken together",
                           required("the folder of a dataset"))
     source: str     = opt("Vendor=A", "source domain")
@@ -65,7 +64,7 @@ class Config:
 
     @property
     def name(self):
-        """Of the experiment: datasets and domains.  Datasets of one name are told apart by a hash of their paths."""
+        """Name of the experiment: datasets and domains; a hash of their paths tells datasets of equal names apart."""
         folders = [Path(folder) for folder in self.data.split(",")]
         data = "+".join(folder.name for folder in folders)
         if not self.data.startswith(EMBEDDED):
@@ -76,12 +75,12 @@ class Config:
 
     @property
     def run(self):
-        """Folder of the run of one seed."""
+        """Folder of this seed's run."""
         return self.of_preset / f"{self.name}-seed{self.seed}"
 
 
-EMBEDDED = "data/phantom-"                       # what the Makefile calls the phantoms that it makes
-_ALL = dict(trained="real,synthetic,both")       # the other presets leave `both` out, for time
+EMBEDDED = "data/phantom-"                       # start of the paths of the Makefile's own phantoms
+_ALL = dict(trained="real,synthetic,both")       # the other presets leave out `both`, to save time
 PRESETS = {"tiny": dict(experiment="tiny", **_ALL), "demo": {}, "small": dict(experiment="small"),
            "lab": dict(experiment="lab", jobs=1),
            "paper": dict(experiment="paper", jobs=1, **_ALL, controls="all", every_row_of="vanilla,nnunet2d,nnunet3d")}
@@ -104,7 +103,7 @@ def main(argv=None):
 
 
 def with_upper_bound_or_not(c):
-    """The settings with `upper` decided: on the phantom there is none unless asked for, for time."""
+    """The settings with `upper` decided; on the phantom `auto` means no upper bound, which saves time."""
     if c.upper != "auto":
         return c
     if (Path(c.data) / "phantom_params.json").exists():
@@ -122,18 +121,18 @@ def with_upper_bound_or_not(c):
 
 
 def prepare(c):
-    """Bring the folder of a run to where make can decide what is to be done."""
+    """Update the folder of a run, so that make can decide what is to be done."""
     if c.rehearse:
         for stage in stages(c):
             shutil.rmtree((c.run / stage.file).parent, ignore_errors=True)
-    if not rows_are_as_before(c):                # then the check and the report are made again
+    if not rows_are_as_before(c):                # make then repeats the check and the report
         write_text(c.run / "check" / "rows", rows_asked_for(c))
     if data_changed(c):
         (c.run / "check" / "asked").unlink(missing_ok=True)
 
 
 def rows_asked_for(c):
-    """The rows of the report, a line each, as text."""
+    """The rows of the report as text, one per line."""
     domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
     rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, c.every_row_of)
     lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
@@ -146,7 +145,7 @@ def rows_are_as_before(c):
 
 
 def data_changed(c):
-    """Whether a file of the dataset was changed, added or lost since it was checked."""
+    """Whether a file of the dataset was changed, added or removed since the dataset was checked."""
     asked = c.run / "check" / "asked"
     if not asked.exists():
         return True
@@ -156,7 +155,7 @@ def data_changed(c):
 
 
 def makefile(runs):
-    """The goals and stages of all runs as rules of make."""
+    """The text of a makefile with the goals and the stages of all runs."""
     reports = [str(run.run / "results" / "report.md") for run in runs]
     shown = [f"@cat {report}; echo; echo 'figures and per-case numbers: {Path(report).parent}'" for report in reports]
     if len(runs) > 1:
@@ -173,14 +172,14 @@ def makefile(runs):
 
 
 def rule(file, made_from, after, *commands):
-    """One rule of make, as text."""
+    """The text of one rule of make; after : order-only prerequisites, which must exist but may be newer."""
     needs = " ".join([*made_from, *["|", *after][:bool(after) * (1 + len(after))]])
     lines = [f"{file}: {needs}".rstrip(), *("\t" + command.replace("$", "$$") for command in commands if command)]
     return "\n".join(lines if len(lines) > 1 else [f"{lines[0]} ;"]) + "\n"
 
 
 def print_plan(c):
-    """Every stage in order: whether it is done, what it is made from."""
+    """Print every stage in order, whether it is done, and what it is made from."""
     print(f"data {c.data}   run folder {c.run}")
     to_do = set() if rows_are_as_before(c) else {"check/rows"}
     for stage in stages(c):

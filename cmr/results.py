@@ -1,8 +1,8 @@
 """A page of results, copied from finished runs and not typed: `python -m cmr.results --runs RUN,RUN --out PAGE`.
 
-What a run found is in its report.md; the page takes the sections that a reader of the documentation needs, the example
-pictures, the commit and the time of each training.  Of several runs, one per training seed, it has the table of their
-spread too.  Patients are averaged inside a seed first, so that the spread is that of training, not of patients.
+From the report.md of each run the page takes the main sections and the example pictures, and adds the commit and the
+time of each training.  With several runs, one per training seed, it also has a table of their spread; patients are
+averaged within a seed first, so that the spread is that of training, not of patients.
 
 Public: `results_page`, `spread_over_seeds`.
 """
@@ -27,7 +27,7 @@ SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like 
 
 @dataclass(frozen=True)
 class Config:
-    """Which runs, and what the page says of them."""
+    """Settings: the runs, and the words of the page."""
     runs: str     = opt("", "finished runs of one experiment, one per seed, separated by commas",
                         required("a run folder"))
     spread: bool  = opt(False, "only the table of their spread, in place of the page")
@@ -48,7 +48,7 @@ def main(argv=None):
 
 
 def results_page(runs, c):
-    """The Markdown of the page; copies the figures.  Raises DataError for a run without a report."""
+    """The page in Markdown; also copies the figures.  Raises DataError for a run without a report."""
     reports = [_read_report(run / "results" / "report.md") for run in runs]
     folder = Path(c.out).with_suffix("") if c.figures else None
     made_of = [dict(re.findall(r"^\| (.+?) \| (.+) \|$", of["What this was made of"], re.M)) for of in reports]
@@ -75,7 +75,7 @@ def results_page(runs, c):
 
 
 def _read_report(path):
-    """{heading: text below it} of a report; the text before the first section under ''."""
+    """{heading: text below it} of a report; the key "" has the text before the first section."""
     if not path.exists():
         raise DataError(f"{path}: no report; give a finished run")
     head, *sections = re.split("^## ", path.read_text(encoding="utf-8"), flags=re.M)
@@ -83,7 +83,7 @@ def _read_report(path):
 
 
 def _with_figures(section, results, folder):
-    """A section of a report with its figures copied to a folder beside the page, or without them if there is none."""
+    """A section of a report, its figures copied to `folder` beside the page, or removed if `folder` is None."""
     picture = re.compile(r"^(!\[.*\])\((.*)\)$", re.M)
     if not folder:
         return picture.sub("", section)
@@ -94,7 +94,7 @@ def _with_figures(section, results, folder):
 
 
 def _losses(run):
-    """{network: {training: losses}} of a run, by its logs; the SD-DM's as logarithms, as they fall far."""
+    """{title: {training: losses}} from a run's logs, by network; log10 for the SD-DM, whose losses span decades."""
     panels = {}
     for log in sorted(run.glob("*/log.csv")):
         name = log.parent.name.removeprefix("segmenter-")
@@ -107,7 +107,7 @@ def _losses(run):
 
 
 def _times(run):
-    """Steps and minutes of every training, by its log: without what a kill has cost."""
+    """Table of steps and minutes of every training from its log, without time that was lost by a kill."""
     lines = []
     for log in sorted(run.glob("*/log.csv")):
         rows = read_csv(log, ("step", "seconds_per_step"))
@@ -118,10 +118,10 @@ def _times(run):
 
 
 def spread_over_seeds(runs):
-    """What the table of the spread says, and the table: means and differences to the same seed's baseline, ± SD.
+    """Text and table of the spread over seeds: means, and differences from the same seed's baseline, ± SD.
 
     runs : folders of one experiment, one per seed.  Rows that some seeds did not run are left out.  Raises UsageError
-    for a single run, DataError for one that was tested on other volumes than the first.
+    for a single run, and DataError if a run was tested on other volumes than the first.
     """
     if len(runs) < 2:
         raise UsageError("--runs: give at least two, one per seed; one has no spread")
@@ -140,7 +140,7 @@ def spread_over_seeds(runs):
 
 
 def _read_metrics(path):
-    """Rows of a metrics.csv, penalised; an empty cell is nan."""
+    """Rows of a metrics.csv, penalised (`cmr.comparison`); an empty cell becomes NaN."""
     rows = read_csv(path, METRIC_COLUMNS)
     for row in rows:
         row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
@@ -148,7 +148,7 @@ def _read_metrics(path):
 
 
 def _spread_of(key, of_seed):
-    """Cells of a row of the experiment; key : (domain, network, row).  of_seed : for each seed its `means`."""
+    """Cells of one table row; key : (domain, network, row of the experiment), of_seed : the `means` of each seed."""
     domain, network, arm = key
     cells, better = [], "-"
     for metric, (_, digits) in SUMMARISED.items():

@@ -1,7 +1,7 @@
-"""The reference-conditioned sampler: noise the reference, denoise it with the source-domain diffusion model (SD-DM).
+"""The reference-conditioned sampler: noise a reference, then denoise it with the source's diffusion model (SD-DM).
 
 The result looks like the source and keeps the reference's anatomy, so that the reference's mask still fits.  A
-`Strength` says how much of the reference is kept, a `SourceModel` is a trained SD-DM.
+`Strength` says how much of the reference is kept; a `SourceModel` is a trained SD-DM.
 
 Public: `translate`, `project`, `NONE`, `PROJECTED`, `GUIDED`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`,
 `parse_members`, `SourceModel`.
@@ -22,15 +22,15 @@ from cmr.look import match_mean_std
 from cmr.seeds import generator
 from cmr.workers import half_precision
 
-BATCH = 32                                       # slices a network call sees at most
-ATTEMPTS = 3                                     # draws before a translation is given up
+BATCH = 32                                       # largest number of slices per network call
+ATTEMPTS = 3                                     # number of draws before a translation is given up
 
 
 def translate(model, reference, spacing_mm, strength, *seed):
-    """Give a reference volume the look of the source: (D, H, W) in [-1, 1] -> (the same, number of rejected draws).
+    """Give a reference (D, H, W) in [-1, 1] the look of the source: (image of the same shape, rejected draws).
 
     model : SourceModel.  spacing_mm : in-plane.  strength : Strength.  seed : key of the noise.
-    A draw that is not finite or far too flat is repeated with the next noise; after ATTEMPTS of them NumericalError.
+    A draw that is flat or not finite is repeated with other noise; raises NumericalError after ATTEMPTS such draws.
     """
     matched = np.asarray(reference, np.float32)
     if strength.match == "mean_std":
@@ -46,20 +46,20 @@ def translate(model, reference, spacing_mm, strength, *seed):
 
 
 def project(model, volume, strength, seed):
-    """One draw: the volume (D, H, W) is noised to exactly t0 and denoised from there, pulled towards itself.
+    """One draw: noise the volume (D, H, W) to exactly t0 and denoise it from there, guided towards itself.
 
-    With low_pass = D this is diffusion-driven adaptation (Gao et al., CVPR 2023).  For t -> s of the times:
+    With low_pass = D this is diffusion-driven adaptation (Gao et al., CVPR 2023).  A step from time t to s is
 
         x_s = ddpm_step(x_t, x_0) - scale * grad_{x_t} || phi_D(y_0) - phi_D(x_0(x_t)) ||_2
 
-    y_0 is the reference and x_0(x_t) the network's clean image at x_t.  Without low_pass it is SDEdit (Meng et al.
-    2022).  Trap: a norm has a gradient of about unit length whatever the distance, so `scale` is the length of a step
-    and means another change on another grid.  `pull` is what falls to a pixel (root mean square): scale / sqrt(H W).
+    Here y_0 is the reference, phi_D the low-pass and x_0(x_t) the network's clean image at x_t.  Without low_pass it is
+    SDEdit (Meng et al. 2022).  Trap: a norm has a gradient of about unit length at any distance, so `scale` is the
+    length of a step and means another change on another grid.  `pull` is the change per pixel (RMS): scale / sqrt(H W).
     """
     height, width = volume.shape[1:]
     times = levels(strength.t0, strength.steps, strength.times)
     scale = strength.pull * (height * width) ** 0.5
-    # One noise for the start and one for each step, shared by the slices: contrast stays coherent from slice to slice.
+    # All slices share one noise for the start and one for each step, so that contrast agrees from slice to slice.
     g = generator(*seed)
     first, *noises = [torch.randn(1, 1, height, width, generator=g).to(model.device) for _ in times]
     slices = []
@@ -69,37 +69,37 @@ def project(model, volume, strength, seed):
         if strength.low_pass:
             to_reference = low_pass_distance(y_0, strength.low_pass)
             distance = lambda x_0: scale * to_reference(x_0)
-        # Trap: noised to the level of the first step; the original code noises one level too high.
+        # Trap: noise to the level of the first step; the original code noises one level too high.
         x_t0 = noised(model.schedule, y_0, times[0], first)
         x_0 = denoise(model.schedule, model.output, x_t0, times, noises, distance)
         slices.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(slices)
 
 
-NONE = "none"                                    # the strength that translates nothing
+NONE = "none"                                    # in place of a Strength: the image as it is
 # The paper's sampler in each preset.  `paper` has the settings of the first author's working scripts: the 50th of 100
 # uniform times, a low-pass by 2, a scale of 6 on 128 x 128 pixels.  Elsewhere mean and SD are matched to the source's
-# first: what is coarser than the low-pass, and so contrast, is held, and would stay the reference's.
+# first, because guidance holds what is coarser than the low-pass: contrast would stay the reference's.
 # Trap: quadratic times take large last steps, which overshoot the guidance and leave a dotted texture.
 _SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25,times=uniform"
 PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER, "small": _SAMPLER, "lab": _SAMPLER,
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
-# The guided projection: brightness of the source over wide windows, every edge of the reference.
+# The guided projection has the source's brightness over wide windows and every edge of the reference.
 GUIDED = "t0=500,match=mean_std,guide_mm=30,steps=2"
-# What DG projects with, and what a target's image is segmented from where nothing else is asked for.
+# The default strength of DG, and the default members of a test input of DA.
 DEFAULT_STRENGTH = {"dg": _SAMPLER, "da": f"{NONE}+{GUIDED}"}
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How a reference is projected.  Written `t0=490,low_pass=2,steps=25`; raises UsageError for what cannot be."""
-    t0: int = 300                                # start time in 1..T; the reference is noised to exactly this level
-    match: str = "none"                          # intensities of the reference first: none or mean_std, the source's
-    low_pass: int = 0                            # D of the guidance, in pixels; 0: unguided (SDEdit)
-    pull: float = 0.047                          # grey levels that the guidance moves a pixel by at each step
-    steps: int = 20                              # network calls
-    times: str = "quadratic"                     # how these are spaced from t0 to 0: quadratic or uniform
-    guide_mm: float = 0.0                        # SD of the guided filter's windows; 0: the SD-DM's image as it is
+    """How a reference is projected, written `t0=490,low_pass=2,steps=25`; raises UsageError for values out of range."""
+    t0: int = 300                                # start time in 1..T, to which the reference is noised
+    match: str = "none"                          # first give the reference the source's intensities: none, mean_std
+    low_pass: int = 0                            # D of the guidance, in pixels; 0: no guidance (SDEdit)
+    pull: float = 0.047                          # change of a pixel by the guidance at each step (RMS)
+    steps: int = 20                              # number of network calls
+    times: str = "quadratic"                     # how the times are spaced from t0 to 0: quadratic, uniform
+    guide_mm: float = 0.0                        # SD of the guided filter's windows; 0: no guided filter
 
     def __post_init__(self):
         for name, names in (("match", ("none", "mean_std")), ("times", ("quadratic", "uniform"))):
@@ -111,7 +111,7 @@ class Strength:
 
     @classmethod
     def parse(cls, text):
-        """From `name=value,...`; raises UsageError for an unknown name or value."""
+        """A Strength from `name=value,...`; raises UsageError for an unknown name or a wrong value."""
         types = {f.name: f.type for f in dataclasses.fields(cls)}
         values = {}
         for item in filter(None, text.split(",")):
@@ -136,9 +136,9 @@ def parse_strength(text):
 
 
 def parse_members(text):
-    """The members of a test input, whose softmax is averaged (Gao et al. 2023): strengths with `+` between them.
+    """The members of a test input, written with `+` between them, whose softmax is averaged (Gao et al. 2023).
 
-    Returns a tuple of Strength and NONE, the image as it is; raises UsageError for an empty member.
+    Returns a tuple of Strengths and NONE (the image as it is); raises UsageError for an empty member.
     """
     parts = text.split("+")
     if not all(parts):
@@ -148,32 +148,32 @@ def parse_members(text):
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A trained SD-DM with its schedule, and what it knows of the source's intensities."""
+    """A trained SD-DM with its schedule and statistics of the source's intensities."""
     net: torch.nn.Module
     schedule: Schedule
     quantiles: np.ndarray
     mean: float
     std: float
     settings: dict
-    subjects: tuple                              # whose images it was trained on
+    subjects: tuple                              # subjects whose images it was trained on
     hash: str
-    data_hash: str = ""                          # of those images
+    data_hash: str = ""                          # hash of those images
 
     @classmethod
     def load(cls, path, device):
-        """Read `final.pt` of train_diffusion.py; raises CheckpointError for anything else."""
+        """Read `final.pt` of train_diffusion.py; raises CheckpointError for any other file."""
         saved = checkpoint.load(path)
         if "source_quantiles" not in saved:
             raise CheckpointError(f"{path}: not a finished diffusion model; give final.pt of train_diffusion.py")
         settings = saved["config"]
-        if settings.get("parameterisation", "v") != "v":          # which a former version could be told to predict
+        if settings.get("parameterisation", "v") != "v":          # a setting of former versions
             raise CheckpointError(f"{path}: its network does not predict v; delete it and train again")
         try:
             net = build_denoiser(settings)
-        except ValueError as error:                               # settings that a former version took
+        except ValueError as error:                               # settings that former versions allowed
             raise CheckpointError(f"{path}: {error}; delete it and train again") from error
         checkpoint.fill(net, saved["net"], path)
-        net.requires_grad_(False)                                 # guidance differentiates the image, not the weights
+        net.requires_grad_(False)                                 # guidance needs the image's gradient only
         return cls(net=placed(net, device).eval(), schedule=Schedule.make(settings["schedule"], settings["T"]),
                    quantiles=saved["source_quantiles"].numpy(), mean=saved["source_mean"], std=saved["source_std"],
                    settings=settings, subjects=tuple(saved["subjects"]), hash=sha256(path)[:16],
@@ -184,12 +184,12 @@ class SourceModel:
         return next(self.net.parameters()).device
 
     def output(self, x_t, t):
-        """What the network says of x_t (N, 1, H, W) at t (N,), in the precision that it was trained in."""
+        """The network's output for x_t (N, 1, H, W) at times t (N,), in the precision of its training."""
         with half_precision(self.device, self.settings.get("bfloat16")):
             return self.net(x_t, t)
 
     def require_usable(self, strength):
-        """Raise UsageError for a strength that starts beyond the model's times or does not divide its grid."""
+        """Raise UsageError if a strength starts beyond the model's T or its low-pass does not divide the grid."""
         size = self.settings["size"]
         if strength != NONE and strength.t0 > self.schedule.T:
             raise UsageError(f"strength {strength}: t0 exceeds the model's T = {self.schedule.T}")

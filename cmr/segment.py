@@ -1,7 +1,7 @@
 """Segment image files: `python -m cmr.segment IMAGE... --segmenter final.pt --out FOLDER`.
 
-Each frame is a volume by itself, as in the experiment.  With `--diffusion` it is DA: the image is also projected to the
-source, and the softmax averaged with that of the image as it is.
+Each frame is treated as a volume of its own, as in the experiment.  `--diffusion` makes it DA: the image is projected
+to the source too, and the softmax is averaged over the image as it is and its projection.
 
     FOLDER/NAME.nii.gz      the mask, on the image's own grid
     FOLDER/NAME.png         contours on every slice; with DA: without it, the projected image, with it
@@ -32,7 +32,7 @@ from cmr.translate import (
 from cmr.workers import pick_device
 
 MYOCARDIUM_G_PER_ML = 1.05
-SIMILAR = 1.2                                    # spacings between slices that differ by less are taken for alike
+SIMILAR = 1.2                                    # largest ratio of slice spacings that count as equal
 VENTRICLES = ("LV", "RV")
 NUMBERING = {"mms": MMS_LABELS, "acdc": ACDC_LABELS}
 COLUMNS = ("file", "frame", "LV_ml", "RV_ml", "MYO_g",
@@ -76,9 +76,9 @@ def main(argv=None):
 def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", seed=0):
     """Segment one NIfTI file, write the mask to `out` and a picture beside it.
 
-    segmenter : Segmenter.  sd_dm : a SourceModel, for DA.  members : what is averaged, Strengths and NONE; None: as DA
-    in the experiment.  labels : numbering of the mask, mms or acdc.  Returns {volumes: of each frame LV_ml, RV_ml and
-    MYO_g, notes: what to mind}.  Raises DataError for a file that is no image.
+    segmenter : Segmenter.  sd_dm : a SourceModel, for DA.  members : Strengths and NONE to average; None: as in the
+    experiment.  labels : numbering of the mask, mms or acdc.  Returns {volumes: LV_ml, RV_ml and MYO_g of each frame,
+    notes: warnings about the file}.  Raises DataError for a file that is not an image.
     """
     if members is None:
         members = parse_members(DEFAULT_STRENGTH["da"]) if sd_dm else (NONE,)
@@ -90,7 +90,7 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     image.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
     volumes = volumes_of(found, np.prod(image.spacing_mm) / 1000, segmenter.structures)
     shown = [0]
-    if len(volumes) > 1 and "LV" in segmenter.structures:         # end-diastole and end-systole
+    if len(volumes) > 1 and "LV" in segmenter.structures:         # show end-diastole and end-systole
         of_lv = [row["LV_ml"] for row in volumes]
         shown = [int(np.argmax(of_lv)), int(np.argmin(of_lv))]
     rows = [row for t in shown for row in way.picture(image.frames[..., t], found[..., t], members)]
@@ -101,26 +101,26 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
 
 @dataclass(frozen=True)
 class _Way:
-    """The way of a volume (X, Y, Z) of an image through projection and network."""
+    """Takes volumes (X, Y, Z) of one image through projection and network."""
     image: ImageFile
     segmenter: Segmenter
-    sd_dm: SourceModel                           # or None
-    key: tuple                                   # of the noise, the same for every frame
+    sd_dm: SourceModel                           # None without DA
+    key: tuple                                   # key of the noise, the same for every frame
 
     def to_working(self, volume):
-        """(working image (D, H, W), Geometry)."""
+        """(working image (D, H, W), Geometry) of a volume."""
         working, _, geometry = to_working(volume, self.image, Grid.of(self.segmenter.settings))
         return working, geometry
 
     def input_of(self, working, member):
-        """Working image of a member of the test input, as the experiment stores and reads it."""
+        """The working image that a member of the test input stands for, rounded as the experiment stores it."""
         if member == NONE:
             return working
         projected, _ = translate(self.sd_dm, working, self.sd_dm.settings["spacing_mm"], member, *self.key)
         return from_integers(as_integers(projected))
 
     def labels(self, volume, members):
-        """(X, Y, Z) uint8 from the softmax of all members; nothing is found in a blank frame."""
+        """Labels (X, Y, Z) uint8 from the averaged softmax of the members; all 0 for a blank frame."""
         if volume.min() == volume.max():
             return np.zeros(volume.shape, np.uint8)
         working, geometry = self.to_working(volume)
@@ -129,7 +129,7 @@ class _Way:
         return labels_on_original(logits, geometry)
 
     def picture(self, volume, labels, members):
-        """Rows of panels: the labels on every slice; with DA for each slice also those without it, and what it sees."""
+        """Rows of panels with the labels on every slice; with DA also the labels without it and the projected image."""
         working, geometry = self.to_working(volume)
         grey, projections = grey_view(volume, geometry), [member for member in members if member != NONE]
         zoom = enlargement(grey)
@@ -143,7 +143,7 @@ class _Way:
 
 
 def volumes_of(labels, voxel_ml, structures):
-    """[{LV_ml, RV_ml, MYO_g}] of each frame of labels (X, Y, Z, T); None for what the networks do not know."""
+    """[{LV_ml, RV_ml, MYO_g}] of each frame of labels (X, Y, Z, T); None for a structure outside `structures`."""
     rows = []
     for frame in np.moveaxis(labels, 3, 0):
         ml = {name: float((frame == VALUES[name]).sum() * voxel_ml) for name in structures}
@@ -153,7 +153,7 @@ def volumes_of(labels, voxel_ml, structures):
 
 
 def table(found):
-    """Rows of volumes.csv: one of each frame; the first of a cine, and the ED of an ED/ES pair, holds the study."""
+    """Rows of volumes.csv, one per frame; EDV, ESV and EF stand with a cine's first frame or a pair's ED."""
     rows, pairs = [], {}
     for of in found:
         frames = [{"file": of["file"], "frame": t, **volumes} for t, volumes in enumerate(of["volumes"])]
@@ -173,9 +173,9 @@ def table(found):
 
 
 def ejected(name, ed, es, which):
-    """Columns of a ventricle's study by its rows at end-diastole and end-systole, named by the column `which` of both.
+    """EDV, ESV and EF of a ventricle from its rows at ED and ES, which are named by their column `which`.
 
-    Empty for a ventricle that the networks do not know; no ejection fraction where one of both was not found.
+    Returns {} for a ventricle that the network does not know; EF is None if the ventricle was not found in both.
     """
     edv_ml, esv_ml = ed[f"{name}_ml"], es[f"{name}_ml"]
     if edv_ml is None or esv_ml is None:
@@ -186,7 +186,7 @@ def ejected(name, ed, es, which):
 
 
 def notes_on(image, segmenter, labels, geometry):
-    """What to mind about a file: what the network was not trained for, and what looks wrong in the result."""
+    """Warnings about a file: what the network was not trained for, and what looks wrong in the result."""
     notes = coarse_pixels(image, Grid.of(segmenter.settings))
     unknown = [name for name in VALUES if name not in segmenter.structures]
     if unknown:

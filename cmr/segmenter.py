@@ -1,4 +1,4 @@
-"""The table of segmenters, and a trained one: loaded from its checkpoint, asked for a volume.
+"""The table of segmenters, and a trained segmenter that is loaded from its checkpoint and applied to volumes.
 
 A new segmenter is a file that makes a `cmr.network.Network`, and an entry in `NETWORKS`.
 
@@ -33,10 +33,7 @@ def presets():
 
 
 def split_name(text):
-    """(network, training set) of a segmenter's name such as `vanilla-real` or `nnunet2d-Vendor-B`.
-
-    Both may hold hyphens: the longest name of a network that fits is meant.  Raises UsageError if none does.
-    """
+    """(network, training set) of a name such as `nnunet2d-Vendor-B`; raises UsageError if it starts with no network."""
     fitting = [name for name in NETWORKS if text.startswith(name + "-")]
     if not fitting:
         raise UsageError(f"segmenter {text!r}: expected NETWORK-TRAININGSET with one of {', '.join(NETWORKS)}")
@@ -46,20 +43,20 @@ def split_name(text):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained network, and what its checkpoint says of it."""
+    """A trained network with what its checkpoint says about it."""
     net: torch.nn.Module
-    structures: tuple                            # that it was trained on: structures[i] is the network's class i + 1
-    settings: dict                               # of train_unet.py
-    plan: dict                                   # of an nnU-Net; None where nothing is planned
-    subjects: tuple                              # whose volumes it was trained on
+    structures: tuple                            # that it segments; structures[i] is class i + 1
+    settings: dict                               # settings of train_unet.py
+    plan: dict                                   # plan of an nnU-Net; None for other networks
+    subjects: tuple                              # subjects whose volumes it was trained on
     hash: str
-    data_hash: str = ""                          # of the volumes it was trained on
-    made_by: tuple = ()                          # hashes of the SD-DMs that made the images among them
-    slices_mm: tuple = (0.0, np.inf)             # least and largest spacing of their slices
+    data_hash: str = ""                          # hash of the volumes it was trained on
+    made_by: tuple = ()                          # hashes of the SD-DMs that made the synthetic ones
+    slices_mm: tuple = (0.0, np.inf)             # least and largest spacing of these volumes' slices
 
     @classmethod
     def load(cls, path, device):
-        """Read `final.pt` of train_unet.py; raises CheckpointError for anything else."""
+        """Read `final.pt` of train_unet.py; raises CheckpointError for any other file."""
         saved = checkpoint.load(path)
         if not {"structures", "plan", "made_by", "slices_mm"} <= saved.keys():
             raise CheckpointError(f"{path}: not a finished segmenter of this version; give final.pt of train_unet.py")
@@ -73,11 +70,11 @@ class Segmenter:
                    made_by=tuple(saved["made_by"]), slices_mm=tuple(saved["slices_mm"]))
 
     def logits(self, image, spacing_mm, mirror=True):
-        """Logits (4, D, H, W) float32, in the project's label order, of a working volume (D, H, W) in [-1, 1].
+        """Logits (4, D, H, W) float32 of a working volume (D, H, W) in [-1, 1], in the order of the project's labels.
 
-        spacing_mm : (slice, row, column).
-        mirror : whether an nnU-Net averages over all mirrored copies, which takes 4 (2D) or 8 times as long.
-        A structure that the network was not trained on can never win.
+        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over mirrored copies, 4 (2D) or 8 times as
+        slow.
+        A structure that the network was not trained on gets a logit that never wins.
         """
         network = NETWORKS[self.settings["network"]]
         with half_precision(next(self.net.parameters()).device, self.settings.get("bfloat16")):
@@ -87,14 +84,14 @@ class Segmenter:
         return result
 
     def labels(self, image, spacing_mm):
-        """Most probable label of each voxel of a working volume, (D, H, W) uint8."""
+        """The most probable label of each voxel of a working volume, (D, H, W) uint8."""
         return labels_of(self.logits(image, spacing_mm))
 
 
 def labels_on_original(logits, geometry):
     """Labels (X, Y, Z) uint8 on the original grid, from a list of logits (4, D, H, W) on the working grid.
 
-    Logits, not labels, are resampled.  Of several (a translation drawn more than once) the softmax is averaged there.
+    Logits, not labels, are resampled.  The softmax of several (one per input image) is averaged on the original grid.
     """
     if len(logits) == 1:
         return to_original(logits[0], geometry)

@@ -1,7 +1,7 @@
-"""Settings and presets: one frozen dataclass per script becomes its command line.
+"""Settings and presets: the frozen dataclass of each script becomes its command line.
 
-Every setting says beside its default what is allowed, and `parse` refuses anything else before a file is read.  What
-two settings must be together, the script that has them says.
+Every setting states beside its default what is allowed, and `parse` refuses other values before any file is read.
+Rules about two settings together are checked by the script that has them.
 
 Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `required`, `integers`, `DEVICE`, `DataConfig`,
 `FULL_GRID`, `GRIDS`, `parse`, `without_places`.
@@ -18,7 +18,7 @@ from cmr.errors import UsageError
 
 
 class Allowed(NamedTuple):
-    """Which values a setting may have: in words, and as a test."""
+    """The values that a setting may have: in words, and as a test of one value."""
     words: str
     holds: Callable
 
@@ -40,24 +40,24 @@ def one_of(*names):
 
 
 def matching(pattern, words):
-    """A text of the pattern, which `words` describe."""
+    """Any text that matches the whole regular expression `pattern`; `words` describe it."""
     return Allowed(words, lambda value: re.fullmatch(pattern, value))
 
 
 def required(words):
-    """A text that may not be left out."""
+    """Any text that is not blank; `words` describe it."""
     return matching(r"(?s).*\S.*", words)
 
 
 def integers(low, may_be_empty=False):
-    """Whole numbers separated by commas."""
+    """Whole numbers of `low` or more, separated by commas."""
     is_one = lambda part: part.strip().isdecimal() and int(part) >= low
     return Allowed(f"whole numbers of {low} or more, separated by commas",
                    lambda text: may_be_empty and not text or all(map(is_one, text.split(","))))
 
 
 def opt(default, help, allowed=None):
-    """A dataclass field with its help text and what is allowed, which becomes a flag of the same name."""
+    """A dataclass field, which becomes a flag of the same name, with its help text and the `Allowed` values."""
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
@@ -82,26 +82,25 @@ class DataConfig:
     device: str = DEVICE
 
 
-# The working grid of the presets `small`, `lab` and `paper`; the defaults above are that of `tiny` and `demo`.
+# The working grid of the presets `small`, `lab` and `paper`; `tiny` and `demo` have that of the defaults above.
 FULL_GRID = dict(size=128, spacing_mm=1.5)
 GRIDS = {"tiny": {}, "demo": {}, "small": FULL_GRID, "lab": FULL_GRID, "paper": FULL_GRID}
 
-# Settings that may change between a killed run and its continuation: they say where, not what.  Which studies there
-# are, stages compare by content.
+# Settings that may change when a killed run goes on; stages compare the studies themselves by their content.
 PLACES = {"data", "upper_bound", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
           "sample_every", "sheet", "sheet_steps"}
 
 
 def without_places(settings):
-    """The settings that decide what comes out: all but PLACES."""
+    """The settings that decide the result: all but PLACES."""
     return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def parse(config_class, presets, argv, description, by=None):
-    """The settings of one run: the defaults, then the named preset, then the flags.
+    """The settings of one run: the defaults, overridden by the named preset, overridden by the flags.
 
-    by : name of a setting for whose every value a preset has a dictionary of its own; None: a preset is one dictionary.
-    Prints them, so that a log starts with what was run.  Raises UsageError for an unknown preset, flag or value.
+    by : name of a setting; a preset then has one dictionary for each of its values.  None: a preset is one dictionary.
+    Prints the settings, so that a log starts with them.  Raises UsageError for an unknown preset, flag or value.
     """
     flags = vars(_parser(config_class, presets, description).parse_args(argv))
     preset = flags.pop("preset")
@@ -122,7 +121,7 @@ def parse(config_class, presets, argv, description, by=None):
 
 
 class _Parser(argparse.ArgumentParser):
-    """As argparse's, but a mistake raises UsageError, and a misspelt flag is answered with the one that was meant."""
+    """argparse's parser, but mistakes raise UsageError, and for a misspelt flag the nearest one is proposed."""
 
     def parse_args(self, argv=None):
         args, unknown = self.parse_known_args(argv)
@@ -138,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(config_class, presets, description):
-    """A flag for every setting, in two groups."""
+    """The parser, with a flag for every setting in one of two groups."""
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--preset", choices=list(presets), default="demo",
                         help="a named set of values, which flags override (default: demo)")
@@ -146,7 +145,7 @@ def _parser(config_class, presets, description):
     of_all = parser.add_argument_group("what all stages must agree on, and where")
     of_this = parser.add_argument_group("this stage")
     for f in dataclasses.fields(config_class):
-        if f.type is tuple:                                       # what is named without a flag
+        if f.type is tuple:                                       # positional arguments
             parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"])
             continue
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
@@ -160,6 +159,6 @@ def _flag(f):
 
 
 def _about(f):
-    """Help text of a setting: what it is, what is allowed, its default; what presets make of it: docs/presets.md."""
+    """Help text of a setting: its meaning, what is allowed, its default (docs/presets.md has the presets' values)."""
     allowed = f"{f.metadata['allowed'].words}; " if f.metadata.get("allowed") else ""
     return f"{f.metadata['help']} ({allowed}default: {f.default!r})".replace("%", "%%")

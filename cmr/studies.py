@@ -1,9 +1,9 @@
-"""The studies of a dataset: every volume with its split, and who may be used for what.
+"""The studies of a dataset: every volume with its split, and the rules for what may be trained and tested on.
 
-Reading a folder is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
+`cmr.layouts` reads folders, `cmr.nifti` reads voxels.
 
-Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `pseudonyms`,
-`require_apart`, `require_unseen`.
+Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `pseudonyms`, `require_apart`,
+`require_unseen`.
 """
 import hashlib
 import itertools
@@ -20,13 +20,13 @@ from cmr.seeds import rng
 
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
-    """Every volume below `root`, a folder or several separated by commas, sorted by case.
+    """Records of every volume below `root`, a folder or several separated by commas, sorted by case.
 
-    The name of its folder stands in the column Dataset, so that `Dataset=ACDC` is a domain.
-    all_frames : also the frames of a cine between ED and ES, without labels (for the diffusion model).
-    use_unlabeled_masks : M&Ms-1 ships masks under Training/Unlabeled whose quality is disputed; off: no label there.
-    Raises DataError if a folder is missing or holds no known layout, if two hold subjects of one name, or if a volume
-    is there twice: a copy elsewhere, or as .nii beside .nii.gz.
+    The metadata column `dataset` holds the folder's name, so that `Dataset=ACDC` is a domain.
+    all_frames : include a cine's frames other than ED and ES, without labels (for the diffusion model).
+    use_unlabeled_masks : use M&Ms-1's masks under Training/Unlabeled, whose quality is disputed.
+    Raises DataError if a folder is missing or has no known layout, if two folders share a subject's name, or if a
+    volume is there twice (a copy elsewhere, or .nii beside .nii.gz).
     """
     records, folder_of, path_of = [], {}, {}
     for folder in _folders(root):
@@ -41,7 +41,7 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
 
 
 def left_out(root, use_unlabeled_masks=False):
-    """[(what, why)] of all in the datasets that no segmenter is trained or tested on: nothing vanishes unsaid."""
+    """[(what, why)] of everything in the datasets that no segmenter is trained or tested on."""
     found = []
     for path in _folders(root):
         folder = open_folder(path, use_unlabeled_masks)
@@ -54,7 +54,7 @@ def left_out(root, use_unlabeled_masks=False):
 
 
 def _folders(text):
-    """The dataset folders that `--data` names, separated by commas; raises UserError if they cannot be meant so."""
+    """The dataset folders that `--data` names, separated by commas; raises UserError for missing or nested ones."""
     parts = [part.strip() for part in str(text).split(",")]
     read_as = f"--data {str(text)!r} is read as {len(parts)} folders separated by commas; no path may contain a comma"
     if not all(parts):
@@ -71,9 +71,9 @@ def _folders(text):
 
 
 def studies_of(c, all_frames=False):
-    """Every volume of the dataset that a stage's settings name, with its split; all_frames : as in `find`.
+    """Records of the dataset that a stage's settings `c` name, each with its split; all_frames : as in `find`.
 
-    The experiment's source alone decides the split, whatever the stage trains on: a test study stays one.
+    The experiment's source alone decides the split, whatever the stage trains on, so that a test study stays one.
     """
     records = find(c.data, c.use_unlabeled_masks, all_frames)
     return split_by_subject(records, Domain.parse(c.source), c.upper_bound)
@@ -82,10 +82,10 @@ def studies_of(c, all_frames=False):
 def split_by_subject(records, source, upper_bound=False):
     """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
 
-    Without any split: source subjects 60 % Training, 15 % Validation, 25 % Testing; all others 25 % Validation, 75 %
-    Testing, as nothing is trained on them, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  With
-    training but no validation studies, in the source or in all else of a dataset (ACDC): every sixth training subject,
-    vendors and pathologies in turn, becomes Validation.
+    Without any split, source subjects become 60 % Training, 15 % Validation, 25 % Testing; others become 25 %
+    Validation, 75 % Testing, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  Where the source or
+    the rest of a dataset has no validation studies (ACDC), every sixth training subject by vendor and pathology becomes
+    Validation.
     """
     assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
@@ -95,7 +95,7 @@ def split_by_subject(records, source, upper_bound=False):
 
 
 def _shared_out(records, source, upper_bound):
-    """{subject: split} of the subjects without one; each vendor and pathology is shared out by itself."""
+    """{subject: split} of the subjects without one, drawn separately for each vendor and pathology."""
     pools, assigned = {}, {}
     for record in records:
         if not record.split:
@@ -110,7 +110,7 @@ def _shared_out(records, source, upper_bound):
 
 
 def _held_out(records, source):
-    """Training subjects that become Validation, of the source and of each dataset without validation studies."""
+    """Training subjects that become Validation, of the source and the other datasets that lack validation studies."""
     pools, held_out = {}, set()
     for record in records:
         pool = "the source" if record in source else record.metadata["dataset"]
@@ -127,10 +127,7 @@ def _digest(subject):
 
 
 def splits_drawn(c, records):
-    """In words, which studies were given a split although names of folders speak of one.
-
-    c : settings of a stage.  records : its studies, as `studies_of` returns them.
-    """
+    """Sentences on records that were given a split although folder names speak of one; c : settings of a stage."""
     found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
     with_splits = {r.metadata["dataset"] for r in found if r.split}
     for before, after in zip(found, records):
@@ -162,14 +159,14 @@ def in_role(records, domain, split, labelled_only=False):
 
 
 def pseudonyms(records):
-    """{subject: P and a number} of a dataset, in an order that says nothing."""
+    """{subject: "P" and a number} for a dataset, in random order, so that the number reveals nothing."""
     subjects = sorted({r.subject for r in records})
     numbers = rng("pseudonyms", *subjects).permutation(len(subjects))
     return {subject: f"P{number + 1:03d}" for subject, number in zip(subjects, numbers)}
 
 
 def require_apart(records, source, targets):
-    """Raise UsageError if a subject is in the source and in one of the targets, which must be unseen."""
+    """Raise UsageError if a subject is both in the source and in one of the targets, which must be unseen."""
     for target in targets:
         both = sorted({r.subject for r in records if r in target and r in source})
         if both:
@@ -178,7 +175,7 @@ def require_apart(records, source, targets):
 
 
 def require_unseen(tested, trained_on, network):
-    """Raise UsageError if `network` was trained on the subject of a tested record."""
+    """Raise UsageError if a tested record's subject is among `trained_on`, the subjects that `network` has seen."""
     seen = sorted({r.subject for r in tested} & set(trained_on))
     if seen:
         raise UsageError(f"{seen[0]} is a test subject, but {network} was trained on it ({len(seen)} such); "

@@ -1,12 +1,11 @@
 """Write the synthetic training set of DG or the translated test set of DA: `python -m cmr.synthesize --use dg|da`.
 
 **DG**: every reference, a labelled training image of the source whose look is changed at random, is projected to the
-source, and keeps its mask.  **DA**: every test image is projected to the source, once for each way to project.
-Both are valid nnU-Net raw datasets on the working grid, with `manifest.csv` written last: one row per image with its
+source and keeps its mask.  **DA**: every test image is projected to the source, once for each strength.
+Both are valid nnU-Net raw datasets on the working grid.  `manifest.csv`, written last, has one row per image with its
 reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to `excluded/`.
-DG's images are made of the source's validation patients too, for the audit alone: `held_out.csv` has their figures, and
-`sd_dm.csv` says how much the diffusion model's samples are like slices of these patients.  Interrupted, it makes only
-what is missing.
+For the audit alone, DG also makes images of the source's validation patients: `held_out.csv` has their figures, and
+`sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
 
 Public: `Config`, `PRESETS`, `synthesize`.
 """
@@ -54,7 +53,7 @@ class Config(DataConfig):
     out: str        = opt("runs/synthetic", "folder of the dataset")
 
 
-# DG: one sample near the source, one of a changed look; changed further, it harms an nnU-Net, which augments by itself.
+# DG: one sample near the source, one with a changed look; a larger change harms an nnU-Net, which augments by itself.
 _DG = dict(samples=2, shift="0;0.5")
 _da = lambda preset: dict(strength=f"{PROJECTED[preset]};{GUIDED}")                  # both ways to project
 PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]), "da": _da("tiny")},
@@ -72,9 +71,9 @@ def main(argv=None):
 
 
 def synthesize(c):
-    """Make every missing image of the set, then the manifest."""
+    """Make every missing image of the set, then write its pictures and its manifest."""
     kind = Generalisation if c.use == "dg" else Adaptation
-    synthesis = kind(c)                                           # what does not fit is found before the long work
+    synthesis = kind(c)                                           # checks everything before the long work
     made = over_volumes(synthesis, kind, c, processes=1)
     earlier = sum(row["segmenter"] != synthesis.segmenter.hash for row in made)
     if earlier:
@@ -89,18 +88,18 @@ def synthesize(c):
 
 @dataclass(frozen=True)
 class Job:
-    """One synthetic volume to be made."""
+    """One synthetic volume that is to be made."""
     reference: Working
-    domain: Domain                               # of the reference
+    domain: Domain                               # domain of the reference
     sample: int
-    shift: float                                 # how far its look is changed first
+    shift: float                                 # how far the look is changed before projection
     strength: Strength                           # or NONE
     case: str
-    held_out: bool = False                       # made for its audit alone, of a patient that no network was trained on
+    held_out: bool = False                       # for the audit alone, of a patient that no network was trained on
 
 
 class Synthesis:
-    """What DG and DA have in common: the models, one image at a time, made unless an earlier run has made it."""
+    """What DG and DA have in common: the models, and one image at a time, made unless an earlier run made it."""
 
     def __init__(self, c):
         self.c, self.device = c, pick_device(c.device)
@@ -120,15 +119,11 @@ class Synthesis:
             self.sd_dm.require_usable(strength)
 
     def read(self, records):
-        """The working volumes of records."""
+        """Working volumes of the records."""
         return prepare(records, self.grid, self.c.work)
 
     def begin(self, jobs):
-        """Take up the folder of the set.
-
-        Raises CheckpointError where it holds a set of other settings, or an image that is not asked for now, as of a
-        study of another split.
-        """
+        """Open the set's folder; raises CheckpointError if it has other settings or an image that no job asks for."""
         c, self.jobs, self.out = self.c, jobs, writable_folder(self.c.out, self.c.data)
         settings = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
         settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash)
@@ -144,7 +139,7 @@ class Synthesis:
                                   f"delete {self.out} and make it again")
 
     def volume(self, index):
-        """Manifest row of one image."""
+        """The manifest row of one image, which is made unless an earlier run has made it."""
         job = self.jobs[index]
         item = self.out / "items" / f"{job.case}.json"
         row = read_sealed_json(item)
@@ -167,7 +162,7 @@ class Synthesis:
         if job.strength != NONE:
             seed = c.seed, record.subject, job.sample
             image, redrawn = translate(self.sd_dm, shifted, c.spacing_mm, job.strength, *seed)
-        shifted, image = (from_integers(as_integers(x)) for x in (shifted, image))   # audited as it will be read
+        shifted, image = (from_integers(as_integers(x)) for x in (shifted, image))   # rounded as on disk
         row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
                "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre,
                "pathology": record.pathology, "split": record.split, "reference": record.case,
@@ -182,7 +177,7 @@ class Synthesis:
 
 
 class Generalisation(Synthesis):
-    """DG: labelled references, their look changed at random, projected to the source; the mask stays."""
+    """DG: labelled references, whose look is changed at random, are projected to the source and keep their masks."""
 
     def __init__(self, c):
         super().__init__(c)
@@ -195,7 +190,7 @@ class Generalisation(Synthesis):
         self.begin([*self.jobs_of(self.references, self.domain), *self.jobs_of(judged, self.source, held_out=True)])
 
     def jobs_of(self, references, domain, held_out=False):
-        """Every image; the samples of a reference take the strengths and the changes of look in turn."""
+        """The jobs of all references; the samples of one take the changes of look and the strengths in turn."""
         jobs = []
         for reference in references:
             for n in range(self.c.samples):
@@ -205,7 +200,7 @@ class Generalisation(Synthesis):
 
     @functools.cached_property
     def classifiers(self):
-        """{domain: SourceClassifier}, the source's training volumes against others; trained with the first image.
+        """{domain: SourceClassifier}: the source's training volumes against others; fitted when first used.
 
         DG knows no target: the others are the same volumes with their look changed, or references of another domain.
         """
@@ -218,7 +213,7 @@ class Generalisation(Synthesis):
         return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others))
 
     def finish(self, rows, held_out):
-        """Say and draw which pairs fit, and whether the SD-DM has learnt the source; return the rows that are kept."""
+        """Print and draw which pairs fit, audit the SD-DM, write the dataset; return the rows that are kept."""
         kept, excluded = ([row for row in rows if bool(row["kept"]) == fits] for fits in (True, False))
         names = ", ".join(row["case"] for row in excluded) or "none"
         print(f"{self.out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: "
@@ -237,7 +232,7 @@ class Generalisation(Synthesis):
         return kept
 
     def audit_sd_dm(self):
-        """Are samples of the SD-DM like slices of patients that it has not seen?  Written to `sd_dm.csv`."""
+        """Write `sd_dm.csv`: whether the SD-DM's samples are like slices of patients that it has not seen."""
         slices = [np.concatenate([w.image for w in pool]) if pool else np.zeros((0, 1, 1))
                   for pool in (self.learnt, self.unseen)]
         row = audit_samples(self.sd_dm, self.segmenter, *slices, self.learnt[0].spacing_mm, self.c.seed)
@@ -248,7 +243,7 @@ class Generalisation(Synthesis):
 
 
 class Adaptation(Synthesis):
-    """DA: the test studies of the source and of every target, projected to the source in each of the ways."""
+    """DA: the test studies of the source and of every target, projected to the source with every strength."""
 
     def __init__(self, c):
         if not c.target:
@@ -267,7 +262,7 @@ class Adaptation(Synthesis):
         self.begin(jobs)
 
     def jobs_of(self, volumes, domain):
-        """Every image: each volume with every strength."""
+        """The jobs of all volumes, each with every strength."""
         made = [(strength, n) for strength in self.strengths for n in range(self.c.samples)]
         jobs = []
         for volume in volumes:
@@ -278,7 +273,7 @@ class Adaptation(Synthesis):
 
     @functools.cached_property
     def classifiers(self):
-        """{target: SourceClassifier}, the source's training volumes against a target's unlabelled validation ones."""
+        """{target: SourceClassifier}: source training volumes against the target's validation volumes, unlabelled."""
         real, found = [np.asarray(w.image) for w in self.real], {}
         for domain in self.targets:
             unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
@@ -292,7 +287,7 @@ class Adaptation(Synthesis):
 
 
 def numbers(text):
-    """How far looks are changed, from its setting; raises UsageError."""
+    """The numbers in the text of --shift; raises UsageError for anything outside 0 to 5."""
     try:
         shifts = [float(part) for part in text.split(";")]
     except ValueError as error:
@@ -303,7 +298,7 @@ def numbers(text):
 
 
 def labelled_apart(records, domain, source):
-    """The labelled volumes of a domain of references; raises UsageError if a subject is in the source too."""
+    """The labelled records of the references' domain; raises UsageError if a subject is in the source too."""
     labelled = [r for r in domain.select(records) if r.label_path]
     shared = sorted({r.subject for r in labelled if r in source})
     if shared:
@@ -313,7 +308,7 @@ def labelled_apart(records, domain, source):
 
 
 def print_summary(what, rows):
-    """Mean, SD and worst of each audit figure."""
+    """Print mean, SD and worst of each audit figure."""
     for name in SUMMARISED:
         values = np.array([row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])])
         if len(values):

@@ -1,6 +1,6 @@
-"""A synthetic set on disk: where images and masks lie, how they are stored and read back, and pictures of them.
+"""A synthetic set on disk: where its images and masks lie, how they are written and read, and pictures of them.
 
-It is a valid nnU-Net raw dataset on the working grid.  How its images are made is `cmr.synthesize`'s business.
+It is a valid nnU-Net raw dataset on the working grid.  `cmr.synthesize` makes its images.
 
 Public: `COLUMNS`, `find_set`, `made_by`, `read_manifest`, `write_pair`, `write_dataset_json`, `draw_worst`,
 `draw_long_axes`.
@@ -18,20 +18,17 @@ from cmr.records import network_classes
 from cmr.sampler import NONE
 from cmr.studies import find
 
-# Of manifest.csv, one row per image.
+# Columns of manifest.csv, which has one row per image.
 COLUMNS = ("case", "subject", "phase", "sample", "domain", "vendor", "centre", "pathology", "split", "reference",
            "reference_content", "shift", "strength", "seed", "sd_dm", "segmenter", "redrawn", "kept", "dice_reference",
            "dice_synthetic", "dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
            "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 MADE_OF = ("sample", "reference", "reference_content", "strength", "sd_dm")
-WORST = 10                                       # pairs in a picture
+WORST = 10                                       # number of pairs in a picture
 
 
 def find_set(folder):
-    """Records of a finished synthetic set, whose metadata are rows of its manifest.
-
-    Raises DataError if a column that tells what an image was made of and by is missing.
-    """
+    """Records of a finished set with manifest rows as metadata; raises DataError if a MADE_OF column is missing."""
     records = find(folder)
     for record in records:
         missing = [name for name in MADE_OF if name not in record.metadata]
@@ -42,19 +39,19 @@ def find_set(folder):
 
 
 def made_by(records):
-    """Hashes of the SD-DMs that made the images of a set; none of images that were not projected."""
+    """Hashes of the SD-DMs that made the images of a set; images that were not projected have none."""
     return sorted({record.metadata["sd_dm"] for record in records if record.metadata["strength"] != NONE})
 
 
 def read_manifest(folder, columns):
-    """Rows of a set's manifest.csv as text, which must have these columns; raises DataError if it was changed."""
+    """Rows of a set's manifest.csv as text; raises DataError if it was changed or lacks one of `columns`."""
     path = Path(folder) / "manifest.csv"
     require_sealed(path)
     return read_csv(path, columns)
 
 
 def _folders(use, kept):
-    """Where an image and its mask lie: DA has no masks, a pair that no longer fits is kept out of training."""
+    """(folder of images, folder of masks or None): DA has no masks; excluded pairs stay out of the training folders."""
     if use == "da":
         return "imagesTs", None
     return ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
@@ -63,7 +60,7 @@ def _folders(use, kept):
 def write_pair(out, use, row, image, working, structures):
     """Write a synthetic image (D, H, W) in [-1, 1], and for DG the mask of its reference in consecutive classes.
 
-    row : of the manifest.  working : the reference.  structures : of the labels in dataset.json.
+    row : of the manifest.  working : the reference.  structures : those of dataset.json.
     """
     affine, spacing_mm = working_affine(working.geometry)
     images, labels = _folders(use, row["kept"])
@@ -71,20 +68,20 @@ def write_pair(out, use, row, image, working, structures):
     path = Path(out) / images / f"{row['case']}_0000.nii.gz"
     write_nifti(path, stored(as_integers(image)), affine, spacing_mm, "synthetic")
     if labels:
-        classes = network_classes(structures)[np.asarray(working.label)]             # nnU-Net wants consecutive labels
+        classes = network_classes(structures)[np.asarray(working.label)]             # nnU-Net needs consecutive labels
         path = Path(out) / labels / f"{row['case']}.nii.gz"
         write_nifti(path, stored(classes), affine, spacing_mm, "mask of the reference")
 
 
 def _read_image(out, use, row):
-    """(D, H, W) in [-1, 1] of a synthetic volume."""
+    """Read a synthetic volume (D, H, W) in [-1, 1]."""
     images, _ = _folders(use, row["kept"])
     path = Path(out) / images / f"{row['case']}_0000.nii.gz"
     return from_integers(read_nifti(path).array.transpose(2, 1, 0))
 
 
 def write_dataset_json(out, structures, n_training):
-    """What nnU-Net must know of the set."""
+    """Write the dataset.json that nnU-Net needs."""
     labels = {"background": 0, **{name: i for i, name in enumerate(structures, 1)}}
     write_json(Path(out) / "dataset.json",
                {"channel_names": {"0": "cineMRI"}, "labels": labels, "numTraining": n_training,
@@ -92,9 +89,9 @@ def write_dataset_json(out, structures, n_training):
 
 
 def draw_worst(path, out, rows, workings):
-    """The pairs whose boundary moved furthest: reference and synthetic image, then the mask on both.
+    """Draw the pairs whose boundary moved furthest: reference and synthetic image, without and with the mask.
 
-    Each is shown at the largest slice of the mask.  rows : of the manifest, of DG.  workings : {case: reference}.
+    Each is shown in the slice where its mask is largest.  rows : DG's manifest.  workings : {case: reference}.
     """
     worst = sorted(rows, key=lambda row: (-np.nan_to_num(row["displacement_p95_mm"]), row["dice_change"]))[:WORST]
     panels = []
@@ -108,7 +105,7 @@ def draw_worst(path, out, rows, workings):
 
 
 def draw_long_axes(out, use, workings, rows):
-    """`through_plane.png`: three references cut along the heart across their slices, beside their synthetic volumes."""
+    """Write `through_plane.png`: three references, cut across their slices, each beside its synthetic volumes."""
     cuts = []
     for working in workings[::max(1, len(workings) // 3)][:3]:
         synthetic = [_read_image(out, use, row) for row in rows if row["reference"] == working.record.case]

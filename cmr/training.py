@@ -1,6 +1,6 @@
-"""The training loop that both training scripts share: a run that survives being killed, and averaged weights.
+"""The training loop of both training scripts: a run that survives being killed, and averaged weights.
 
-What is trained on what, and with which loss, is said by the scripts and by the networks.
+The scripts and the networks say what is trained on what, and with which loss.
 
 Public: `Run`, `update_ema`.
 """
@@ -27,12 +27,11 @@ LOG_COLUMNS = "step,loss,lr,seconds_per_step,waiting_share,peak_memory_gb"
 class Run:
     """One training run in a folder: resume, log, checkpoint, stop.  `train_diffusion.py` shows the order of the calls.
 
-    `last.pt` (everything) lives only while the run is unfinished; `final.pt` (averaged weights, settings) only after.
-    A finished run is never overwritten: of equal settings and data it is `finished`, others raise CheckpointError.
-    Killed and resumed equals unbroken: nothing random is stored, because everything random is drawn from (seed, step).
-    What else was learnt on the way is kept in `state`, a dictionary of plain values.
-    Of several ranks (`cmr.ranks`) all hold the same state and the first writes it, so a run may go on with another
-    number of them.
+    `last.pt` (whole state) exists only while the run is unfinished, `final.pt` (averaged weights, settings) only after.
+    A finished run is never overwritten: with equal settings and data it is `finished`, else CheckpointError is raised.
+    A run that was killed and resumed equals an unbroken one: all random numbers are drawn from (seed, step), so none is
+    stored.  `state` is a dictionary of plain values for whatever else is learnt on the way.
+    All ranks (`cmr.ranks`) hold the same state and the first writes it, so that their number may change on resuming.
     """
 
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
@@ -40,7 +39,7 @@ class Run:
         self.made_of = {"config": without_places(config), "data_hash": data_hash}
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
         self.step, self.stop_signal, self.state = 0, None, {}
-        self.losses, self.unread = [], []                         # since the last row of the log; still on the device
+        self.losses, self.unread = [], []                         # since the last log row; not yet fetched from the GPU
         self.seconds, self.waited, self.saved_at = 0.0, 0.0, time.monotonic()
         self.last, self.final, self.log = self.out / "last.pt", self.out / "final.pt", self.out / "log.csv"
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
@@ -48,8 +47,8 @@ class Run:
         if self.finished:
             self._load(self.final)
             if ranks.is_first():
-                self.last.unlink(missing_ok=True)                 # of a run that was killed when it had finished
-                self.final.touch()                                # for make: it is what its inputs ask for
+                self.last.unlink(missing_ok=True)                 # left if the run was killed just after it finished
+                self.final.touch()                                # tells make that it is up to date
             print(f"{self.out}: finished already", flush=True)
         elif self.last.exists():
             self._resume()
@@ -58,7 +57,7 @@ class Run:
             write_text(self.log, LOG_COLUMNS + "\n")
 
     def _load(self, path):
-        """A checkpoint of this run; raises CheckpointError if it is of other settings or data."""
+        """Load a checkpoint of this run; raises CheckpointError if its settings or data differ."""
         saved = checkpoint.load(path)
         as_settings = lambda made_of: {**made_of["config"], "data_hash": made_of["data_hash"]}
         checkpoint.require_settings(path, as_settings(saved), as_settings(self.made_of))
@@ -77,7 +76,7 @@ class Run:
         print(f"{self.out}: going on from step {self.step}", flush=True)
 
     def _cut_log(self):
-        """Leave out what comes again, rows after the last checkpoint, and the half row of a killed process."""
+        """Drop log rows that will be written again (after the last checkpoint) and the half row of a killed process."""
         lines = self.log.read_text().splitlines()[1:] if self.log.exists() else []
         whole = [line for line in lines if line.count(",") == LOG_COLUMNS.count(",")]
         kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
@@ -86,15 +85,15 @@ class Run:
         write_text(self.log, "\n".join([LOG_COLUMNS, *kept]) + "\n")
 
     def steps(self, steps):
-        """Yield the number of the step to make, 0 .. steps-1.
+        """Yield the number of each step that is to be made, up to steps - 1.
 
-        Saves by the clock, so that a kill loses the same few minutes whatever a step takes, and stops cleanly on SIGINT
-        or SIGTERM; ranks stop after the same step.  Raises NumericalError if a loss was not finite.  Losses are looked
-        at when a row is logged and before anything is saved: each look waits for the GPU to end its step.
+        The state is saved by the clock, so that a kill loses the same few minutes however long a step takes.  SIGINT
+        and SIGTERM stop the run cleanly, all ranks after the same step.  Raises NumericalError if a loss is not finite;
+        losses are read only before a log row or a checkpoint, because each reading waits for the GPU.
         """
         old = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), desc=self.out.name)
-        torch.backends.cudnn.benchmark = True                     # every step has the same shapes: the search pays off
+        torch.backends.cudnn.benchmark = True                     # pays off, as all steps have the same shapes
         try:
             while self.step < steps:
                 begin = time.perf_counter()
@@ -120,21 +119,21 @@ class Run:
 
     def _on_signal(self, number, frame):
         if self.stop_signal:
-            os._exit(130)                                         # asked twice: leave at once
+            os._exit(130)                                         # a second signal: leave at once
         self.stop_signal = number
 
     @contextlib.contextmanager
     def waiting(self):
-        """Counts the time inside as waiting for data; the log shows its share of a step."""
+        """Context whose time counts as waiting for data; the log has its share of a step."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
 
     def update(self, loss):
-        """One optimiser step on `loss`, a scalar tensor; of several ranks the same on all, each following its own."""
+        """Make one optimiser step on `loss`, a scalar tensor that is the same on all ranks."""
         self.unread.append(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * ranks.world()).backward()                         # together, the ranks take the mean of their gradients
+        (loss * ranks.world()).backward()                         # DistributedDataParallel takes the mean over ranks
         if self.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -142,7 +141,7 @@ class Run:
             update_ema(self.ema, self.net, self.ema_decay, self.step)
 
     def _read_losses(self):
-        """Fetch the losses of the last steps from the device; raises NumericalError if one of them is not finite."""
+        """Fetch the losses of the last steps from the device; raises NumericalError if one is not finite."""
         values = torch.stack(self.unread).tolist() if self.unread else []
         for step, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
@@ -164,23 +163,20 @@ class Run:
         self.losses, self.seconds, self.waited = [], 0.0, 0.0
 
     def _save_last(self):
-        self._read_losses()                                       # what is saved is good
+        self._read_losses()                                       # so that only good states are saved
         if ranks.is_first():
-            log_window = [self.losses, self.seconds, self.waited]                    # of the row to come
+            log_window = [self.losses, self.seconds, self.waited]                    # of the next log row
             checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window,
                             net=self.net.state_dict(), ema=self.ema, optimizer=self.optimizer.state_dict(),
                             **self.made_of)
         self.saved_at = time.monotonic()
 
     def averaged(self):
-        """The weights to use: the moving average if there is one, the raw ones otherwise."""
+        """The weights to use: the moving average if there is one, otherwise the raw weights."""
         return self.ema if self.ema_decay else self.net.state_dict()
 
     def finish(self, **extra):
-        """Write `final.pt` and remove `last.pt`, as the first rank.
-
-        extra : plain values and tensors kept beside the weights.
-        """
+        """Write `final.pt` with the weights and `extra`, then remove `last.pt`; only the first rank calls this."""
         weights = {k: v.detach().cpu().clone() for k, v in self.averaged().items()}
         broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
         if broken:
@@ -193,14 +189,14 @@ class Run:
 def update_ema(ema, net, decay, step):
     """Exponential moving average of the weights, in place, with the warm-up min(decay, (1 + step) / (10 + step)).
 
-    ema : dict of float32 tensors like net.state_dict().  step : number of updates made before this one.
-    Without the warm-up the initial weights stay in the average for thousands of steps.
+    ema : dict of float32 tensors like net.state_dict().  step : number of updates before this one.
+    Without the warm-up the initial weights would stay in the average for thousands of steps.
     """
     d = min(decay, (1 + step) / (10 + step))
     weights = net.state_dict()
     floating = [name for name, weight in weights.items() if weight.is_floating_point()]
     averages = [ema[name] for name in floating]
-    torch._foreach_mul_(averages, d)                              # all at once: two calls of a GPU, not two for each
+    torch._foreach_mul_(averages, d)                              # two GPU calls in all, not two per tensor
     torch._foreach_add_(averages, [weights[name] for name in floating], alpha=1 - d)
-    for name in weights.keys() - set(floating):                   # counters
+    for name in weights.keys() - set(floating):                   # integers such as batch counters
         ema[name].copy_(weights[name])

@@ -17,7 +17,7 @@ from cmr.settings import FULL_GRID
 
 
 class UNet(nn.Module):
-    """(N, 1, H, W) z-scored slices -> (N, n_classes, H, W) logits.  ValueError unless 2^(levels-1) divides H and W."""
+    """Maps z-scored slices (N, 1, H, W) to logits (N, n_classes, H, W); ValueError unless 2^(levels-1) divides H, W."""
 
     def __init__(self, n_classes, base=32, levels=5):
         super().__init__()
@@ -51,7 +51,7 @@ def _double_conv(c_in, c_out):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the samples of all ranks: together they train the network that one would train."""
+    """Batch normalisation over the samples of all ranks, so that they train the same network as a single process."""
 
     def forward(self, x):
         if not self.training or ranks.world() == 1:
@@ -61,7 +61,7 @@ class BatchNorm(nn.BatchNorm2d):
         mean = ranks.summed(wide.sum(over)) / n
         centred = wide - mean[:, None, None]
         variance = ranks.summed((centred ** 2).sum(over)) / n
-        with torch.no_grad():                                     # as torch keeps them: the unbiased variance
+        with torch.no_grad():                                     # like torch, keep the unbiased variance
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
@@ -70,15 +70,12 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def build(settings, n_classes, plan=None):
-    """The untrained network; nothing is planned."""
+    """Build the untrained network; it has no plan."""
     return UNet(n_classes, settings["features"], settings["levels"]).to(memory_format=torch.channels_last)
 
 
 def recipe(c, data, device):
-    """Random slices, flips, Adam with a cosine, Dice + CE over the batch; nnU-Net's intensity changes with --augment.
-
-    All slices of a step are flipped alike.
-    """
+    """The `Recipe`: random slices, flips alike within a step, Adam with a cosine rate, Dice + CE over the batch."""
     images = torch.from_numpy(np.concatenate([zscore(w.image) for w in data.volumes]))[:, None]    # (N, 1, H, W)
     labels = torch.from_numpy(np.concatenate([w.label for w in data.volumes])).long()              # (N, H, W)
     net = initialised(lambda: build(vars(c), data.n_classes), c.seed).to(device)
@@ -102,7 +99,7 @@ def recipe(c, data, device):
 
 
 def logits(net, image, spacing_mm, plan, mirror):
-    """Logits (n_classes, D, H, W) of a working volume (D, H, W), slice by slice; the other arguments are unused."""
+    """Logits (n_classes, D, H, W) of a working volume (D, H, W), slice by slice; other arguments are unused."""
     return predict(net, zscore(np.asarray(image)), np.shape(image)[-2:], [()], at_a_time=32)
 
 

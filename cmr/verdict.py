@@ -1,7 +1,6 @@
-"""What an experiment says, in five sentences that its numbers make: the gap, DA, DG, controls, harm.
+"""The verdict of an experiment in five sentences that are made from its numbers: the gap, DA, DG, controls, harm.
 
-Every sentence is a template for an outcome, so that it is true of the numbers it is given.  The numbers themselves are
-`cmr.comparison`'s; a sentence with a p prints the difference that was tested.
+Every sentence is a template for one outcome, so that it is true of its numbers, which `cmr.comparison` computes.
 
 Public: `sentences`, `control_lines`.
 """
@@ -9,14 +8,14 @@ from cmr.comparison import (MARGIN, MINIMUM_PATIENTS, POOLED, against_controls, 
                             means, of_domain, outcome, select)
 from cmr.experiment import BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 
-HARM = {"dice": 0.005, "hd95": 0.5}              # a loss beyond on any target is named
+HARM = {"dice": 0.005, "hd95": 0.5}              # a larger loss on any target is named
 
 
 def sentences(rows, tests, source, boundable=()):
-    """[the gap, what DA does, what DG does, what a control does as well, where a row harms] from the rows of a table.
+    """The sentences on the gap, DA, DG, controls and harm; DA and DG are left out where they were not run.
 
-    rows : of metrics.csv, comparable ones.  tests : of tests.csv.  source : its domain's name.  boundable : names of
-    the targets that have labelled studies to train an upper bound on.  Of DA and DG, those that were run have words.
+    rows : comparable ones of metrics.csv.  tests : of tests.csv.  source : name of the source domain.  boundable :
+    names of the targets with labelled studies to train an upper bound on.
     """
     mean = means(rows)
     ran = [(network, arm.name) for network, arm in compared_in(rows) if arm.name in PRIMARY_ARMS]
@@ -31,7 +30,7 @@ def sentences(rows, tests, source, boundable=()):
 
 
 def _gap(rows, mean, source, boundable):
-    """How much worse the baselines are than their upper bounds; without those, how source and targets compare."""
+    """How much worse the baselines are than their upper bounds, and how the source compares with the targets."""
     networks, targets = distinct(rows, "network"), distinct(of_domain(rows, POOLED), "domain")
     bounded = [network for network in networks if (POOLED, network, UPPER_BOUND) in mean]
     text = "**The gap.** "
@@ -51,7 +50,7 @@ def _gap(rows, mean, source, boundable):
 
 
 def _how_to_bound(targets, boundable):
-    """Whether an upper bound can be had, in words."""
+    """Say whether an upper bound is possible."""
     if not boundable:
         return "the targets have no labelled studies to train an upper bound on"
     others, had = [target for target in targets if target not in boundable], "an upper bound can be had with UPPER=1"
@@ -65,7 +64,7 @@ def _level(values):
 
 
 def _lost(above, below):
-    """Two losses in words; what is negative is a gain."""
+    """Losses in Dice and HD95 in words; a negative loss is called a gain."""
     dice, hd95 = above["dice"] - below["dice"], below["hd95"] - above["hd95"]
     verbs = ["loses" if amount > 0 else "gains" for amount in (dice, hd95)]
     again = f"{verbs[1]} " if verbs[0] != verbs[1] else ""
@@ -73,7 +72,7 @@ def _lost(above, below):
 
 
 def _change(network, arm, mean, tests):
-    """What a row changes in HD95 for a network, and the share of the gap where there is an upper bound."""
+    """Say how a row changes a network's HD95 and, with an upper bound, which share of the gap it closes."""
     of_row = {t["metric"]: t for t in select(tests, domain=POOLED, network=network, arm=arm)}
     test, closed, found = of_row["hd95"], "", "no patient is changed"
     if any(t["rank_sum_larger"] or t["rank_sum_smaller"] for t in of_row.values()):
@@ -85,10 +84,7 @@ def _change(network, arm, mean, tests):
 
 
 def _difference(test, p):
-    """The tested difference in HD95 of all targets together, how many structures were missed, and what the test says.
-
-    p : of the test, corrected.
-    """
+    """The tested HD95 difference, numbers of missed structures and the test's outcome; p : the corrected p-value."""
     before, now = test["n_missed_baseline"], test["n_missed_arm"]
     missed = f" (missed: {now} structures against {before})" if before or now else ""
     kind, change = outcome(test, p), test["mean_difference"]
@@ -103,14 +99,14 @@ def _difference(test, p):
 
 
 def control_lines(rows):
-    """A line of Markdown for each network and control of DG."""
+    """One line of Markdown for each network and control of DG."""
     return [f"- {c['network']}, DG against *{c['control']}* ({CONTROLS[c['control']]}): "
             f"Dice {c['dice']['mean_difference']:+.3f}, HD95 {_difference(c['hd95'], c['p'])}."
             for c in against_controls(rows)]
 
 
 def _controls(compared):
-    """Which controls without a diffusion model do as well as DG."""
+    """Say which controls without a diffusion model do as well as DG."""
     if not compared:
         return "**Controls.** None was run, so whether DG needs a diffusion model is not answered here."
     templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95", "worse": "{which} {do} better than DG",
@@ -126,7 +122,7 @@ def _controls(compared):
 
 
 def _harm(rows, mean, ran):
-    """The targets and networks on which a row loses most, if it loses more than HARM; ran : (network, row)."""
+    """Name the targets and networks on which a row loses most, if it loses more than HARM; ran : [(network, row)]."""
     losses, targets = [], distinct(of_domain(rows, POOLED), "domain")
     for network, arm in ran:
         for domain in targets:

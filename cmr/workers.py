@@ -1,6 +1,6 @@
-"""Where work is done: the device, and processes that share the volumes or prepare batches ahead.
+"""Where work is done: the device, and processes that share the volumes or prepare batches ahead of time.
 
-Ranks, which train one network together, are in `cmr.ranks`.
+`cmr.ranks` has the ranks, which train one network together.
 
 Public: `pick_device`, `to_device`, `half_precision`, `over_volumes`, `ahead`, `spawned`, `peak_memory_gb`, `cores`.
 """
@@ -24,15 +24,12 @@ from tqdm import tqdm
 from cmr import ranks
 from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, UserError, print_anything
 
-VOLUME_S, BATCH_S = 12 * 3600, 1800              # how long one is waited for, seconds: far longer than any takes
-_work = None                                     # of a worker process
+VOLUME_S, BATCH_S = 12 * 3600, 1800              # seconds to wait for one: far longer than any takes
+_work = None                                     # in a worker process: what build(config) has made
 
 
 def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`; raises UsageError when it is not there.
-
-    Of several ranks each takes a GPU of its own, and they meet here.
-    """
+    """torch.device for `auto`, `cpu`, `cuda` or `cuda:N`, one GPU per rank; raises UsageError if there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device, gpus = torch.device(name), torch.cuda.device_count()
@@ -44,22 +41,22 @@ def pick_device(name):
 
 
 def to_device(batch, device):
-    """Tensors of the CPU on the device.  A GPU fetches them while it computes, from memory that stays in place."""
+    """Move CPU tensors to the device; pinned memory lets a GPU fetch them while it computes."""
     if device.type != "cuda":
         return batch
     return [one.pin_memory().to(device, non_blocking=True) for one in batch]
 
 
 def half_precision(device, bfloat16):
-    """torch.autocast around a network that was trained in bfloat16, where that is faster: on a GPU, not on a CPU."""
+    """torch.autocast for a network that was trained in bfloat16, enabled only on a GPU, where it is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(bfloat16) and device.type == "cuda")
 
 
 def over_volumes(work, build, config, processes=0):
     """[work.volume(i) for i in range(len(work.jobs))], in order.
 
-    Of several ranks each computes its share; the first has all results, the others end here, as all that follows is
-    written by the first.  Without ranks, build(config) makes the same object in each of so many worker processes.
+    With ranks each computes its share; only the first gets the results, and the others exit, as it writes all that
+    follows.  Without ranks, each of `processes` worker processes makes its own work by build(config).
     processes : 0 for one per core, or 1 on a GPU.  Raises ResourceError if a worker dies.
     """
     indices = range(len(work.jobs))
@@ -79,40 +76,36 @@ def over_volumes(work, build, config, processes=0):
 
 
 def ahead(make, steps, processes):
-    """Iterator over make(step) for every step, in order, made ahead of time by so many processes; 0: when asked for.
+    """Iterate over make(step) of every step, in order; `processes` make them ahead of time, or with 0 none does.
 
     make(step) -> tensors on the CPU, a function of the step alone.  Raises ResourceError if one of the processes dies.
     """
     if not processes:
         return map(make, steps)
     start = (lambda config: make), None, 1
-    # Forked, so that each has the volumes without reading them again.
+    # Processes are forked, so that each has the volumes without reading them again.
     return _in_order(_batch, steps, processes, "fork", start, 2 * processes, BATCH_S, "--workers")
 
 
 def spawned(function, jobs, processes, build=None, config=None):
-    """Yield function(job) in order, from processes of their own, which share the cores and make build(config) first.
-
-    Raises ResourceError as soon as one of them dies.
-    """
+    """Yield function(job) in order from new processes, which first call build(config); ResourceError if one dies."""
     threads = max(1, cores() // processes)
-    # For numpy, which torch's own limit does not reach: with a thread for every core in each process matrix products
-    # take three times as long.
+    # Limits numpy, as torch's own limit does not: with more threads than cores, matrix products are 3 times as slow.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads)):
         yield from _in_order(function, jobs, processes, "spawn", (build, config, threads), len(jobs), VOLUME_S,
                              "--processes")
 
 
 def _in_order(function, jobs, processes, method, start, at_a_time, patience_s, flag):
-    """Yield function(job) of every job in order, from processes that have gone through _start(*start).
+    """Yield function(job) of every job in order, from processes that first call _start(*start).
 
-    at_a_time : jobs that are given out before the first is done.  flag : what says how many processes there are.
-    Raises ResourceError as soon as one dies, or if one that lives does not answer for so long.  Whenever this ends
-    early what they do is in vain, and they are killed: nobody waits for them.
+    at_a_time : how many jobs are given out before the first is done.  flag : option that sets the number of processes.
+    Raises ResourceError if a process dies, or does not answer for patience_s seconds.  When this ends early, the
+    processes are killed, because nobody needs their results.
     """
     try:
         executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), _start, start)
-    except OSError as error:                                      # its semaphores lie there
+    except OSError as error:                                      # shared memory holds its semaphores
         raise ResourceError(f"{SHARED_MEMORY} ({error})") from error
     try:
         jobs = iter(jobs)
@@ -135,22 +128,22 @@ def _in_order(function, jobs, processes, method, start, at_a_time, patience_s, f
 
 
 def _start(build, config, threads):
-    """Begin a worker process."""
+    """Initialise a worker process."""
     global _work
     print_anything()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's to answer: it has to save
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                  # the parent answers Ctrl-C: it has to save
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):           # the parent has printed it
+        with contextlib.redirect_stdout(io.StringIO()):           # the parent has printed the same
             _work = build and build(config)
-    except UserError as error:                                    # told by the first volume, in one line
+    except UserError as error:                                    # raised with the first volume, in one line
         _work = error
 
 
 def _end_with_parent():
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent was killed; otherwise it would wait for work for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -166,7 +159,7 @@ def _volume(index):
 
 
 def peak_memory_gb(device):
-    """Largest memory of this process so far, GB: of a GPU what torch took there, else what is resident."""
+    """Peak memory of this process in GB: what torch allocated on a GPU, otherwise resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
     unit = 2 ** 30 if sys.platform == "darwin" else 2 ** 20       # macOS counts bytes, Linux kilobytes
@@ -174,5 +167,5 @@ def peak_memory_gb(device):
 
 
 def cores():
-    """How many this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,4 +1,4 @@
-"""Working volumes of records, made once and kept in a cache.  What a working volume is, `cmr.grid` says.
+"""Working volumes of records, made once and kept in a cache.  `cmr.grid` defines what a working volume is.
 
 Public: `Working`, `prepare`, `with_labels`, `fully_labelled`, `fingerprint`, `slices_mm`.
 """
@@ -22,7 +22,7 @@ CACHE_VERSION = 4
 
 @dataclass(frozen=True)
 class Working:
-    """A working volume: image (D, H, W) float32 in [-1, 1], label (D, H, W) uint8 or None, memory-mapped."""
+    """A working volume: image (D, H, W) float32 in [-1, 1], label (D, H, W) uint8 or None, both memory-mapped."""
     record: object
     image: np.ndarray
     label: np.ndarray
@@ -38,12 +38,12 @@ class Working:
 
 
 def prepare(records, grid, work):
-    """Working volumes of `records`, from the cache in `work` or made now: a list of Working in the same order.
+    """List of the Working volumes of `records`, in order, from the cache in the folder `work` or made now.
 
-    A cine's frame beside ED and ES that is blank is left out, with a line that says so; masks whose LV and RV look
-    swapped are named.  Raises DataError for a file that cannot be used.
-    An entry is a function of the files' path, size, time and of the grid; the JSON is written last, so a killed run
-    leaves no half entry.  What is read is checked against the hash of what was written: a flipped bit is found.
+    A blank cine frame other than ED and ES is left out with a note; masks whose LV and RV look swapped are named.
+    Raises DataError for a file that cannot be used.
+    A cache entry depends on the grid and on path, size and time of the files.  Its JSON is written last, so a killed
+    run leaves no half entry, and what is read is checked against a hash of what was written, so a flipped bit is found.
     Every rank must call this equally often: the first makes what is missing, the others wait.
     """
     workings = []
@@ -64,7 +64,7 @@ def prepare(records, grid, work):
 
 
 def _prepared(record, grid, work):
-    """From the cache; an entry that is missing or damaged is made (again)."""
+    """One Working from the cache; an entry that is missing or damaged is made first."""
     key = _key(record, grid)
     for _ in range(2):
         if not (work / f"{key}.json").exists():
@@ -78,7 +78,7 @@ def _prepared(record, grid, work):
 
 
 def _cached(record, work, key):
-    """A Working whose every number is what was written, or None."""
+    """The Working in the cache, or None if an entry is damaged."""
     entry = read_sealed_json(work / f"{key}.json")
     if entry is None:
         return None
@@ -89,7 +89,7 @@ def _cached(record, work, key):
             return None
     except PermissionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # what damaged headers end in
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # raised by damaged headers
         return None
     geometry = Geometry(**{name: _as_tuples(value) for name, value in entry["geometry"].items()})
     return Working(record, image, label, geometry, tuple(entry["notes"]), entry["content"])
@@ -104,7 +104,7 @@ def _key(record, grid):
 
 
 def _make(record, grid, work, key):
-    """Write one entry of the cache."""
+    """Write a record's entry in the cache."""
     image, label, nifti, notes = read_volume(record)
     image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
@@ -116,27 +116,26 @@ def _make(record, grid, work, key):
 
 
 def _content(image, label):
-    """Hash of the voxels, which are little-endian float32 and uint8; of others there is none."""
+    """Hash of image and label; raises ValueError unless they are little-endian float32 and uint8."""
     if image.dtype.str != "<f4" or label is not None and label.dtype.str != "|u1":
         raise ValueError(f"voxels are {image.dtype}, labels {getattr(label, 'dtype', None)}")
     return hashlib.sha256(image.tobytes() + (b"" if label is None else label.tobytes())).hexdigest()
 
 
 def _as_tuples(value):
-    """JSON knows no tuples."""
+    """Turn lists into tuples, which JSON does not have."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def with_labels(workings):
-    """Those that have any: a mask of zeros is none."""
+    """The volumes that have a label; one whose mask is all zero has none."""
     return [w for w in workings if w.label is not None]
 
 
 def fully_labelled(workings):
-    """(those that label every structure that any of them labels, [(case, why)] of the others), to be trained on.
+    """(volumes that label every structure that any of them labels, [(case, why)] of the others), for training.
 
-    Where a structure is not labelled its voxels are background in the mask: a network would learn not to see it.
-    Raises DataError if none is fully labelled.
+    A mask that lacks a structure would teach a network not to see it.  Raises DataError if none is fully labelled.
     """
     of_any, kept, left_out = labelled(workings), [], []
     for working in workings:
@@ -155,11 +154,11 @@ def fully_labelled(workings):
 
 
 def fingerprint(workings):
-    """Hash of what a set of working volumes contains, whatever their order and place."""
+    """Hash of the contents of these working volumes, whatever their order and place."""
     return hashlib.sha256("".join(sorted(w.content for w in workings)).encode()).hexdigest()[:16]
 
 
 def slices_mm(workings):
-    """(least, largest) spacing between the slices of these volumes, mm."""
+    """(least, largest) spacing between the slices of these volumes, in mm."""
     found = [w.geometry.spacing_mm[2] for w in workings]
     return min(found), max(found)

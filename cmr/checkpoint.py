@@ -1,8 +1,8 @@
-"""Checkpoints that say what they are, whether they belong together, and what a result was made of.
+"""Checkpoints: how they are written and read, and the checks that they belong to this experiment.
 
-A checkpoint is refused where it is not what it says.  Each, and each synthetic set, knows the grid, the source and the
-data it was made of; a stage names its own, and what does not fit is refused here before anything long starts.  A report
-ends with what `provenance` lists.  When a run saves is `cmr.training`'s business.
+Every checkpoint and synthetic set records the grid, the source and the data that it was made of.  Each stage compares
+these with its own here, before anything long starts.  A report ends with what `provenance` lists.  `cmr.training`
+decides when a run saves.
 
 Public: `save`, `load`, `fill`, `require_settings`, `require_part`, `require_trained_on`, `require_made_by`,
 `require_references`, `provenance`.
@@ -27,23 +27,22 @@ FORMAT = 1
 
 
 def save(path, **content):
-    """Write tensors and plain values as a checkpoint that `load` accepts.
+    """Write tensors and plain values to `path` as a checkpoint that `load` reads; raises ResourceError on a full disk.
 
-    Equal content gives equal bytes, so that a hash of the file is a hash of the content.  torch writes the name of the
-    path it is given into the archive, which here is a random temporary one; an open file has no name it would write.
+    Equal content gives equal bytes, so a hash of the file is a hash of the content.  torch is therefore given an open
+    file: of a path it would store the name, which is random here.
     """
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
             torch.save(_rebuilt({"format": FORMAT, **content}), file)
-    except RuntimeError as error:                                 # torch's word for a full disk
+    except RuntimeError as error:                                 # torch raises it when the disk is full
         raise ResourceError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
 
 def _rebuilt(value):
-    """An equal value that shares no container and keeps every text once.
+    """Return an equal value in which containers are never shared and equal strings always are.
 
-    Pickle writes an object that it has met before as a reference, so that equal content of which a part was read from
-    a file, as that of a resumed run, would give other bytes.
+    Pickle writes a shared object only once, so without this the checkpoint of a resumed run would have other bytes.
     """
     if type(value) is str:
         return sys.intern(value)
@@ -55,10 +54,10 @@ def _rebuilt(value):
 
 
 def load(path):
-    """Read a checkpoint onto the CPU: a dictionary of what was saved.
+    """Read a checkpoint onto the CPU and return the dictionary that was saved.
 
-    Raises CheckpointError for a missing, truncated, bit-flipped or foreign file.  The zip self-test matters: torch
-    loads a file with a flipped bit without complaint, and with wrong weights.
+    Raises CheckpointError if the file is missing, damaged or foreign.  The zip self-test is needed because torch loads
+    a file with a flipped bit, and thus wrong weights, without complaint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -81,7 +80,7 @@ def load(path):
 
 
 def fill(net, weights, path):
-    """Give a network its weights from the checkpoint `path`; raises CheckpointError if they are of another one."""
+    """Load the weights from the checkpoint `path` into `net`; raises CheckpointError if they are another network's."""
     try:
         net.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -90,7 +89,7 @@ def fill(net, weights, path):
 
 
 def require_settings(path, saved, now):
-    """Raise CheckpointError if `saved` settings differ from `now` in more than places; names the differing ones."""
+    """Raise CheckpointError, naming each difference, if two dictionaries of settings differ in more than folders."""
     saved, now = without_places(saved), without_places(now)
     differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
                  for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
@@ -101,13 +100,13 @@ def require_settings(path, saved, now):
 
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
 PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
-GIT_PATIENCE_S = 20                              # for a disk that does not answer
+GIT_PATIENCE_S = 20                              # after so long git is given up, as on a disk that does not answer
 
 
 def require_part(path, settings, c, domain=""):
-    """Raise CheckpointError unless a part was made on the grid of the settings `c`, in an experiment of its source.
+    """Raise CheckpointError unless a part (checkpoint or synthetic set) has the grid and source of the settings `c`.
 
-    settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
+    settings : those of the part.  domain : the domain that it must have been trained on; empty: the source.
     """
     now = _origin(vars(c), domain)
     there = _origin(settings, settings.get("domain"))
@@ -118,7 +117,7 @@ def require_part(path, settings, c, domain=""):
 
 
 def _origin(settings, domain):
-    """What settings say of a part's grid, source and domain; a part without a domain is of the source."""
+    """Return grid, source and domain as the settings name them; an empty domain stands for the source."""
     name = lambda filter: str(Domain.parse(filter)).lower()
     source = settings["source"]
     grid = {key: settings.get(key) for key in SHARED}
@@ -126,7 +125,7 @@ def _origin(settings, domain):
 
 
 def require_trained_on(path, data_hash, workings):
-    """Raise CheckpointError unless a model was trained on just these working volumes, as they are now."""
+    """Raise CheckpointError unless `data_hash`, of a model's training data, is the hash of these working volumes."""
     now = fingerprint(workings)
     if data_hash != now:
         raise CheckpointError(f"{path}: trained on other data ({data_hash} there, {now} now): its training volumes "
@@ -134,9 +133,9 @@ def require_trained_on(path, data_hash, workings):
 
 
 def require_made_by(path, made_by, sd_dm):
-    """Raise CheckpointError unless the images of a set, or those a segmenter was trained on, are of one SD-DM.
+    """Raise CheckpointError if images of a set, or images that a segmenter was trained on, come from another SD-DM.
 
-    made_by : hashes of the SD-DMs that made them, empty where none did.  sd_dm : hash of the one they must be of.
+    made_by : hashes of the SD-DMs that made the images; may be empty.  sd_dm : hash of the expected SD-DM.
     """
     others = sorted(set(made_by) - {sd_dm})
     if others:
@@ -145,9 +144,9 @@ def require_made_by(path, made_by, sd_dm):
 
 
 def require_references(folder, rows, workings):
-    """Raise CheckpointError unless a set's images were made of these references as they are now.
+    """Raise CheckpointError if a reference of a synthetic set has changed or is no longer there.
 
-    rows : of the manifest, or of the items made so far; they name the reference and the hash of its content.
+    rows : manifest rows, each with its reference and the hash of that.  workings : the references as they are now.
     """
     content = {w.record.case: w.content[:16] for w in workings}
     for row in rows:
@@ -159,10 +158,10 @@ def require_references(folder, rows, workings):
 
 
 def provenance(data, workings, parts):
-    """[(what, value)]: the data, checkpoints, versions and machine that results were made with.
+    """Return [(name, value)] of the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders, separated by commas.  workings : the test volumes.  parts : {name: (first digits of its
-    SHA-256, hash of the data it was trained on)} of every checkpoint.
+    data : dataset folders, separated by commas.  workings : the test volumes.
+    parts : {name of a checkpoint: (first digits of its SHA-256, hash of its training data)}.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),
@@ -175,7 +174,7 @@ def provenance(data, workings, parts):
 
 
 def _commit():
-    """The commit of this checkout, and whether it was edited since; "none" where git knows none or does not answer."""
+    """Return the commit of this checkout and whether files were edited since; "none" if git does not tell."""
     git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
                                         check=True, timeout=GIT_PATIENCE_S).stdout.strip()
     try:

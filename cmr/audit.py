@@ -100,7 +100,7 @@ def _displacements(reference, synthetic, points):
 
 
 def still_fits(displacement_median_mm, dice_change, spacing_mm):
-    """Return whether the mask still fits: the median displacement is at most a pixel and Dice fell by LOST_DICE at most.
+    """Return whether the mask fits: the median displacement is a pixel at most, and Dice fell by LOST_DICE at most.
 
     Either figure alone excludes the image.  A figure that is nan could not be measured and excludes nothing.
     """
@@ -212,8 +212,7 @@ def draw_samples(schedule, net, n, size, calls, seed, device):
 def features(segmenter, slices, spacing_mm):
     """Return a segmenter's coarsest feature map of each slice (n, H, W), averaged over pixels: (n, channels) float64.
 
-    Each slice is segmented alone, because a sample has no neighbours.  Of all layer outputs with the fewest pixels the
-    last is taken.
+    Each slice is seen alone, as a sample has no neighbours.  Of the layer outputs with fewest pixels the last counts.
     """
     seen, means = [], []
     watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None

@@ -53,10 +53,7 @@ def main(argv=None):
 
 
 def check_dataset(config):
-    """Read every volume and return the findings as a dictionary; write check.json if --out is given.
-
-    Raises UsageError if a row, target or role has no volumes, DataError if the dataset must not be trained on.
-    """
+    """Read all volumes, print the findings and return them as a dictionary; raises DataError as `_refuse` does."""
     source, targets = Domain.parse(config.source), Domain.parse(config.target).each() if config.target else []
     records, grid = studies_of(config), Grid(config.spacing_mm, config.size)
     _require_roles(records, source, targets, config)
@@ -78,7 +75,7 @@ def check_dataset(config):
 
 
 def _require_roles(records, source, targets, c):
-    """Raise UsageError if a row, a target or a role's volumes are missing, or if a target overlaps the source."""
+    """Raise UsageError if a row, a target or a role has no volumes, or if a target shares a subject with the source."""
     if c.segmenters:
         rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets])
     require_apart(records, source, targets)

@@ -80,7 +80,7 @@ def load(path):
 
 
 def fill(net, weights, path):
-    """Load the weights from the checkpoint `path` into `net`; raises CheckpointError if they are another network's."""
+    """Load weights, read from the checkpoint `path`, into `net`; raises CheckpointError if they do not fit it."""
     try:
         net.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -89,7 +89,7 @@ def fill(net, weights, path):
 
 
 def require_settings(path, saved, now):
-    """Raise CheckpointError, naming each difference, if two dictionaries of settings differ in more than folders."""
+    """Raise CheckpointError, naming each difference, if two runs' settings differ where it changes results."""
     saved, now = without_places(saved), without_places(now)
     differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
                  for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]

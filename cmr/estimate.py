@@ -1,7 +1,7 @@
 """What `make reproduce` will take here, measured before it starts: `make estimate`, or `python -m cmr.estimate`.
 
 Each training script runs for a few steps; the resulting networks then make some images of DG and DA and segment and
-score a volume.  The phantom, the check, the images of DG's controls and the report are quick and are not counted.
+score a volume.  The phantom, the check, the images of DG's controls and the report are not counted.
 
 Public: `Config`, `estimated`, `table`.
 """
@@ -101,10 +101,7 @@ def step_seconds(c, main, out, *flags):
 
 
 def evaluation(c, run, segmenters):
-    """Measure the stage that segments all inputs of each test volume with every network and scores every row.
-
-    Returns (stage, count, unit, seconds per unit) as in `estimated`; `segmenters` are [(network, training set)].
-    """
+    """Return the entry of `estimated` for the stage in which the networks segment test volumes and rows are scored."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
     working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)

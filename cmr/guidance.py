@@ -51,7 +51,7 @@ def _cubic(distance, width):
     x = np.abs(distance) / width
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
-    # Trap: without this sum a border is mixed with zeros from beyond it and darkens, as in the first author's scripts.
+    # Trap: without this sum a border mixes with zeros from beyond it and darkens, as in the guidance's original code.
     return weights / weights.sum(1, keepdims=True)
 
 

@@ -70,8 +70,7 @@ def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
     """Return how far the image moved at the mask's boundary: (median, 95th percentile) in mm, nan without a boundary.
 
     reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane pixel size.
-    Each patch at the boundary is found again by cross-correlation of gradient magnitudes, to the nearest pixel; a mere
-    change of contrast therefore counts as no displacement.
+    Patches are found again by cross-correlation of gradient magnitudes, which depends little on the contrast.
     """
     gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
     distances = []
@@ -108,10 +107,7 @@ def still_fits(displacement_median_mm, dice_change, spacing_mm):
 
 
 def through_plane_correlation(image):
-    """Return the mean Pearson correlation of neighbouring slices of a volume (D, H, W); nan for a single slice.
-
-    Slices that were drawn from unrelated noise correlate less than real neighbours do.
-    """
+    """Return the mean Pearson correlation of neighbouring slices of a volume (D, H, W); nan for a single slice."""
     slices = np.asarray(image, np.float64).reshape(len(image), -1)
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in zip(slices, slices[1:]) if a.std() and b.std()]
     return float(np.mean(pairs)) if pairs else math.nan
@@ -123,14 +119,13 @@ def through_plane_correlation(image):
 class SourceClassifier:
     """A small network that tells source images from those of another domain by contrast, sharpness and noise.
 
-    It sees patches that were cut, turned and flipped at random, so it cannot use where they come from.  It runs on the
-    CPU, so that its answers depend on images and seed alone.
+    It is trained on patches that are cut, turned and flipped at random, on the CPU, where results are reproducible.
     """
     net: nn.Module
 
     @classmethod
     def fit(cls, source, others, seed=0):
-        """Train on volumes (D, H, W) in [-1, 1] of the source and of `others`; ask about other patients only."""
+        """Train on volumes (D, H, W) in [-1, 1] of both domains, of patients that `probability` is not asked about."""
         pools = [torch.from_numpy(np.concatenate(volumes).astype(np.float32)) for volumes in (source, others)]
         net = initialised(_patch_network, seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)

@@ -29,8 +29,7 @@ FORMAT = 1
 def save(path, **content):
     """Write tensors and plain values to `path` as a checkpoint that `load` reads; raises ResourceError on a full disk.
 
-    Equal content gives equal bytes, so a hash of the file is a hash of the content.  torch is therefore given an open
-    file: of a path it would store the name, which is random here.
+    Equal content gives equal bytes: torch gets an open file, because of a path it would store the (random) name.
     """
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
@@ -56,8 +55,7 @@ def _rebuilt(value):
 def load(path):
     """Read a checkpoint onto the CPU and return the dictionary that was saved.
 
-    Raises CheckpointError if the file is missing, damaged or foreign.  The zip self-test is needed because torch loads
-    a file with a flipped bit, and thus wrong weights, without complaint.
+    Raises CheckpointError if the file is missing, damaged or foreign; torch alone would load a flipped bit silently.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,7 +65,7 @@ def load(path):
         raise CheckpointError(f"{path}: no such checkpoint; run the stage that writes it first") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path}: damaged or truncated; delete it and run the stage again") from error
-    except (PermissionError, MemoryError):                        # the file is not to blame
+    except (PermissionError, MemoryError):                        # neither means a bad file
         raise
     except Exception as error:
         kind = type(error).__name__
@@ -160,8 +158,7 @@ def require_references(folder, rows, workings):
 def provenance(data, workings, parts):
     """Return [(name, value)] of the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders, separated by commas.  workings : the test volumes.
-    parts : {name of a checkpoint: (first digits of its SHA-256, hash of its training data)}.
+    data : dataset folders, by commas.  workings : test volumes.  parts : {checkpoint: (its hash, its data's hash)}.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),

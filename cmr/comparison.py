@@ -98,7 +98,7 @@ def compare(rows, domain, network, arm, metric, against=BASELINE):
 def all_tests(rows):
     """Return the tests of every row against the baseline, for each target and for POOLED.
 
-    Holm's correction covers two families: HD95 and ASSD of DA and DG for all networks and targets, and on POOLED.
+    Holm's correction has two families: HD95 and ASSD of DA and DG for all networks on all targets; the same on POOLED.
     """
     others = [(network, arm.name) for network, arm in compared_in(rows) if arm.name != BASELINE]
     domains = [*distinct(of_domain(rows, POOLED), "domain"), POOLED]
@@ -253,8 +253,8 @@ def hodges_lehmann(a, b):
 def bca_interval(differences, level=0.95, resamples=10_000):
     """Return (low, high) of the mean difference by the bias-corrected and accelerated bootstrap (BCa, Efron 1987).
 
-    If all differences are equal, both ends are that value; fewer than two differences give nan.
-    scipy.stats.bootstrap is not used: it resamples differently between versions and returns nan for ties.
+    If all differences are equal, both ends are that value; fewer than two differences give nan.  scipy's bootstrap is
+    not used, because it resamples differently between versions and returns nan for ties.
     """
     d = np.asarray(differences, float)
     n = len(d)

@@ -128,8 +128,8 @@ def _exit_code(main, first):
         line, code = answer(error)
         if line is None:
             raise
-        # The first rank prints an error that all have; the launcher names a rank that was lost.  Every other rank waits
-        # a turn for the launcher to end it, and prints its error only if it is still running then.
+        # The first rank prints an error that all have, and the launcher names a rank that was lost.  Every other rank
+        # waits for the launcher to end it, and prints its own error only if it is still running after that.
         turns = (not first) + _is_between_ranks(error)
         if turns and "WORLD_SIZE" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -101,7 +101,7 @@ def step_seconds(c, main, out, *flags):
 
 
 def evaluation(c, run, segmenters):
-    """Return the entry of `estimated` for the stage in which the networks segment test volumes and rows are scored."""
+    """Return the entry of `estimated` for the stage that segments the test volumes and scores every row."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
     working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)

@@ -93,7 +93,7 @@ def training_set(arm, domain, source):
 
 
 def rows_to_measure(segmenters, domains, every_row_of=""):
-    """Return [(network, Arm)] of the rows whose segmenters are given for all domains, in the order of ARMS.
+    """Return [(network, Arm)] of the rows whose segmenters are given for all domains, by network, then as in ARMS.
 
     segmenters : [(network, training set)].  domains : the source first, then the targets.
     every_row_of : networks, separated by commas, that also get the secondary rows; empty: the first network.

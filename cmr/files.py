@@ -146,10 +146,7 @@ def require_sealed(path):
 
 
 def read_csv(path, required):
-    """Read a CSV with commas or semicolons: a list of dictionaries {column in lower case: stripped text}.
-
-    Raises DataError if one of the `required` columns, written in any case, is missing.
-    """
+    """Read a CSV (commas or semicolons) as [{lower-case column: text}]; DataError if a `required` column is missing."""
     lines = read_text(path).splitlines() or [""]
     separator = ";" if lines[0].count(";") > lines[0].count(",") else ","
     cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]

@@ -147,8 +147,7 @@ def open_folder(root, use_unlabeled_masks=False, all_frames=False):
 def _walk(root):
     """Return (sorted files below root, [(link, why it was not followed)], [what may not be read, and why]).
 
-    Links are followed, but each folder is read once: if several paths lead to it, one through the folder of a split is
-    preferred, then one without a link.  Hidden names are left out.
+    A folder that links reach twice is read once, preferably below a split's folder.  Hidden names are left out.
     """
     found, left_out, refused, ways = [], [], [], {}
     hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
@@ -177,8 +176,7 @@ def _walk(root):
 def decoded(path):
     """Return (nibabel image, unchanged header, decompressed bytes) of a NIfTI-1 or -2 file, compressed or not.
 
-    The gzip stream is read to its end first, because nibabel stops before the checksum and would return wrong voxels
-    for a flipped bit.  Raises DataError for a file that is damaged or something else.
+    The gzip checksum is tested, which nibabel alone does not do.  Raises DataError for a damaged or foreign file.
     """
     raw = read_bytes(path)
     try:

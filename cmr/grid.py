@@ -94,7 +94,7 @@ def resampler(n_in, spacing_in, n_out, spacing_out):
     Where the output is coarser, the triangle kernel is stretched, which prevents aliasing.
     """
     centre_mm = (np.arange(n_out) - (n_out - 1) / 2) * spacing_out
-    position = centre_mm / spacing_in + (n_in - 1) / 2            # of each output sample, in input samples
+    position = centre_mm / spacing_in + (n_in - 1) / 2            # where output samples lie, in input samples
     width = max(1.0, spacing_out / spacing_in)
     weights = np.clip(1 - np.abs(position[:, None] - np.arange(n_in)) / width, 0, None)
     inside = (position > -0.5 - 1e-9) & (position < n_in - 0.5 + 1e-9)
@@ -136,10 +136,7 @@ def to_working(image, nifti, grid, label=None, limits=None):
 
 
 def resample_to_original(array, geometry):
-    """Resample working images or scores (..., D, H, W) to the original pixels; the result is 0 outside their view.
-
-    The orientation stays canonical: `stored` turns it back.
-    """
+    """Resample working images or scores (..., D, H, W) to the original pixels, still canonical; 0 outside the field."""
     return _resample(array, geometry.working_axes, geometry.original_axes)
 
 

@@ -34,10 +34,7 @@ class Layout(NamedTuple):
 
 
 def read_layout(folder):
-    """Read a Folder by the first layout that recognises it, note in it what is left out, and return its Records.
-
-    Raises DataError if no layout recognises the folder, or if no usable volume is found.
-    """
+    """Read a Folder's Records by the first layout that recognises it; raises DataError if that gives no Record."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
@@ -222,7 +219,7 @@ def _cases(folder, images, labels):
 
 
 def _nnunet_labels(folder):
-    """Return {label value on disk: our value} by dataset.json; raises DataError if masks lack that file."""
+    """Return {label value on disk: ours} by dataset.json; DataError if there are training images but no such file."""
     path, training = folder.root / "dataset.json", folder.below("imagesTr")
     if not path.exists():
         if training:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 QUANTILES = np.linspace(0, 1, 257)
-GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # of `random_shift`
+GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # sizes of `random_shift`
 
 
 def intensity_statistics(images):
@@ -56,7 +56,7 @@ def random_shift(image, spacing_mm, g, amount=1.0):
     u = (np.asarray(image, np.float64) + 1) / 2
     u = u ** np.exp(amount * GAMMA_SD * g.standard_normal())
     u = u * _shading(u.shape[1:], amount * SHADING * g.uniform(-0.5, 0.5, 4))
-    if g.random() < 0.5:                                          # softer, or sharper
+    if g.random() < 0.5:                                          # the volume gets softer, else sharper
         u = blurred(u, amount * g.uniform(0, BLUR_MM))
     else:
         u = u + amount * g.uniform(0, 1) * (u - blurred(u, BLUR_MM))

@@ -28,11 +28,8 @@ def border(mask):
 
 
 def border_distances(pred, ref, spacing_mm):
-    """Return distances in mm (of each border voxel of pred to the border of ref, and the reverse); no mask is empty.
-
-    Cutting out the joint bounding box first changes no distance and is many times faster.
-    """
-    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]
+    """Return distances in mm (of each border voxel of pred to ref's border, and the reverse); neither may be empty."""
+    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]    # the same distances, many times faster
     pred_border, ref_border = border(pred[box]), border(ref[box])
     to_ref = ndimage.distance_transform_edt(~ref_border, spacing_mm)
     to_pred = ndimage.distance_transform_edt(~pred_border, spacing_mm)

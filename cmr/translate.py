@@ -162,7 +162,7 @@ def read_image(path):
     if nifti.array.min() == nifti.array.max():
         raise DataError(f"{path}: constant ({nifti.array.min():g}); leave it out")
     whole = nifti.array.reshape((*shape, 1, 1)[:4])
-    spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # the header of a single slice has no third
+    spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # a single slice has no third voxel size
     if not all(0.1 <= s <= 50 for s in spacing_mm):
         raise DataError(f"{path}: voxel size {spacing_mm}, expected 0.1 to 50 mm; correct the header")
     slices = _slice_axis(whole.shape[:3], spacing_mm, nifti.affine)
@@ -194,8 +194,7 @@ def changed(volume, working, new, geometry):
     """Add to a volume (X, Y, Z) the change on the working grid from `working` to `new` (D, H, W); returns float32.
 
     As only the change is resampled, detail finer than the working grid and grey values beyond those of -1 and 1 stay.
-    The change fades out over BLEND_MM towards the border of the field of view, and the result is clipped to the
-    volume's own extremes.
+    The change fades out over BLEND_MM towards the field's border, and the result keeps the volume's own extremes.
     """
     step = stored(resample_to_original(new - working, geometry), geometry) * (geometry.high - geometry.low) / 2
     weight = np.clip(depth_mm(geometry) / BLEND_MM, 0, 1)[..., None]

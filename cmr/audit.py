@@ -107,7 +107,7 @@ def still_fits(displacement_median_mm, dice_change, spacing_mm):
 
 
 def through_plane_correlation(image):
-    """Return the mean Pearson correlation of neighbouring slices of a volume (D, H, W); nan for a single slice."""
+    """Return the mean Pearson correlation of neighbouring slices (D, H, W), which noise lowers; nan for one slice."""
     slices = np.asarray(image, np.float64).reshape(len(image), -1)
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in zip(slices, slices[1:]) if a.std() and b.std()]
     return float(np.mean(pairs)) if pairs else math.nan
@@ -227,7 +227,7 @@ def features(segmenter, slices, spacing_mm):
 def frechet_to_held_out(samples, training, held_out):
     """Return the Fréchet distances (samples to held-out, training to held-out); they agree if the source was learnt.
 
-    All three are features (n, d) of equally many slices, because the distance grows as n shrinks; else ValueError.
+    Raises ValueError unless all three are features (n, d) of equally many slices: the distance grows as n shrinks.
     They are reduced to principal components of `training`, so few that n slices determine their covariance.
     """
     if not len(samples) == len(training) == len(held_out):

@@ -29,7 +29,7 @@ FORMAT = 1
 def save(path, **content):
     """Write tensors and plain values to `path` as a checkpoint that `load` reads; raises ResourceError on a full disk.
 
-    Equal content gives equal bytes: torch gets an open file, because of a path it would store the (random) name.
+    Equal content gives equal bytes: torch gets an open file, because it would store the (random) name of a path.
     """
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
@@ -87,7 +87,7 @@ def fill(net, weights, path):
 
 
 def require_settings(path, saved, now):
-    """Raise CheckpointError, naming each difference, if two runs' settings differ where it changes results."""
+    """Raise CheckpointError, naming each difference, if two runs' settings differ in what changes results."""
     saved, now = without_places(saved), without_places(now)
     differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
                  for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
@@ -131,10 +131,7 @@ def require_trained_on(path, data_hash, workings):
 
 
 def require_made_by(path, made_by, sd_dm):
-    """Raise CheckpointError if images of a set, or images that a segmenter was trained on, come from another SD-DM.
-
-    made_by : hashes of the SD-DMs that made the images; may be empty.  sd_dm : hash of the expected SD-DM.
-    """
+    """Raise CheckpointError if `made_by`, hashes of the SD-DMs that made some images, has another than `sd_dm`."""
     others = sorted(set(made_by) - {sd_dm})
     if others:
         raise CheckpointError(f"{path}: its images are of another diffusion model ({others[0]} there, {sd_dm} now); "
@@ -142,10 +139,7 @@ def require_made_by(path, made_by, sd_dm):
 
 
 def require_references(folder, rows, workings):
-    """Raise CheckpointError if a reference of a synthetic set has changed or is no longer there.
-
-    rows : manifest rows, each with its reference and the hash of that.  workings : the references as they are now.
-    """
+    """Raise CheckpointError if a reference that `rows` of a set's manifest name is changed or not in `workings`."""
     content = {w.record.case: w.content[:16] for w in workings}
     for row in rows:
         found = content.get(row["reference"])
@@ -158,7 +152,7 @@ def require_references(folder, rows, workings):
 def provenance(data, workings, parts):
     """Return [(name, value)] of the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders, by commas.  workings : test volumes.  parts : {checkpoint: (its hash, its data's hash)}.
+    data : dataset folders, comma-separated.  workings : test volumes.  parts : {checkpoint: (hash, hash of its data)}.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),

@@ -128,7 +128,7 @@ def ddpm_step(schedule, x_t, x_0, t, s, z):
 
 
 def levels(t_start, steps, spacing="quadratic"):
-    """Return the list of times that a sampler visits, strictly decreasing from exactly t_start to 0.
+    """Return the times (integers) that a sampler visits, strictly decreasing from exactly t_start to 0.
 
     steps : 1 to t_start.  spacing : "uniform", or "quadratic", which is finer at small times to keep texture.
     Trap: a step leads to the next entry; arithmetic such as t - T // steps is wrong unless steps divides T.

@@ -95,9 +95,8 @@ def training_set(arm, domain, source):
 def rows_to_measure(segmenters, domains, every_row_of=""):
     """Return [(network, Arm)] of the rows whose segmenters are given for all domains, by network, then as in ARMS.
 
-    segmenters : [(network, training set)].  domains : the source first, then the targets.
-    every_row_of : networks, separated by commas, that also get the secondary rows; empty: the first network.
-    Raises UsageError for a network without a baseline and for a segmenter that no row needs.
+    segmenters : [(network, training set)].  domains : the source first.  every_row_of : networks, comma-separated, that
+    get secondary rows; empty: the first.  Raises UsageError for a missing baseline or a segmenter that no row needs.
     """
     source = domains[0]
     networks = list(dict.fromkeys(network for network, _ in segmenters))
@@ -134,7 +133,7 @@ SHORT = {"train_diffusion.py": "--steps 2 --batch 2 --log-every 1 --sheet 1 --sh
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, the file that it writes last, and the files that it reads; all paths start at the run's folder."""
+    """A command, the file that it writes last, and the files which that depends on, all below the run's folder."""
     file: str
     made_from: tuple
     command: str

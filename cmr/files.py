@@ -113,10 +113,7 @@ def _hash_of(content):
 # ---- Tables ----
 
 def write_csv(path, rows, columns, sealed=False):
-    """Write dictionaries as CSV atomically; floats have up to 6 decimals, and missing values are empty cells.
-
-    sealed : whether to write the hash beside it, for `require_sealed` and `sha256sum -c`.
-    """
+    """Write dictionaries as CSV atomically, floats to 6 decimals; `sealed` adds the hash for `require_sealed`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

@@ -82,7 +82,7 @@ class Folder:
 
     @property
     def tables(self):
-        """The CSV files; the newest by the date in its name comes first."""
+        """The CSV files, sorted by the date in their names, the newest first."""
         tables = [path for path in self.others if path.suffix.lower() == ".csv"]
         return sorted(tables, key=lambda table: (_date_in(table.name), table), reverse=True)
 

@@ -41,7 +41,7 @@ class Geometry:
     affine: tuple                                # original, 4 x 4
     spacing_mm: tuple                            # original (x, y, z)
     transposed: bool                             # True: canonical columns run along the original axis 1
-    flipped: tuple                               # for (d, h, w): does the canonical axis run against the original one?
+    flipped: tuple                               # for (d, h, w): True if the axis runs against the original one
     oriented: bool                               # False: the affine is a placeholder, and the stored order was kept
     low: float                                   # original intensity that became -1
     high: float                                  # original intensity that became +1

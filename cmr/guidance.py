@@ -17,7 +17,7 @@ FLAT = 1e-3                                      # variance below which a window
 def low_pass_distance(reference, factor):
     """Return the function x_0 -> || phi(reference) - phi(x_0) ||_2 from images (N, 1, H, W) to (N,); phi is `low_pass`.
 
-    Traps: the norm is each image's, not the batch's, and not squared; the clamp makes its gradient at 0 finite.
+    Traps: the norm is each image's, not the batch's, and not squared; at distance 0 the clamp makes its gradient 0.
     """
     kept = low_pass(reference, factor)
 

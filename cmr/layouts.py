@@ -126,7 +126,7 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """Read ACDC: a folder for each patient, whose Info.cfg, which must be there, counts the ED and ES frames from 1."""
+    """Read ACDC: each patient's folder has an Info.cfg with the ED and ES frames, counted from 1; DataError if not."""
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
         frames.setdefault(path.parent, {})[int(match[1])] = path

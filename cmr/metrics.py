@@ -29,7 +29,7 @@ def border(mask):
 
 def border_distances(pred, ref, spacing_mm):
     """Return distances in mm (of each border voxel of pred to ref's border, and the reverse); neither may be empty."""
-    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]    # the same distances, many times faster
+    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]    # cropping keeps the distances and saves time
     pred_border, ref_border = border(pred[box]), border(ref[box])
     to_ref = ndimage.distance_transform_edt(~ref_border, spacing_mm)
     to_pred = ndimage.distance_transform_edt(~pred_border, spacing_mm)

@@ -174,8 +174,8 @@ def read_image(path):
 def _slice_axis(shape, spacing_mm, affine):
     """Return the axis (0, 1 or 2) along which the slices of a file lie.
 
-    It is the first that exists of: the only axis of a single voxel; the clearly coarsest; the clearly shortest; by an
-    oblique affine, the one nearest to the direction of a short-axis stack; the last axis.
+    The first of these that exists is taken: the only axis of a single voxel; the clearly coarsest; the clearly
+    shortest; by an oblique affine, the axis nearest to that of a short-axis stack; the last axis.
     """
     if shape.count(1) == 1:
         return shape.index(1)

@@ -131,7 +131,7 @@ def require_trained_on(path, data_hash, workings):
 
 
 def require_made_by(path, made_by, sd_dm):
-    """Raise CheckpointError if `made_by`, hashes of the SD-DMs that made some images, has another than `sd_dm`."""
+    """Raise CheckpointError if `made_by`, the hashes of the SD-DMs of some images, holds any other than `sd_dm`."""
     others = sorted(set(made_by) - {sd_dm})
     if others:
         raise CheckpointError(f"{path}: its images are of another diffusion model ({others[0]} there, {sd_dm} now); "
@@ -139,7 +139,7 @@ def require_made_by(path, made_by, sd_dm):
 
 
 def require_references(folder, rows, workings):
-    """Raise CheckpointError if a reference that `rows` of a set's manifest name is changed or not in `workings`."""
+    """Raise CheckpointError if a reference in `rows`, a set's manifest, was changed or is missing in `workings`."""
     content = {w.record.case: w.content[:16] for w in workings}
     for row in rows:
         found = content.get(row["reference"])

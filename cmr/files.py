@@ -143,7 +143,7 @@ def require_sealed(path):
 
 
 def read_csv(path, required):
-    """Read a CSV (commas or semicolons) as [{lower-case column: text}]; DataError if a `required` column is missing."""
+    """Read a CSV as [{column in lower case: text}]; raises DataError if one of the `required` columns is missing."""
     lines = read_text(path).splitlines() or [""]
     separator = ";" if lines[0].count(";") > lines[0].count(",") else ","
     cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]

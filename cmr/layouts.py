@@ -126,7 +126,7 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """Read ACDC: each patient's folder has an Info.cfg with the ED and ES frames, counted from 1; DataError if not."""
+    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1; raises DataError if it is missing."""
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
         frames.setdefault(path.parent, {})[int(match[1])] = path
@@ -160,7 +160,7 @@ def _acdc_patient(folder, subject, config, frames):
 
 
 def read_nnunet_raw(folder):
-    """Read nnU-Net raw or a synthetic set of ours, which has a manifest.csv too; DataError if a set is incomplete."""
+    """Read nnU-Net raw or a synthetic set of ours with a manifest.csv; raises DataError if that set is incomplete."""
     manifest, rows, records = folder.root / "manifest.csv", {}, []
     label_map = _nnunet_labels(folder)
     if manifest.exists():
@@ -219,7 +219,7 @@ def _cases(folder, images, labels):
 
 
 def _nnunet_labels(folder):
-    """Return {label value on disk: ours} by dataset.json; DataError if there are training images but no such file."""
+    """Return {label value on disk: ours} by dataset.json; raises DataError if training images come without that."""
     path, training = folder.root / "dataset.json", folder.below("imagesTr")
     if not path.exists():
         if training:
@@ -272,7 +272,7 @@ def read_plain(folder):
 
 
 def _plain_table(folder, names):
-    """Return {name: row} by the first column of the newest CSV that holds one of the names; DataError if none does."""
+    """Return {name: row} by the first column, newest CSV first, that holds a name; raises DataError if none does."""
     for path in folder.tables:
         table = read_csv(path, ())
         for column in table[0] if table else ():

@@ -126,7 +126,7 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1; raises DataError if it is missing."""
+    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1; raises DataError if one lacks it."""
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
         frames.setdefault(path.parent, {})[int(match[1])] = path

@@ -1,11 +1,11 @@
-"""Three questions to a diffusion model (SD-DM) and its images; none is answered by a network trained elsewhere.
+"""Three questions about a diffusion model (SD-DM) and its images, answered without any network trained elsewhere.
 
-1. Does an image still fit its mask?  How far the boundary moved, and what a segmenter lost on it.
-2. Which domain does it look like?  A small network is asked that was trained on real images alone.
-3. Has the SD-DM learnt the source?  Are its samples as much like held-out slices as training slices are (Fréchet
-   distance, Heusel et al. 2017), and new or copies of what was trained on (Carlini et al. 2023)?
+1. Does an image still fit its mask?  We measure how far the boundary moved and how much Dice a segmenter lost.
+2. Which domain does it look like?  We ask a small classifier that was trained on real images alone.
+3. Has the SD-DM learnt the source?  Its samples should be as close to held-out slices as training slices are (Fréchet
+   distance, Heusel et al. 2017), and they should not be copies of training slices (Carlini et al. 2023).
 
-Only the first excludes an image (`still_fits`); all else are figures for the reader.
+Only the first question can exclude an image (`still_fits`); the other answers are figures for the reader.
 
 Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`, `SourceClassifier`,
 `audit_samples`, `COLUMNS`, `COPIED`, `draw_samples`, `features`, `frechet_to_held_out`, `frechet_distance`,
@@ -27,24 +27,24 @@ from cmr.diffusion import denoise, levels
 from cmr.metrics import border, mean_dice
 from cmr.seeds import generator, initialised
 
-LOST_DICE = 0.25                                 # what the segmenter may lose on a synthetic image
-MATCHED, REACH, POINTS = 4, 4, 24                # half-widths of a matched patch and of the search; points of a slice
-PATCH, STEPS, PATCHES, LEARNING_RATE = 32, 300, 64, 3e-3          # of the classifier: edge in pixels, training
-COPIED = 0.5                                     # a sample whose ratio is below it is a copy
-SAMPLES, CALLS, BATCH = 256, 40, 32              # at most so many samples, network calls for each, samples at a time
-COMPONENTS, SLICES_EACH = 32, 5                  # principal components at most, and slices for each of them
-SHRUNK, SHIFT = 32, 2                            # edge of slices compared for copies, shifts either way, pixels
+LOST_DICE = 0.25                                 # largest loss of Dice with which a synthetic image is kept
+MATCHED, REACH, POINTS = 4, 4, 24                # half-widths of patch and search in pixels; points per slice
+PATCH, STEPS, PATCHES, LEARNING_RATE = 32, 300, 64, 3e-3          # classifier: patch edge in pixels, steps, batch, rate
+COPIED = 0.5                                     # a sample whose `memorisation` ratio is below this is a copy
+SAMPLES, CALLS, BATCH = 256, 40, 32              # most samples, most network calls per sample, samples at a time
+COMPONENTS, SLICES_EACH = 32, 5                  # most principal components; slices needed for each component
+SHRUNK, SHIFT = 32, 2                            # pixels: edge of the slices compared for copies, largest shift
 COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "copies", "nearest_mean",
            "nearest_least")
 
 
 def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
-    """Figures of one synthetic image, named as in manifest.csv, and whether it is kept.
+    """Return the figures of one synthetic image, named as in manifest.csv; `kept` says whether it may be trained on.
 
-    segmenter : Segmenter, trained on real source images.  classifier : SourceClassifier or None.  working : the
-    reference.  given, image : (D, H, W) in [-1, 1], the reference as the sampler was given it, and its projection.
-    knows_mask : whether the reference's mask may be used.  A target's is unknown; the boundary that the segmenter finds
-    on the reference is followed in its place.
+    segmenter : Segmenter trained on real source images.  classifier : SourceClassifier or None.
+    working : the reference's working volume.  given, image : (D, H, W) in [-1, 1], the sampler's input and its result.
+    knows_mask : whether the reference's mask may be used; if not, the segmenter's boundary on `given` takes its place.
+    may_be_excluded : whether `still_fits` decides; if not, the image is always kept.
     """
     reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
     found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
@@ -67,11 +67,10 @@ def audit(segmenter, classifier, working, given, image, knows_mask, may_be_exclu
 # ---- 1. Does an image still fit its mask? ----
 
 def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
-    """(median, 95th percentile) of how far the structure at the mask's boundary moved, in mm; nan without a boundary.
+    """Return how far the image moved at the mask's boundary: (median, 95th percentile) in mm, nan without a boundary.
 
-    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane; the result is quantised
-    to it.  No network is needed: patches around the boundary are looked for by cross-correlation of the gradient
-    magnitude, so that a change of contrast is no displacement.
+    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane pixel size.
+    Patches are found again by cross-correlation of gradient magnitudes, which depends little on the contrast.
     """
     gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
     distances = []
@@ -86,7 +85,7 @@ def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
 
 
 def _displacements(reference, synthetic, points):
-    """In pixels, around each point of a slice; flat patches and those at the image's edge are left out."""
+    """Return one displacement in pixels per point (row, column) of a slice; flat patches and the margin are skipped."""
     around = lambda image, r, c, half: image[r - half:r + half + 1, c - half:c + half + 1]
     margin, flat, found = MATCHED + REACH, 0.1 * reference.std(), []
     for r, c in points:
@@ -100,18 +99,15 @@ def _displacements(reference, synthetic, points):
 
 
 def still_fits(displacement_median_mm, dice_change, spacing_mm):
-    """Whether a pair may be trained on: half of the boundary within a pixel of its place, the segmenter not lost.
+    """Return whether the mask fits: the median displacement is a pixel at most, and Dice fell by LOST_DICE at most.
 
-    Of two figures that may both be wrong, either excludes.  nan, nothing to measure, excludes nothing.
+    Either figure alone excludes the image.  A figure that is nan could not be measured and excludes nothing.
     """
     return not displacement_median_mm > spacing_mm and not dice_change < -LOST_DICE
 
 
 def through_plane_correlation(image):
-    """Mean Pearson correlation of neighbouring slices of a volume (D, H, W); nan for fewer than two slices.
-
-    Slices drawn from unrelated noise agree less with their neighbours than real ones do.
-    """
+    """Return the mean Pearson correlation of neighbouring slices (D, H, W), which noise lowers; nan for one slice."""
     slices = np.asarray(image, np.float64).reshape(len(image), -1)
     pairs = [np.corrcoef(a, b)[0, 1] for a, b in zip(slices, slices[1:]) if a.std() and b.std()]
     return float(np.mean(pairs)) if pairs else math.nan
@@ -121,16 +117,15 @@ def through_plane_correlation(image):
 
 @dataclass(frozen=True)
 class SourceClassifier:
-    """Tells the source from another domain by contrast, sharpness and noise of patches, not by where or how they lie.
+    """A small network that tells source images from those of another domain by contrast, sharpness and noise.
 
-    In training patches are cut anywhere, turned and flipped at random, equally many of both domains.  It runs on the
-    CPU, so that its answers are a function of images and seed.
+    It is trained on patches that are cut, turned and flipped at random, on the CPU, where results are reproducible.
     """
     net: nn.Module
 
     @classmethod
     def fit(cls, source, others, seed=0):
-        """source, others : volumes (D, H, W) in [-1, 1], unlabelled, of patients that are not asked about later."""
+        """Train on volumes (D, H, W) in [-1, 1] of both domains, of patients that `probability` is not asked about."""
         pools = [torch.from_numpy(np.concatenate(volumes).astype(np.float32)) for volumes in (source, others)]
         net = initialised(_patch_network, seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
@@ -147,7 +142,7 @@ class SourceClassifier:
 
     @torch.no_grad()
     def probability(self, image):
-        """That a volume (D, H, W) is of the source, were both domains as frequent: the mean over its patches."""
+        """Return the probability, averaged over patches, that a volume (D, H, W) in [-1, 1] is of the source."""
         slices = torch.from_numpy(np.array(image, np.float32))
         edge = min(PATCH, *slices.shape[1:])
         patches = slices.unfold(1, edge, edge // 2).unfold(2, edge, edge // 2).reshape(-1, 1, edge, edge)
@@ -155,14 +150,14 @@ class SourceClassifier:
 
 
 def _patch_network():
-    """(N, 1, H, W) patches -> (N, 1) logits."""
+    """Return an untrained network that maps patches (N, 1, H, W) to logits (N, 1)."""
     return nn.Sequential(nn.Conv2d(1, 16, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, padding=1), nn.ReLU(),
                          nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1))
 
 
 def _random_patches(slices, n, g):
-    """n patches (n, 1, edge, edge) from anywhere in slices (N, H, W), laid in one of the eight ways of a square."""
+    """Cut n patches (n, 1, edge, edge) from slices (N, H, W) at random, all turned and flipped in one random way."""
     draw = lambda below, *shape: torch.randint(below, shape, generator=g)
     edge = min(PATCH, *slices.shape[1:])
     rows, columns = (draw(length - edge + 1, n, 1) + torch.arange(edge) for length in slices.shape[1:])
@@ -174,10 +169,10 @@ def _random_patches(slices, n, g):
 # ---- 3. Has the SD-DM learnt the source? ----
 
 def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
-    """One row of COLUMNS on the samples of a SourceModel; all but their number is nan where no slice is held out.
+    """Draw samples from a SourceModel and return one row of COLUMNS; without held-out slices only `samples` is known.
 
-    segmenter : Segmenter, trained on the source.  training, held_out : the source's slices (n, H, W) in [-1, 1].
-    spacing_mm : (slice, row, column).  There are as many samples as held-out slices, SAMPLES at most.
+    segmenter : Segmenter trained on the source.  training, held_out : source slices (n, H, W) in [-1, 1].
+    spacing_mm : (slice, row, column).  There are as many samples as slices of the smaller set, SAMPLES at most.
     """
     n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
     calls = min(CALLS, model.schedule.T)
@@ -196,9 +191,9 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
 
 
 def draw_samples(schedule, net, n, size, calls, seed, device):
-    """n unconditional samples (n, size, size) in [-1, 1] of a denoiser, with `calls` network calls each.
+    """Draw n unconditional samples (n, size, size) in [-1, 1] with the denoiser `net`, `calls` network calls each.
 
-    The noise is a function of (seed, number of the sample), so that the first samples of a larger n are the same.
+    The noise of a sample depends on the seed and its number alone, so a larger n only appends samples.
     """
     times, samples = levels(schedule.T, calls), []
     for start in range(0, n, BATCH):
@@ -210,10 +205,9 @@ def draw_samples(schedule, net, n, size, calls, seed, device):
 
 
 def features(segmenter, slices, spacing_mm):
-    """What a segmenter sees at its coarsest resolution, averaged over each slice: (n, channels) float64.
+    """Return a segmenter's coarsest feature map of each slice (n, H, W), averaged over pixels: (n, channels) float64.
 
-    Every slice is a volume by itself, as a sample has no neighbours.  The coarsest feature map is found by watching the
-    layers: of those with the fewest pixels, the last.
+    Each slice is seen alone, as a sample has no neighbours.  Of the layer outputs with fewest pixels the last counts.
     """
     seen, means = [], []
     watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None
@@ -231,10 +225,10 @@ def features(segmenter, slices, spacing_mm):
 
 
 def frechet_to_held_out(samples, training, held_out):
-    """(distance of samples, distance of training slices) to held-out slices; equal if the model has learnt the source.
+    """Return the Fréchet distances (samples to held-out, training to held-out); they agree if the source was learnt.
 
-    All are features (n, d) of equally many slices, since few slices make a distance too large; else ValueError.  They
-    are reduced to principal components of the training slices: a covariance of more dimensions is not known from n.
+    Raises ValueError unless all three are features (n, d) of equally many slices: the distance grows as n shrinks.
+    They are reduced to principal components of `training`, so few that n slices determine their covariance.
     """
     if not len(samples) == len(training) == len(held_out):
         raise ValueError(f"{len(samples)} samples, {len(training)} training, {len(held_out)} held-out slices: unequal")
@@ -245,9 +239,9 @@ def frechet_to_held_out(samples, training, held_out):
 
 
 def frechet_distance(a, b):
-    """Squared Fréchet distance of the Gaussians that fit two sets of feature vectors (n, d) and (m, d), n and m > d.
+    """Return the squared Fréchet distance of Gaussians fitted to feature vectors a (n, d) and b (m, d), n and m > d.
 
-    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), Dowson & Landau 1982.
+    It is |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2) (Dowson & Landau 1982).
     """
     cov_a, cov_b = (np.cov(x.T).reshape(x.shape[1], -1) for x in (a, b))
     root_a = _square_root(cov_a)
@@ -257,19 +251,19 @@ def frechet_distance(a, b):
 
 
 def _square_root(matrix):
-    """Of a symmetric positive semidefinite matrix; what rounding makes negative counts as 0."""
+    """Return the root of a symmetric positive semidefinite matrix; eigenvalues that rounding made negative become 0."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def memorisation(samples, training, held_out):
-    """(n,) ratio of the distances to the nearest training slice and to the nearest held-out one, for each sample.
+    """Return for each sample its distance to the nearest training slice over that to the nearest held-out slice: (n,).
 
-    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by root
-    mean squared difference over shifts of up to SHIFT pixels.  The ratio is about 1 for new images and below COPIED for
-    copies, which diffusion models of few slices make.
+    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by the root
+    mean squared difference, the smallest over shifts of up to SHIFT pixels.  The ratio is about 1 for a new image and
+    below COPIED for a copy of a training slice.
     """
-    core = slice(SHIFT, SHRUNK - SHIFT)                           # what stays in sight under every shift
+    core = slice(SHIFT, SHRUNK - SHIFT)                           # the pixels that no shift moves out of the slice
     edge = SHRUNK - 2 * SHIFT
     pools = [_shrunk(pool, core)[:, core, core].reshape(len(pool), -1) for pool in (training, held_out)]
     ratios = []
@@ -281,7 +275,7 @@ def memorisation(samples, training, held_out):
 
 
 def _shrunk(images, core):
-    """(n, H, W) to (n, SHRUNK, SHRUNK), each z-scored by its core."""
+    """Shrink slices (n, H, W) to (n, SHRUNK, SHRUNK) and z-score each by the mean and SD of its core."""
     small = resize(np.moveaxis(np.asarray(images, np.float32), 0, -1), (SHRUNK, SHRUNK), anti_aliasing=True)
     inner = small[core, core]
     return np.moveaxis((small - inner.mean((0, 1))) / (inner.std((0, 1)) + 1e-6), -1, 0)

@@ -1,8 +1,7 @@
 """Look a dataset over before anything long starts: `python -m cmr.check_dataset DATA`.
 
-Counts per domain, split and phase; spacings; label values; every anomaly; leakage between splits by subject and by
-image content.  All unusable files are listed at once; then the exit code is 3.
-What a single file must be is checked when it is read (`cmr.nifti`).
+The check counts volumes, spacings and labels, and it names every anomaly and every leak between splits (a subject or
+an image that is in two).  It lists all unusable files before it ends with exit code 3.  `cmr.nifti` checks each file.
 
 Public: `Config`, `check_dataset`.
 """
@@ -36,13 +35,13 @@ class Config(DataConfig):
 class Volume:
     """What was found in one volume."""
     record: Record
-    unusable: str = ""                           # why it cannot be read; all below is empty then
+    unusable: str = ""                           # why it cannot be read; the fields below are then empty
     left_out: str = ""                           # why no segmenter is trained or tested on it
     notes: tuple = ()
     spacing: str = ""
     image_hash: str = ""
     content: str = ""                            # hash of image and label
-    structures: tuple = ()                       # that its mask labels
+    structures: tuple = ()                       # names of the structures that its mask labels
     inside: float = 1.0                          # share of the labelled area within the working field of view
 
 
@@ -54,7 +53,7 @@ def main(argv=None):
 
 
 def check_dataset(config):
-    """Read every volume of the dataset and return the findings as a dictionary; raises DataError if any is unusable."""
+    """Read all volumes, print the findings and return them as a dictionary; raises DataError as `_refuse` does."""
     source, targets = Domain.parse(config.source), Domain.parse(config.target).each() if config.target else []
     records, grid = studies_of(config), Grid(config.spacing_mm, config.size)
     _require_roles(records, source, targets, config)
@@ -70,13 +69,13 @@ def check_dataset(config):
         raise DataError(f"{config.data}: no mask of the training volumes of {source} labels anything{empty}")
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
-        if not path.exists() or path.read_text() != json_text(findings):             # stages depend on the file
+        if not path.exists() or path.read_text() != json_text(findings):             # a newer file would rerun stages
             write_json(path, findings)
     return findings
 
 
 def _require_roles(records, source, targets, c):
-    """Raise UsageError where a row, a target or the volumes of a role are missing, or where a target is not unseen."""
+    """Raise UsageError if a row, a target or a role has no volumes, or if a target shares a subject with the source."""
     if c.segmenters:
         rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets])
     require_apart(records, source, targets)
@@ -92,7 +91,7 @@ def _require_roles(records, source, targets, c):
 
 
 def _look_at(record, grid):
-    """Read one volume and say what is found in it."""
+    """Read one volume and return what was found as a Volume."""
     try:
         image, label, nifti, notes = read_volume(record)
     except DataError as error:
@@ -111,10 +110,10 @@ def _look_at(record, grid):
 
 
 def _findings(volumes, domains):
-    """Everything as plain values, in the order in which it is printed.  domains : the source, then the targets."""
+    """Return the findings on all volumes as plain values.  domains : the source first, then the targets."""
     read = [v for v in volumes if v.content]
     content = sorted((v.record.case, v.content) for v in read)
-    owners_of, splits_of = defaultdict(set), defaultdict(set)     # of an image, of a subject
+    owners_of, splits_of = defaultdict(set), defaultdict(set)     # image hash -> (subject, split); subject -> splits
     for v in read:
         owners_of[v.image_hash].add((v.record.subject, v.record.split))
     for v in volumes:
@@ -143,7 +142,7 @@ def _kind(volume):
 
 
 def _incomplete(volumes, domains):
-    """Volumes that do not label what others of their domain (outside those: of their dataset) and split do."""
+    """Return a text for each volume that lacks a structure which others of its domain (or dataset) and split label."""
     groups, found = defaultdict(list), []
     for v in volumes:
         if v.structures:
@@ -159,7 +158,7 @@ def _incomplete(volumes, domains):
 
 
 def _refuse(data, findings):
-    """Raise DataError for what must not be trained on: unusable files, leakage between splits, no label at all."""
+    """Raise DataError if files are unusable, if splits share a subject or an image, or if nothing is labelled."""
     unusable, shared = findings["unusable"], findings["subject_in_two_splits"]
     if len(unusable) == 1:
         raise DataError(unusable[0])

@@ -1,8 +1,8 @@
-"""Checkpoints that say what they are, whether they belong together, and what a result was made of.
+"""Checkpoints: how they are written and read, and the checks that they belong to this experiment.
 
-A checkpoint is refused where it is not what it says.  Each, and each synthetic set, knows the grid, the source and the
-data it was made of; a stage names its own, and what does not fit is refused here before anything long starts.  A report
-ends with what `provenance` lists.  When a run saves is `cmr.training`'s business.
+Every checkpoint and synthetic set records the grid, the source and the data that it was made of.  Each stage compares
+these with its own here, before anything long starts.  A report ends with what `provenance` lists.  `cmr.training`
+decides when a run saves.
 
 Public: `save`, `load`, `fill`, `require_settings`, `require_part`, `require_trained_on`, `require_made_by`,
 `require_references`, `provenance`.
@@ -27,23 +27,21 @@ FORMAT = 1
 
 
 def save(path, **content):
-    """Write tensors and plain values as a checkpoint that `load` accepts.
+    """Write tensors and plain values to `path` as a checkpoint that `load` reads; raises ResourceError on a full disk.
 
-    Equal content gives equal bytes, so that a hash of the file is a hash of the content.  torch writes the name of the
-    path it is given into the archive, which here is a random temporary one; an open file has no name it would write.
+    Equal content gives equal bytes: torch gets an open file, because it would store the (random) name of a path.
     """
     try:
         with atomic(path) as temporary, open(temporary, "wb") as file:
             torch.save(_rebuilt({"format": FORMAT, **content}), file)
-    except RuntimeError as error:                                 # torch's word for a full disk
+    except RuntimeError as error:                                 # torch raises it when the disk is full
         raise ResourceError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
 
 def _rebuilt(value):
-    """An equal value that shares no container and keeps every text once.
+    """Return an equal value in which containers are never shared and equal strings always are.
 
-    Pickle writes an object that it has met before as a reference, so that equal content of which a part was read from
-    a file, as that of a resumed run, would give other bytes.
+    Pickle writes a shared object only once, so without this the checkpoint of a resumed run would have other bytes.
     """
     if type(value) is str:
         return sys.intern(value)
@@ -55,10 +53,9 @@ def _rebuilt(value):
 
 
 def load(path):
-    """Read a checkpoint onto the CPU: a dictionary of what was saved.
+    """Read a checkpoint onto the CPU and return the dictionary that was saved.
 
-    Raises CheckpointError for a missing, truncated, bit-flipped or foreign file.  The zip self-test matters: torch
-    loads a file with a flipped bit without complaint, and with wrong weights.
+    Raises CheckpointError if the file is missing, damaged or foreign; torch alone would load a flipped bit silently.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -68,7 +65,7 @@ def load(path):
         raise CheckpointError(f"{path}: no such checkpoint; run the stage that writes it first") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path}: damaged or truncated; delete it and run the stage again") from error
-    except (PermissionError, MemoryError):                        # the file is not to blame
+    except (PermissionError, MemoryError):                        # neither means a bad file
         raise
     except Exception as error:
         kind = type(error).__name__
@@ -81,7 +78,7 @@ def load(path):
 
 
 def fill(net, weights, path):
-    """Give a network its weights from the checkpoint `path`; raises CheckpointError if they are of another one."""
+    """Load weights, read from the checkpoint `path`, into `net`; raises CheckpointError if they do not fit it."""
     try:
         net.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -90,7 +87,7 @@ def fill(net, weights, path):
 
 
 def require_settings(path, saved, now):
-    """Raise CheckpointError if `saved` settings differ from `now` in more than places; names the differing ones."""
+    """Raise CheckpointError, naming each difference, if two runs' settings differ in what changes results."""
     saved, now = without_places(saved), without_places(now)
     differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
                  for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
@@ -101,13 +98,13 @@ def require_settings(path, saved, now):
 
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
 PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
-GIT_PATIENCE_S = 20                              # for a disk that does not answer
+GIT_PATIENCE_S = 20                              # after so long git is given up, as on a disk that does not answer
 
 
 def require_part(path, settings, c, domain=""):
-    """Raise CheckpointError unless a part was made on the grid of the settings `c`, in an experiment of its source.
+    """Raise CheckpointError unless a part (checkpoint or synthetic set) has the grid and source of the settings `c`.
 
-    settings : of the part.  domain : name of the one it must have been trained on; empty: the source.
+    settings : those of the part.  domain : the domain that it must have been trained on; empty: the source.
     """
     now = _origin(vars(c), domain)
     there = _origin(settings, settings.get("domain"))
@@ -118,7 +115,7 @@ def require_part(path, settings, c, domain=""):
 
 
 def _origin(settings, domain):
-    """What settings say of a part's grid, source and domain; a part without a domain is of the source."""
+    """Return grid, source and domain as the settings name them; an empty domain stands for the source."""
     name = lambda filter: str(Domain.parse(filter)).lower()
     source = settings["source"]
     grid = {key: settings.get(key) for key in SHARED}
@@ -126,7 +123,7 @@ def _origin(settings, domain):
 
 
 def require_trained_on(path, data_hash, workings):
-    """Raise CheckpointError unless a model was trained on just these working volumes, as they are now."""
+    """Raise CheckpointError unless `data_hash`, of a model's training data, is the hash of these working volumes."""
     now = fingerprint(workings)
     if data_hash != now:
         raise CheckpointError(f"{path}: trained on other data ({data_hash} there, {now} now): its training volumes "
@@ -134,10 +131,7 @@ def require_trained_on(path, data_hash, workings):
 
 
 def require_made_by(path, made_by, sd_dm):
-    """Raise CheckpointError unless the images of a set, or those a segmenter was trained on, are of one SD-DM.
-
-    made_by : hashes of the SD-DMs that made them, empty where none did.  sd_dm : hash of the one they must be of.
-    """
+    """Raise CheckpointError if `made_by`, the hashes of the SD-DMs of some images, holds any other than `sd_dm`."""
     others = sorted(set(made_by) - {sd_dm})
     if others:
         raise CheckpointError(f"{path}: its images are of another diffusion model ({others[0]} there, {sd_dm} now); "
@@ -145,10 +139,7 @@ def require_made_by(path, made_by, sd_dm):
 
 
 def require_references(folder, rows, workings):
-    """Raise CheckpointError unless a set's images were made of these references as they are now.
-
-    rows : of the manifest, or of the items made so far; they name the reference and the hash of its content.
-    """
+    """Raise CheckpointError if a reference in `rows`, a set's manifest, was changed or is missing in `workings`."""
     content = {w.record.case: w.content[:16] for w in workings}
     for row in rows:
         found = content.get(row["reference"])
@@ -159,10 +150,9 @@ def require_references(folder, rows, workings):
 
 
 def provenance(data, workings, parts):
-    """[(what, value)]: the data, checkpoints, versions and machine that results were made with.
+    """Return [(name, value)] of the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders, separated by commas.  workings : the test volumes.  parts : {name: (first digits of its
-    SHA-256, hash of the data it was trained on)} of every checkpoint.
+    data : dataset folders, comma-separated.  workings : test volumes.  parts : {checkpoint: (hash, hash of its data)}.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),
@@ -175,7 +165,7 @@ def provenance(data, workings, parts):
 
 
 def _commit():
-    """The commit of this checkout, and whether it was edited since; "none" where git knows none or does not answer."""
+    """Return the commit of this checkout and whether files were edited since; "none" if git does not tell."""
     git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
                                         check=True, timeout=GIT_PATIENCE_S).stdout.strip()
     try:

@@ -1,12 +1,11 @@
-"""Comparing the rows of the experiment over patients: values, means, tests, shares of a gap.  No Markdown here.
+"""Comparison of the experiment's rows over patients: means, tests and shares of the gap.
 
-The unit is the patient: phases and structures are averaged inside first.  The same patients are scored by both rows, so
-that the difference per patient is the datum; the paper's Welch test treats the two as independent and throws that away,
-and stands beside the paired tests.  A missed structure is infinitely far: in every mean, difference, test and share it
-counts as the largest diagonal of the test images, so that it can only hurt, and how many were missed stands beside.
+The unit is the patient: the phases and structures of each are averaged first.  Two rows are measured on the same
+patients, so the tests are paired; the paper's Welch test, which ignores the pairs, is reported beside them.  A missed
+structure has an infinite distance and counts everywhere as the largest diagonal of the test images (`penalised`).
 
-`rows` are those of metrics.csv, `penalised`: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where domains are
-compared, they are those of `comparable` alone.
+`rows` are lines of metrics.csv after `penalised`: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where
+domains are compared, only the rows of `comparable` are used.
 
 Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `penalised`, `patient_values`, `failures`, `compare`, `all_tests`, `means`,
 `gap_closed`, `outcome`, `against_controls`, `largest_diagonal_mm`; what is in `rows`: `comparable`, `compared_in`,
@@ -30,21 +29,21 @@ TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_
                 "rank_sum_larger", "rank_sum_smaller", "wilcoxon_p", "wilcoxon_p_holm")
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
 SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
-DISTANCES = ("hd95", "hd95_pooled", "assd", "hd95_in_plane")                         # those that are averaged, in mm
-SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}        # smaller is not worth closing
+DISTANCES = ("hd95", "hd95_pooled", "assd", "hd95_in_plane")                         # the distances that are averaged
+SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}        # smaller gaps are not reported
 FAILED = ("missed", "spurious")
-POOLED = "all targets"                           # the patients of every unseen domain together
-MINIMUM_PATIENTS = 10                            # below this no interval and no verdict
+POOLED = "all targets"                           # the patients of all targets together
+MINIMUM_PATIENTS = 10                            # with fewer patients there is no interval and no verdict
 ALPHA = 0.01
-# Two rows whose mean difference lies within this, with 95 % confidence on either side, do equally well.
+# Two rows are equal if their mean difference is within this margin, with 95 % confidence on either side.
 MARGIN = {"dice": 0.01, "hd95": 1.0, "assd": 0.5}
 
 
 def penalised(rows):
-    """The rows, every distance finite, and beside them `hd95_found`: HD95 in mm, nan where a structure was missed.
+    """Return the rows with finite distances, and with `hd95_found`: HD95 in mm, nan where it was not finite.
 
-    A distance that is infinite (a missed structure), or undefined in-plane (a structure that was found in none of its
-    slices), counts as the largest diagonal.  What is absent from both masks keeps its nan, and is in no mean.
+    The largest diagonal replaces a distance that is infinite (missed or spurious structure) or undefined in-plane (no
+    slice has both masks).  A structure that is absent from both masks keeps its nan and enters no mean.
     """
     penalty_mm, found = largest_diagonal_mm(rows), []
     for row in rows:
@@ -55,12 +54,12 @@ def penalised(rows):
 
 
 def largest_diagonal_mm(rows):
-    """What a missed structure counts as."""
+    """Return the distance in mm that a missed structure counts as: the largest diagonal of the test images."""
     return max(row["diagonal_mm"] for row in rows)
 
 
 def patient_values(rows, metric):
-    """{subject: mean over phases and structures} of a metric, without what is nan."""
+    """Return {subject: mean of a metric over phases and structures}; nan values are left out."""
     values = {}
     for row in rows:
         if not math.isnan(row[metric]):
@@ -69,12 +68,12 @@ def patient_values(rows, metric):
 
 
 def failures(rows):
-    """How many structures were missed or are spurious."""
+    """Return how many structures were missed or are spurious."""
     return sum(row["status"] in FAILED for row in rows)
 
 
 def compare(rows, domain, network, arm, metric, against=BASELINE):
-    """One row of tests.csv: `arm` minus another row of its network, on the same patients of `domain` (or POOLED)."""
+    """Return a line of tests.csv: row `arm` minus row `against` of one network, on the same patients of a domain."""
     here = select(of_domain(rows, domain), network=network)
     ours, theirs = select(here, arm=arm), select(here, arm=against)
     a, b = patient_values(ours, metric), patient_values(theirs, metric)
@@ -97,10 +96,9 @@ def compare(rows, domain, network, arm, metric, against=BASELINE):
 
 
 def all_tests(rows):
-    """Every row of the experiment against the baseline, on every target and on all together.
+    """Return the tests of every row against the baseline, for each target and for POOLED.
 
-    Holm over two primary families, {HD95, ASSD} x networks x {DA, DG} x targets, and the same without targets for the
-    pooled patients.
+    Holm's correction has two families: HD95 and ASSD of DA and DG for all networks on all targets; the same on POOLED.
     """
     others = [(network, arm.name) for network, arm in compared_in(rows) if arm.name != BASELINE]
     domains = [*distinct(of_domain(rows, POOLED), "domain"), POOLED]
@@ -115,10 +113,10 @@ def all_tests(rows):
 
 
 def means(rows):
-    """{(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS; first POOLED, all targets' patients.
+    """Return {(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS, with POOLED as first domain.
 
-    Each has three entries more: "hd95_found", the mean HD95 in mm of the structures that were found (nan if none was),
-    "missed" and "structures", how many were not and how many there are.
+    Three entries more are "hd95_found", the mean HD95 in mm of structures that were found (nan if none was), "missed",
+    the number of structures that were missed or are spurious, and "structures", the number of all.
     """
     found = {}
     for domain in (POOLED, *distinct(rows, "domain")):
@@ -132,10 +130,10 @@ def means(rows):
 
 
 def gap_closed(mean, domain, network, arm, metric):
-    """Share of the gap that a row closes, from the baseline to the upper bound; negative is worse than the baseline.
+    """Return the share of the gap from baseline to upper bound that a row closes; negative if the row is worse.
 
-    mean : of `means`.  None for those two rows, without an upper bound (the level on the source is none: domains differ
-    in difficulty), and where the gap is below SMALLEST_GAP.
+    mean : result of `means`.  Returns None for the baseline, the upper bound and a gap below SMALLEST_GAP, and if there
+    is no upper bound: results on the source do not replace it, because domains differ in difficulty.
     """
     if arm in (BASELINE, UPPER_BOUND) or (domain, network, UPPER_BOUND) not in mean:
         return None
@@ -147,10 +145,10 @@ def gap_closed(mean, domain, network, arm, metric):
 
 
 def against_controls(rows):
-    """DG against what generalises without a diffusion model, on the same patients of all targets.
+    """Compare DG with each of the CONTROLS, which use no diffusion model, on the patients of all targets.
 
-    A dictionary for each network and control: network, control, its tests of `compare` in dice and hd95, p of the
-    Wilcoxon test of HD95 after Holm over all these comparisons, and the outcome (of `outcome`).
+    Returns a dictionary for each network and control: network, control, the tests "dice" and "hd95" of `compare`, "p"
+    of the Wilcoxon test of HD95 (after Holm over all these comparisons), and the "outcome".
     """
     ran = {(network, arm.name) for network, arm in compared_in(rows)}
     found = []
@@ -164,10 +162,10 @@ def against_controls(rows):
 
 
 def outcome(test, p):
-    """What a comparison of `compare` says: better, worse, equal, open, or few (patients, so that it says nothing).
+    """Return what a test of `compare` says: "better", "worse", "equal", "open", or "few" for too few patients.
 
-    p : of its paired test, corrected or not; the direction is that of its rank sums.  equal : by two one-sided tests at
-    5 % each, that is, the 90 % interval of the mean difference lies within MARGIN; a large p alone says nothing.
+    p : of its paired test, corrected or not.  If p < ALPHA, the larger rank sum gives the direction.  Otherwise the
+    rows are "equal" if the 90 % interval of the mean difference lies within MARGIN (two one-sided tests at 5 %).
     """
     if test["n"] < MINIMUM_PATIENTS:
         return "few"
@@ -179,42 +177,42 @@ def outcome(test, p):
 
 
 def comparable(rows):
-    """The rows of the structures that every domain has: a mean over others would compare structures, not domains."""
+    """Return the rows of the structures that every domain has, so that means of domains are over the same ones."""
     of_each = [distinct(of_domain(rows, domain), "structure") for domain in distinct(rows, "domain")]
     common = set.intersection(*map(set, of_each))
     return [row for row in rows if row["structure"] in common]
 
 
 def compared_in(rows):
-    """[(network, Arm)] that were run, in the order of ARMS."""
+    """Return [(network, Arm)] of all that was run, network by network in the order of ARMS."""
     ran = {(row["network"], row["arm"]) for row in rows}
     return [(network, arm) for network in distinct(rows, "network") for arm in ARMS if (network, arm.name) in ran]
 
 
 def each_row(rows, domain):
-    """(network, Arm, the rows that it has there) of all that was run on a domain, or on POOLED."""
+    """Yield (network, Arm, its rows) of all that was run on a domain or on POOLED."""
     here = of_domain(rows, domain)
     for network, arm in compared_in(here):
         yield network, arm, select(here, network=network, arm=arm.name)
 
 
 def of_domain(rows, domain):
-    """The rows of a domain, or of every target (unseen domain) for POOLED."""
+    """Return the rows of a domain; POOLED stands for all targets."""
     return select(rows, role="target") if domain == POOLED else select(rows, domain=domain)
 
 
 def select(rows, **cells):
-    """The rows that have these cells, such as network="vanilla", arm="DG"."""
+    """Return the rows whose columns have these values, such as network="vanilla", arm="DG"."""
     return [row for row in rows if all(row[column] == cell for column, cell in cells.items())]
 
 
 def distinct(rows, column):
-    """What a column holds, each once, in the order of the rows."""
+    """Return the distinct values of a column, in the order of the rows."""
     return list(dict.fromkeys(row[column] for row in rows))
 
 
 def welch(a, b):
-    """(t, degrees of freedom, two-sided p) of Welch's t-test on two samples; nan for fewer than two values each."""
+    """Return (t, degrees of freedom, two-sided p) of Welch's t-test; nan if a sample has fewer than two values."""
     if min(len(a), len(b)) < 2:
         return np.nan, np.nan, np.nan
     result = stats.ttest_ind(a, b, equal_var=False)
@@ -222,7 +220,7 @@ def welch(a, b):
 
 
 def paired_t(a, b):
-    """(t, degrees of freedom, two-sided p) of the paired t-test; p = 1 if nothing differs."""
+    """Return (t, degrees of freedom, two-sided p) of the paired t-test; nan for one pair, p = 1 if all are equal."""
     if len(a) < 2:
         return np.nan, np.nan, np.nan
     if np.array_equal(a, b):
@@ -232,10 +230,10 @@ def paired_t(a, b):
 
 
 def wilcoxon(a, b):
-    """(rank sum where a is larger, rank sum where a is smaller, two-sided p) of the signed-rank test.
+    """Return (rank sum of pairs with a > b, rank sum of pairs with a < b, two-sided p) of the signed-rank test.
 
-    Exact for small samples without ties; pairs that are equal are left out; p = 1 if nothing differs.  The larger sum
-    says in which direction a differs from b: the Hodges-Lehmann shift cannot, it is 0 where most pairs are equal.
+    Equal pairs are left out; p = 1 if all are equal; p is exact for small samples without ties.  The larger rank sum
+    gives the direction; the Hodges-Lehmann shift cannot, because it is 0 if most pairs are equal.
     """
     d = np.asarray(a, float) - np.asarray(b, float)
     d = d[d != 0]
@@ -246,17 +244,17 @@ def wilcoxon(a, b):
 
 
 def hodges_lehmann(a, b):
-    """Pseudo-median of the paired differences a - b: the median of all pairwise means (Walsh averages)."""
+    """Return the pseudo-median of the paired differences a - b: the median of their pairwise means (Walsh averages)."""
     d = np.asarray(a, float) - np.asarray(b, float)
     i, j = np.triu_indices(len(d))
     return float(np.median((d[i] + d[j]) / 2))
 
 
 def bca_interval(differences, level=0.95, resamples=10_000):
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of the mean of patients' differences.
+    """Return (low, high) of the mean difference by the bias-corrected and accelerated bootstrap (BCa, Efron 1987).
 
-    Equal differences give that point twice; fewer than two values give nan.
-    scipy.stats.bootstrap is not used, because it resamples differently between versions and returns nan for ties.
+    If all differences are equal, both ends are that value; fewer than two differences give nan.  scipy's bootstrap is
+    not used, because it resamples differently between versions and returns nan for ties.
     """
     d = np.asarray(differences, float)
     n = len(d)
@@ -269,14 +267,14 @@ def bca_interval(differences, level=0.95, resamples=10_000):
     jackknife = np.array([np.delete(d, i).mean() for i in range(n)])
     u = jackknife.mean() - jackknife
     spread = (u ** 2).sum() ** 1.5
-    acceleration = (u ** 3).sum() / (6 * spread) if spread else 0.0                  # 0 where rounding alone differs
+    acceleration = (u ** 3).sum() / (6 * spread) if spread else 0.0                  # spread may underflow to 0
     z = z0 + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(resampled, stats.norm.cdf(z0 + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 
 def holm(p_values):
-    """Holm-adjusted p-values in the given order; nan stays nan and does not count in the family."""
+    """Return Holm-adjusted p-values in the given order; nan stays nan and does not count in the family."""
     p = np.asarray(p_values, float)
     adjusted = np.full(len(p), np.nan)
     valid = np.flatnonzero(~np.isnan(p))
@@ -287,7 +285,7 @@ def holm(p_values):
 
 
 def effect_size(a, b):
-    """Hedges' g of paired differences: mean over SD, times 1 - 3 / (4 (n - 1) - 1); nan when undefined."""
+    """Return Hedges' g of a - b: mean over SD times 1 - 3 / (4 (n - 1) - 1); nan for one pair or an SD of 0."""
     d = np.asarray(a, float) - np.asarray(b, float)
     if len(d) < 2 or d.std(ddof=1) == 0:
         return np.nan

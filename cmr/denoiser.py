@@ -10,7 +10,7 @@ from torch import nn
 
 
 def build_denoiser(settings):
-    """The Denoiser of a training run's settings (lists written `1,2,3`); raises ValueError if they do not fit."""
+    """Build the Denoiser of a training run's settings (lists are texts `1,2,3`); raises ValueError as Denoiser does."""
     numbers = lambda text: tuple(int(n) for n in text.split(",") if n)
     return Denoiser(settings["base"], numbers(settings["multipliers"]), settings["blocks"],
                     numbers(settings["attention_at"]), settings["head"], settings["groups"], settings["dropout"],
@@ -18,22 +18,21 @@ def build_denoiser(settings):
 
 
 def placed(net, device):
-    """The denoiser on its device, its weights laid out as its layers leave an image.
+    """Move a denoiser to its device and choose the faster memory layout: channels last on a CPU, first on a GPU.
 
-    On a CPU that is channels last.  On a GPU group normalisation returns channels first whatever it is given, and every
-    convolution would turn the image to channels last and back.
+    On a GPU group normalisation always returns channels first, which each channels-last convolution would convert.
     """
     on_cpu = torch.device(device).type == "cpu"
     return net.to(device, memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
 
 class Denoiser(nn.Module):
-    """(x_t, t) -> network output, of the shape of x_t.
+    """The network (x_t, t) -> v of the shape of x_t; at initialisation its last convolution, and so v, is exactly 0.
 
     x_t : (N, 1, H, W) float32; H and W are multiples of patch * 2^(levels-1).  t : (N,) integers in 1..T.
-    patch : the image is folded patch x patch into channels first (pixel-unshuffle), which makes a CPU model affordable.
-    attention_at : edges in pixels of the feature maps with self-attention; the coarsest always has it.
-    At initialisation the output is exactly 0, because every last convolution is.
+    patch : the image is first folded patch x patch into channels (pixel-unshuffle), which saves time on a CPU.
+    attention_at : edges in pixels of the feature maps with self-attention; the coarsest map always has it.
+    Raises ValueError for a size, base or attention_at that does not fit.
     """
 
     def __init__(self, base, multipliers, blocks, attention_at, head, groups, dropout, size, patch=1):
@@ -96,7 +95,7 @@ class Denoiser(nn.Module):
 
 
 def time_features(t, width):
-    """Sinusoidal features of the time, float32 (N, width): [cos, sin] of t / 10000^(j / (width/2))."""
+    """Return sinusoidal features of the times t (N,): cos and sin of t / 10000^(j / (width/2)), float32 (N, width)."""
     j = torch.arange(width // 2, device=t.device, dtype=torch.float32)
     frequencies = torch.exp(-math.log(1e4) * j / (width // 2))
     angles = t.float()[:, None] * frequencies
@@ -104,7 +103,7 @@ def time_features(t, width):
 
 
 class ResBlock(nn.Module):
-    """Residual block with the time as scale and shift; `resample` (down: mean, up: nearest) acts on both branches."""
+    """A residual block, scaled and shifted by the time; `resample` is "down" (mean), "up" (nearest pixel) or None."""
 
     def __init__(self, c_in, c_out, embedding, groups, dropout, resample):
         super().__init__()
@@ -123,7 +122,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, residual; `head` channels per head."""
+    """Residual self-attention over the pixels of a feature map, with about `head` channels per head."""
 
     def __init__(self, channels, head, groups):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Denoising diffusion in the order of Ho et al. 2020 (DDPM): schedule, forward process, loss, reverse steps.
+"""Denoising diffusion (DDPM, Ho et al. 2020): schedule, forward process, loss and reverse steps.
 
-Time runs t = 1..T as in the paper.  Every table has T + 1 entries, and entry 0 is the clean image (abar[0] = 1): so
-index t means time t, a step to s = 0 ends at the clean image, and no step is a special case.  Images are in [-1, 1].
+Equations and algorithms without another name are those of Ho et al.  Time runs t = 1..T; every table has T + 1 entries,
+so that index t means time t, and time 0 is the clean image (abar[0] = 1).  Images are in [-1, 1].
 
 Public: `Schedule`, `at`, `noised`, `diffusion_loss`, `stratified_t`, `loss_weight`, `target_of`, `clean_image`,
 `denoise`, `ddpm_step`, `levels`.
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tables beta and abar_t = prod_{i <= t} (1 - beta_i), float64 (T + 1,)."""
+    """The noise schedule: tables beta and abar_t = prod_{i <= t} (1 - beta_i), both float64 (T + 1,)."""
     beta: torch.Tensor
     abar: torch.Tensor
 
@@ -24,44 +24,43 @@ class Schedule:
 
     @classmethod
     def make(cls, name, T=1000):
-        """`linear` (Ho et al. 2020; ends scaled by 1000 / T) or `cosine` (Nichol & Dhariwal 2021, Eq. 17)."""
+        """Make the schedule "linear" (ends scaled by 1000 / T) or "cosine" (Nichol & Dhariwal 2021, Eq. 17)."""
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
         beta = {"linear": np.linspace(1e-4 * 1000 / T, 2e-2 * 1000 / T, T), "cosine": 1 - f[1:] / f[:-1]}[name]
         beta = np.concatenate([[0.0], np.minimum(beta, 0.999)])
-        # Trap: abar is the product of the clipped betas; the closed form f(t) / f(0) is another number at t = T.
+        # Trap: abar is the product of the clipped betas; the closed form f(t) / f(0) differs from it at t = T.
         return cls(torch.from_numpy(beta), torch.from_numpy(np.cumprod(1 - beta)))
 
     def snr(self, t):
-        """Signal-to-noise ratio abar / (1 - abar) at t >= 1."""
+        """Return the signal-to-noise ratio abar / (1 - abar) at t >= 1."""
         return self.abar[t] / (1 - self.abar[t])
 
 
 def at(table, t, like):
-    """Entries t, (N,) or int, of a table, shaped and typed to multiply `like`: (N, 1, 1[, 1])."""
+    """Return the entries t (int or (N,)) of a table, in the type and on the device of `like`, shaped to multiply it."""
     value = table[t].to(device=like.device, dtype=like.dtype, non_blocking=True)
     return value.view(-1, *[1] * (like.ndim - 1))
 
 
 def _roots(schedule, t, like):
-    """(sqrt(abar), sqrt(1 - abar)) at t; the difference is formed in float64, where it does not cancel."""
+    """Return (sqrt(abar), sqrt(1 - abar)) at t; 1 - abar is computed in float64, because float32 loses its digits."""
     return at(schedule.abar.sqrt(), t, like), at((1 - schedule.abar).sqrt(), t, like)
 
 
 def noised(schedule, x_0, t, eps):
-    """Forward process x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Eq. 4).  t : (N,) or int in 0..T."""
+    """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, the forward process (Eq. 4).  t : int or (N,) in 0..T."""
     a, s = _roots(schedule, t, x_0)
     return a * x_0 + s * eps
 
 
 def diffusion_loss(schedule, net, x_0, generator):
-    """Weighted mean squared error of the network's output (Algorithm 1 and Eq. 14), a scalar.
+    """Return the weighted mean squared error of the network's v at random times, a scalar (Algorithm 1, Eq. 14).
 
-    x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.
-    net : callable (x_t, t) -> (N, 1, H, W); t is (N,) int64 in 1..T.
-    generator : on the CPU; t is drawn from it, then eps, and nothing from anywhere else.
+    x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.  net : (x_t, t) -> v (N, 1, H, W), t (N,) int64 in 1..T.
+    generator : CPU generator, from which first t and then eps are drawn.
     """
     t = stratified_t(schedule.T, len(x_0), generator)
-    # Copies do not wait (`non_blocking`): a GPU still has the step before this one to do.
+    # The copies are `non_blocking`, so that the CPU need not wait for the GPU's previous step.
     eps = torch.randn(x_0.shape, generator=generator).to(x_0.device, non_blocking=True)
     output = net(noised(schedule, x_0, t, eps), t.to(x_0.device, non_blocking=True)).float()
     error = (output - target_of(schedule, x_0, eps, t)) ** 2
@@ -70,47 +69,45 @@ def diffusion_loss(schedule, net, x_0, generator):
 
 
 def stratified_t(T, n, generator):
-    """n times in 1..T, one from each n-th of the range, shuffled: unbiased with less variance (Kingma et al. 2021)."""
+    """Draw n shuffled times in 1..T, one per n-th of the range; the loss then varies less (Kingma et al. 2021)."""
     u = torch.rand((), generator=generator, dtype=torch.float64)
     t = 1 + torch.floor(T * ((u + torch.arange(n, dtype=torch.float64)) / n % 1)).long()
     return t[torch.randperm(n, generator=generator)]
 
 
 def loss_weight(schedule, t, gamma=5.0):
-    """Weight of the squared error of v at t, (N,) float64: min-SNR (Hang et al. 2023).
+    """Return the min-SNR weight (Hang et al. 2023) of the squared error of v at times t (N,): float64 (N,).
 
-    Trap: published weights hold for what the network predicts.  min(SNR, gamma) weighs the error of x_0, and an error
-    of v is sqrt(SNR + 1) times as large.
+    Trap: the published weight min(SNR, gamma) is for the error of x_0; the error of v is sqrt(SNR + 1) times as large.
     """
     snr = schedule.snr(t)
     return snr.clamp(max=gamma) / (snr + 1)
 
 
 def target_of(schedule, x_0, eps, t):
-    """What the network shall return: v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022)."""
+    """Return what the network shall predict: v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022)."""
     a, s = _roots(schedule, t, x_0)
     return a * eps - s * x_0
 
 
 def clean_image(schedule, v, x_t, t):
-    """The x_0 that the network's output v at x_t stands for: the inverse of `target_of`."""
+    """Return the clean image x_0 = sqrt(abar) x_t - sqrt(1 - abar) v that a prediction v at x_t implies."""
     a, s = _roots(schedule, t, x_t)
     return a * x_t - s * v
 
 
 def denoise(schedule, net, x, times, noises, distance=None):
-    """The reverse chain (Algorithm 2) from x (N, 1, H, W) at times[0] to times[-1]; 0 is the clean image.
+    """Run the reverse process (Algorithm 2) from x (N, 1, H, W) at times[0] and return the image at times[-1].
 
-    times : decreasing, from `levels`.  noises : standard normal like x, one for each step.
-    distance : None, or a function of the clean images (N, 1, H, W) that says how far each is from where it shall be,
-    (N,).  After every step its gradient with respect to x_t, through the network, is subtracted (Gao et al., Back to
-    the Source, CVPR 2023).
+    times : decreasing, from `levels`.  noises : standard normal, shaped like x, one for each step.
+    distance : None, or a function from clean images (N, 1, H, W) to their distances (N,) from a reference.  After each
+    step its gradient with respect to x_t, through the network, is subtracted (Gao et al., Back to the Source, 2023).
     """
     for t, s, z in zip(times, times[1:], noises):
         with torch.set_grad_enabled(distance is not None):
             x_t = x.detach().requires_grad_(distance is not None)
             v = net(x_t, torch.full((len(x_t),), t, device=x_t.device)).float()
-            # Trap: clamped before the step and inside the graph; the step and its noise are outside of it.
+            # Trap: x_0 is clamped before the step and within the graph; the step and its noise are not in the graph.
             x_0 = clean_image(schedule, v, x_t, t).clamp(-1, 1)
             gradient = torch.autograd.grad(distance(x_0).sum(), x_t)[0] if distance else 0.0
         x = ddpm_step(schedule, x_t, x_0, t, s, z).detach() - gradient
@@ -118,12 +115,12 @@ def denoise(schedule, net, x, times, noises, distance=None):
 
 
 def ddpm_step(schedule, x_t, x_0, t, s, z):
-    """A sample x_s of the posterior q(x_s | x_t, x_0), for any s < t (Eq. 6 and 7 are the case s = t - 1).
+    """Draw x_s from the posterior q(x_s | x_t, x_0) for any s < t; Eq. 6 and 7 are the case s = t - 1.
 
-    x_t, x_0, z : (N, 1, H, W); z is standard normal.  Trap: the last step, to s = 0, adds no noise.
+    x_t, x_0, z : (N, 1, H, W); z is standard normal noise.  Trap: the last step, to s = 0, adds no noise.
     """
     abar_t, abar_s = float(schedule.abar[t]), float(schedule.abar[s])
-    alpha = abar_t / abar_s                                       # of the jump t -> s; alpha_t when s = t - 1
+    alpha = abar_t / abar_s                                       # the alpha of the step t -> s; alpha_t if s = t - 1
     mean = (abar_s ** 0.5 * (1 - alpha) * x_0 + alpha ** 0.5 * (1 - abar_s) * x_t) / (1 - abar_t)
     if s == 0:
         return mean
@@ -131,11 +128,11 @@ def ddpm_step(schedule, x_t, x_0, t, s, z):
 
 
 def levels(t_start, steps, spacing="quadratic"):
-    """The times that a sampler visits: strictly decreasing from exactly t_start to 0; 1 <= steps <= t_start.
+    """Return the times (integers) that a sampler visits, strictly decreasing from exactly t_start to 0.
 
-    `uniform` times are evenly spaced; `quadratic` ones are finer towards small noise, where few uniform steps lose
-    texture.  Trap: a step leads to the next entry; arithmetic such as t - T // steps is wrong unless steps divides T.
+    steps : 1 to t_start.  spacing : "uniform", or "quadratic", which is finer at small times to keep texture.
+    Trap: a step leads to the next entry; arithmetic such as t - T // steps is wrong unless steps divides T.
     """
-    left = 1 - np.arange(steps) / steps                           # share of the way that is left
+    left = 1 - np.arange(steps) / steps                           # share of t_start that is still left at each step
     t = {"uniform": np.round(t_start * left), "quadratic": 1 + np.round((t_start - 1) * left ** 2)}[spacing]
     return [*dict.fromkeys(map(int, t)), 0]

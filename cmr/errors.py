@@ -1,4 +1,4 @@
-"""What ends a script with one line and its own exit code.
+"""Errors that end a script with one line and an exit code of their own.
 
 Public: `UserError` and its kinds, `answer`, `run_script`, `print_anything`.
 """
@@ -10,46 +10,46 @@ import signal
 import sys
 import time
 
-TURN_S = 3                                       # for a rank to say what happened and the launcher to end the others
+TURN_S = 3                                       # time for one rank to print and for the launcher to end the others
 
 
 class UserError(Exception):
-    """Something the user can mend.  Printed as one line; `exit_code` is the process's."""
+    """An error that the user can mend: it is printed as one line, and the process ends with `exit_code`."""
     exit_code = 2
 
 
 class UsageError(UserError):
-    """A flag, a preset or a domain filter that does not fit (2)."""
+    """A flag, a preset or a domain filter does not fit (exit code 2)."""
 
 
 class DataError(UserError):
-    """A file or a dataset that does not fit (3)."""
+    """A file or a dataset cannot be used (exit code 3)."""
     exit_code = 3
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged or of other settings (4)."""
+    """A checkpoint is damaged or was made with other settings or data (exit code 4)."""
     exit_code = 4
 
 
 class ResourceError(UserError):
-    """Disk, memory, permission, or another process (5)."""
+    """Disk space, memory or a permission is missing, or another process is in the way (exit code 5)."""
     exit_code = 5
 
 
 class NumericalError(UserError):
-    """A loss or an image that is not finite (6)."""
+    """A loss or an image is not finite (exit code 6)."""
     exit_code = 6
 
 
-# What to do about an error of the system, by its number.
+# What the user can do about an error of the operating system, by its number.
 _PERMISSION = "you have no permission there: ask its owner for it (ls -l shows who may), or choose another folder"
 _TO_DO = {errno.EACCES: _PERMISSION, errno.EPERM: _PERMISSION, errno.EROFS: "choose another folder",
           errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)"}
 _FREE_SPACE = "free some space or memory, or choose another folder"
 
-# What torch and its libraries say when memory runs out: the allocators of the CPU and of CUDA; cuBLAS, cuDNN and cuFFT,
-# which cannot make their handles or find no algorithm that fits.
+# These words occur in the messages of torch's allocators when memory runs out, and in those of cuBLAS, cuDNN and cuFFT,
+# which then cannot make a handle or find an algorithm.
 _OUT_OF_MEMORY = re.compile("out of memory|alloc|_STATUS_NOT_INITIALIZED|unable to find an engine", re.IGNORECASE)
 _SHARED_MEMORY = re.compile(r"/dev/shm|shared memory|\(shm\)|</torch_")
 _BETWEEN_RANKS = re.compile("NCCL|gloo|connection|socket", re.IGNORECASE)
@@ -58,18 +58,18 @@ SHARED_MEMORY = ("/dev/shm, where processes hand data to each other, is full or 
 
 
 def answer(error):
-    """(line, exit code) that an exception ends a script with; the line is None for a fault of the program itself."""
+    """Return (line, exit code) with which an exception ends a script; the line is None if the program is at fault."""
     said = str(error)
     if isinstance(error, UserError):
         return said, error.exit_code
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else said
         return f"{what}; {_TO_DO.get(error.errno, _FREE_SPACE)}", ResourceError.exit_code
-    # The last line of what torch says, without a C++ stack: NCCL tells there what it met.
+    # This is the last line of torch's message, without the C++ stack: there NCCL says what happened.
     gist = (said.partition("Exception raised from")[0].strip() or type(error).__name__).splitlines()[-1].strip()
-    if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(said):              # before NCCL, which names it too
+    if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(said):              # first: NCCL may name it too
         return f"{SHARED_MEMORY} ({gist})", ResourceError.exit_code
-    if _is_between_ranks(error):                                  # before memory: NCCL, too, says malloc
+    if _is_between_ranks(error):                                  # before memory, because NCCL may say "malloc"
         return (f"the ranks cannot work together: {gist}; all have ended, the same command goes on from what is "
                 "finished"), ResourceError.exit_code
     if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(said):
@@ -78,16 +78,16 @@ def answer(error):
 
 
 def _is_between_ranks(error):
-    """Whether ranks, or their launcher, have lost each other: torch's own kinds (DistBackendError), gloo's words."""
+    """Return whether ranks or their launcher lost their connection, by the error's class or its words."""
     if re.fullmatch(r"(Dist|Rendezvous)\w*Error", type(error).__name__):
         return True
     return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))
 
 
 def run_script(main):
-    """Run `main` as a script: a user's error ends in one line and its own exit code, Ctrl-C and SIGTERM in 130.
+    """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130.
 
-    Of several ranks (`cmr.ranks`) the first alone prints what happens and what they all meet.
+    Of several ranks (`cmr.ranks`) only the first prints progress, and errors that all of them have.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     print_anything()
@@ -97,8 +97,8 @@ def run_script(main):
     if not first:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     code = _exit_code(main, first)
-    # Gloo's threads outlive the last exchange.  One that drops its tensor while Python is taken down aborts the process
-    # ("terminate called without an active exception"): so Python is not taken down, all ends with the process.
+    # Gloo's threads outlive the last exchange, and one that frees its tensor while Python shuts down aborts the process
+    # ("terminate called without an active exception").  The process therefore ends without Python's shutdown.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,30 +106,30 @@ def run_script(main):
 
 
 def print_anything():
-    """Let this process print every name: what the terminal has no letter for is written as its number."""
-    if hasattr(sys.stdout, "reconfigure"):                        # not where a caller collects the text
+    """Let this process print any text: a character that the terminal cannot show is printed as its number."""
+    if hasattr(sys.stdout, "reconfigure"):                        # a caller that collects the text has none
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _exit_code(main, first):
-    """The exit code of `main`, after the line that says why."""
+    """Run `main`, print the line that says why it failed, and return the exit code."""
     try:
         main()
         return 0
-    except SystemExit as stop:                                    # as of a rank whose share is done
+    except SystemExit as stop:                                    # a rank whose share is done exits so
         return stop.code or 0
     except KeyboardInterrupt:
-        if "WORLD_SIZE" not in os.environ:                        # of ranks the launcher says it
+        if "WORLD_SIZE" not in os.environ:                        # for ranks the launcher prints it
             print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    except BrokenPipeError:                                       # the reader of our output has left
+    except BrokenPipeError:                                       # the program that read our output has ended
         os._exit(1)
     except Exception as error:
         line, code = answer(error)
         if line is None:
             raise
-        # What all ranks meet the first says.  When ranks lose each other one has gone, and the launcher says which.
-        # A rank for which another speaks waits until the launcher ends it; what it alone has met it says after that.
+        # The first rank prints an error that all have, and the launcher names a rank that was lost.  Every other rank
+        # waits for the launcher to end it, and prints its own error only if it is still running after that.
         turns = (not first) + _is_between_ranks(error)
         if turns and "WORLD_SIZE" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

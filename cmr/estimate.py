@@ -1,7 +1,7 @@
 """What `make reproduce` will take here, measured before it starts: `make estimate`, or `python -m cmr.estimate`.
 
-Every kind of training makes a few real steps, as its script does; its networks then make some images of DG and DA,
-segment a volume and score it.  Not counted: phantom, check, DG's controls (nothing is projected), the report.
+Each training script runs for a few steps; the resulting networks then make some images of DG and DA and segment and
+score a volume.  The phantom, the check, the images of DG's controls and the report are not counted.
 
 Public: `Config`, `estimated`, `table`.
 """
@@ -56,11 +56,11 @@ def main(argv=None):
 
 
 def estimated(c, run):
-    """[(stage, how many, of what, seconds of one)] of all long stages; `run` is an empty folder to work in."""
+    """Measure all long stages and return [(stage, count, unit, seconds per unit)]; `run` is an empty working folder."""
     segmenters, scripts = [split_name(name) for name in c.segmenters.split(",")], Path(__file__).parent.parent
     script = runpy.run_path(f"{scripts}/train_diffusion.py")
     steps = script["Config"](**script["PRESETS"][c.experiment]).steps
-    # It learns nothing: what is half learnt makes flat images, which are drawn again.
+    # The learning rate is next to 0, because a half-trained model makes flat images, which would be drawn again.
     flags = "--lr", "1e-9", "--sheet", "1", "--sheet-steps", "1"
     stages = [("diffusion", steps, "steps", step_seconds(c, script["main"], run / "diffusion", *flags))]
     script, of_network = runpy.run_path(f"{scripts}/train_unet.py"), {}
@@ -81,19 +81,19 @@ def estimated(c, run):
 
 
 def of_any(c):
-    """The flags on which all stages must agree."""
+    """Return the flags on which all stages must agree."""
     flags = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device]
     flags += ["--upper-bound"] if c.upper_bound else []
     return flags + (["--use-unlabeled-masks"] if c.use_unlabeled_masks else [])
 
 
 def step_seconds(c, main, out, *flags):
-    """Of a training, some steps of which its script's main makes; out/final.pt has what came of them."""
-    for steps in (3, 30):                                         # the second time only if a step is short
+    """Return the seconds per step of a training script, whose `main` makes some steps and writes out/final.pt."""
+    for steps in (3, 30):                                         # 30 steps only if one takes less than a second
         shutil.rmtree(out, ignore_errors=True)
         main([*of_any(c), "--steps", str(steps), "--log-every", "1", "--out", str(out), *flags])
         rows = read_csv(out / "log.csv", ("seconds_per_step",))
-        # The first step warms up; after the last, an nnU-Net's epoch is validated.
+        # The first step warms up, and the last one's time may include the validation of an nnU-Net's epoch.
         seconds = float(np.median([float(row["seconds_per_step"]) for row in rows[1:-1]]))
         if seconds > 1:
             break
@@ -101,7 +101,7 @@ def step_seconds(c, main, out, *flags):
 
 
 def evaluation(c, run, segmenters):
-    """The stage that segments all that a test volume gives with every network, and scores it in every row."""
+    """Return the entry of `estimated` for the stage that segments the test volumes and scores every row."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
     working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)
@@ -117,14 +117,14 @@ def evaluation(c, run, segmenters):
 
     def score(i):
         labels_on_original([logits], working.geometry)
-        for mask in masks:                                        # a segmentation that is a pixel off
+        for mask in masks:                                        # the scored segmentation is the truth, a pixel off
             measure(np.roll(mask, 1, axis=1), mask, nifti.spacing_mm[::-1])
 
     return "results", len(tested), "volumes", (seconds + seconds_each(score, 3) * len(rows)) / c.ranks
 
 
 def seconds_each(make, n):
-    """Of make(i) for i < n: the mean of i = 1 and 2; of i = 0, which warms up, if that alone took a minute."""
+    """Return the mean seconds of make(1) and make(2); make(0) warms up and is taken if it needs a minute or n is 1."""
     times = []
     for i in range(min(3, n)):
         times.append(timeit.timeit(lambda: make(i), number=1))
@@ -134,7 +134,7 @@ def seconds_each(make, n):
 
 
 def table(c, stages):
-    """The estimate as Markdown."""
+    """Return the estimate as Markdown; `stages` are the result of `estimated`."""
     lines = [f"Estimate for preset {c.experiment} on this machine ({pick_device(c.device)}, {cores()} cores):", "",
              "| stage | how many | seconds each | minutes |", "|---|---|---|---|"]
     for name, count, unit, each_s in stages:

@@ -1,12 +1,11 @@
-"""The experiment: which rows there are, what each is trained on and given, and the stages that make them.
+"""The experiment: the rows of the results, and the stages that make them.
 
     check -> SD-DM, networks on real images -> DG set -> networks on it
                                             -> DA set -> evaluation -> report
 
-An *arm* is a row of the results: what a network was trained on and what it is given at test time.  A *stage* is a
-command that writes one file last, and has to be done while that file is missing or older than one that it is made from
-(`cmr.reproduce` lets make decide that).  For a new row, add an entry to `ARMS`; if its network is trained on something
-new, one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
+An *arm* is a row of the results.  A *stage* is a command that writes one file last; make runs it (`cmr.reproduce`) if
+that file is missing or older than a file that it is made from.  To add a row, add an entry to `ARMS`; if its network is
+trained on something new, add one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
 
 Public: `Arm`, `ARMS`, `TrainingSet`, `TRAINING_SETS`, `SETS`, `Stage`, `stages`, `price`, `segmenters`,
 `training_set`, `rows_to_measure`, and the names of rows.
@@ -26,23 +25,23 @@ class Arm:
     """One row of the results: what the segmenter was trained on and what it is given at test time."""
     name: str
     trained_on: str                              # a key of TRAINING_SETS
-    test_input: str                              # images joined by `+`, whose softmax is averaged; see below
-    access: str                                  # what images of the target it has touched
-    secondary: bool = False                      # measured for some networks only, where time is short
-    source: str = "yes"                          # whether it has touched the source's images and masks
-    target_masks: str = "no"
+    test_input: str                              # inputs joined by `+`: the softmax is averaged over them; see ARMS
+    access: str                                  # which images of the target the row uses
+    secondary: bool = False                      # True: measured for some networks only, to save time
+    source: str = "yes"                          # whether the row uses the source's images and masks
+    target_masks: str = "no"                     # which masks of the target the row uses
 
     @property
     def key(self):
-        """Folder name."""
+        """The name of the row's folder."""
         return f"{self.trained_on}-{self.test_input}"
 
 
 BASELINE, UPPER_BOUND = "baseline", "upper bound"
 PRIMARY_ARMS = ("DA", "DG")
 THROUGH_SD_DM = "the test image itself, through the SD-DM"
-# Test inputs: raw is the image as it is, projected is the paper's sampler, guided the guided projection (both:
-# `cmr.sampler`); matched and fda know no SD-DM.
+# Test inputs: `raw` is the image as it is; `projected` and `guided` are projections by the paper's sampler and by the
+# guided filter (`cmr.sampler`); `matched` and `fda` use no SD-DM (`cmr.look`).
 ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("DA", "real", "projected", THROUGH_SD_DM),
         Arm("DA, averaged", "real", "raw+projected", THROUGH_SD_DM),
@@ -60,7 +59,7 @@ ARMS = (Arm(BASELINE, "real", "raw", "nothing"),
         Arm("shuffled masks", "shuffled", "raw", "nothing"),
         Arm(UPPER_BOUND, "target", "raw", "its own training images", source="no",
             target_masks="those of its training images"))
-# What generalises without a diffusion model: DG is compared with each.
+# DG is compared with each of these ways to generalise, which use no diffusion model.
 CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diffusion model",
             "shifted": "the references of DG with their changed look, not projected",
             "references": "the references of DG as they are"}
@@ -68,12 +67,12 @@ CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diff
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a segmenter is trained on: the stage's file that has to be there, and flags of train_unet.py."""
+    """What a segmenter is trained on: the file of the stage that makes it, and the flags for train_unet.py."""
     made_from: str
     flags: str = ""
 
 
-# The synthetic sets that networks are trained on, and what each adds to the flags of DG's `cmr.synthesize`.
+# The synthetic sets that networks are trained on, with the flags that each adds to DG's call of `cmr.synthesize`.
 SETS = {"dg": "", "shifted": "--strength none", "references": "--strength none --shift 0"}
 TRAINING_SETS = {"real": TrainingSet("check/check.json"),
                  "augmented": TrainingSet("check/check.json", "--augment"),
@@ -87,21 +86,17 @@ TRAINING_SETS = {"real": TrainingSet("check/check.json"),
 
 
 def training_set(arm, domain, source):
-    """What the segmenter of a row was trained on, as in its folder's name.
-
-    An upper bound has a segmenter for each domain; on the source that is the baseline's.
-    """
+    """Return the training set of an arm's segmenter on a domain; the upper bound has one for each target."""
     if arm.trained_on != "target":
         return arm.trained_on
     return "real" if domain == source else domain.file_name
 
 
 def rows_to_measure(segmenters, domains, every_row_of=""):
-    """[(network, Arm)] that the given segmenters allow on all domains, network by network in the order of ARMS.
+    """Return [(network, Arm)] of the rows whose segmenters are given for all domains, by network, then as in ARMS.
 
-    segmenters : (network, training set) of each.  domains : the source first.  every_row_of : networks whose secondary
-    rows are measured too, separated by commas; empty: the first network.  Raises UsageError for a network without a
-    baseline and for a segmenter that no row needs.
+    segmenters : [(network, training set)].  domains : the source first.  every_row_of : networks, comma-separated, that
+    get secondary rows; empty: the first.  Raises UsageError for a missing baseline or a segmenter that no row needs.
     """
     source = domains[0]
     networks = list(dict.fromkeys(network for network, _ in segmenters))
@@ -126,8 +121,8 @@ def rows_to_measure(segmenters, domains, every_row_of=""):
 
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
-# What a rehearsal adds to the flags of each command.
-ALONE = ("-m cmr.check_dataset", "-m cmr.estimate")        # scripts that no ranks share
+ALONE = ("-m cmr.check_dataset", "-m cmr.estimate")        # scripts that always run on a single rank
+# SHORT holds the flags that a rehearsal adds to each command.
 _PROJECTED, _GUIDED = "t0=100,low_pass=2,steps=1", "t0=100,guide_mm=30,steps=1"
 SHORT = {"train_diffusion.py": "--steps 2 --batch 2 --log-every 1 --sheet 1 --sheet-steps 2",
          "train_unet.py": "--steps 2 --epoch-steps 1 --validation-batches 1 --workers 1 --log-every 1",
@@ -138,29 +133,29 @@ SHORT = {"train_diffusion.py": "--steps 2 --batch 2 --log-every 1 --sheet 1 --sh
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, the file that it writes last, and the files that this is made from; all in the folder of the run."""
+    """A command, the file that it writes last, and the files which that depends on, all below the run's folder."""
     file: str
     made_from: tuple
     command: str
-    after: tuple = ()                            # files that only have to be there before it starts
+    after: tuple = ()                            # files that must exist before it starts, whatever their age
 
 
 def stages(c):
-    """[Stage] of the run that the settings ask for, in the order in which they can be done."""
+    """Return [Stage] of the run that the settings `c` of `cmr.reproduce` describe, in an order that can be run."""
     compared, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
     target, rows = f"--target {shlex.quote(c.target)}", f"--segmenters {','.join(compared)}"
     references = f"--references {shlex.quote(c.references)}" if c.references else ""
 
-    # Is the dataset what the rows need?  check.json is written anew only if the answer has changed.
+    # The dataset is checked against the rows; check.json is written anew only if the findings have changed.
     asked, checked, priced = "check/asked", "check/check.json", "check/estimate.md"
     check = command(c, "-m cmr.check_dataset", "check", target, rows, references)
     found = [Stage(asked, ("check/rows",), f"{check} && touch {c.run / asked}"), Stage(checked, (asked,), "")]
-    first = ()                                   # what it will take is said once, before the first long stage
+    first = ()                                   # the estimate is made once, before the first long stage
     if not (c.rehearse or c.experiment == "tiny" or (c.run / "diffusion").exists()):
         found.append(Stage(priced, (), price(c), (checked,)))
         first = (priced,)
 
-    # The diffusion model of the source (SD-DM); with it DG's images, and DA's, of the test studies of every domain.
+    # The SD-DM is trained; it makes DG's images of the references and DA's images of every domain's test studies.
     sd_dm = "diffusion/final.pt"
     found.append(Stage(sd_dm, (checked,), command(c, "train_diffusion.py", "diffusion"), first))
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
@@ -173,15 +168,15 @@ def stages(c):
     da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
     found.append(Stage("da/manifest.csv", (sd_dm, judge), da))
 
-    # The networks, the longest first: two at a time are busy until the end.  All but the one that judges pairs wait for
-    # DG's images: make starts what is ready as it walks along its list, and would come to the longest last.
+    # The networks that train longest come first, so that parallel jobs end together.  All but the one that judges pairs
+    # wait for DG's images; otherwise make would start the ready ones earlier and come to the longest last.
     for name in sorted(compared, key=lambda name: -list(NETWORKS).index(split_name(name)[0])):
         file, of = f"segmenter-{name}/final.pt", trained[name]
         train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}",
                         of.flags.format(run=c.run))
         found.append(Stage(file, (of.made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
 
-    # Every row on every domain's test studies.
+    # Every row is measured on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
     thorough = f"--every-row-of {c.every_row_of}" if c.every_row_of else ""
     names = "--pseudonyms" if c.pseudonyms else ""
@@ -190,7 +185,7 @@ def stages(c):
 
 
 def price(c):
-    """The command that says what the run will take."""
+    """Return the command that estimates how long the run will take."""
     rows = f"--segmenters {','.join(segmenters(c))}"
     references = f"--references {shlex.quote(c.references)}" if c.references else ""
     return command(c, "-m cmr.estimate", "check", f"--target {shlex.quote(c.target)}", rows, references,
@@ -198,7 +193,7 @@ def price(c):
 
 
 def segmenters(c):
-    """Names NETWORK-TRAININGSET of all that are compared, network by network; raises UsageError for unknown ones."""
+    """Return the names NETWORK-TRAININGSET of all segmenters; raises UsageError as `controls_of` does."""
     networks, found = split(c.networks), {}
     bounds = [domain.file_name for domain in Domain.parse(c.target).each()] if c.upper_bound else []
     controls = controls_of(c)
@@ -209,10 +204,10 @@ def segmenters(c):
 
 
 def controls_of(c):
-    """[(network, training set)] of the controls of DG; raises UsageError for one of a network that is not trained."""
+    """Return [(network, training set)] of DG's controls; raises UsageError if a control's network is not trained."""
     networks = split(c.networks)
     found = [(networks[0], "references")] if c.references else []
-    if c.controls in ("first", "all"):           # an nnU-Net has the augmentation anyway
+    if c.controls in ("first", "all"):           # "augmented" is for vanilla only: an nnU-Net always augments
         shifted = [(network, "shifted") for network in networks]
         return [("vanilla", "augmented"), *(shifted[:1] if c.controls == "first" else shifted), *found]
     for name in split(c.controls):
@@ -224,7 +219,7 @@ def controls_of(c):
 
 
 def training_set_of(c, name):
-    """The TrainingSet of the segmenter NETWORK-TRAININGSET; that of an upper bound is called as its target."""
+    """Return the TrainingSet of a segmenter NETWORK-TRAININGSET (or NETWORK-TARGET); raises UsageError if unknown."""
     _, trained_on = split_name(name)
     bounds = {domain.file_name: domain for domain in Domain.parse(c.target).each()}
     if trained_on in bounds:
@@ -235,7 +230,7 @@ def training_set_of(c, name):
 
 
 def command(c, script, folder, *flags):
-    """How a stage is called: the interpreter, the script, what all stages must agree on, flags, where it writes."""
+    """Return a stage's command line: interpreter, ranks, script, the flags of all stages, its own flags and --out."""
     ranks = f"-m cmr.ranks {c.gpus}" if c.gpus > 1 and script not in ALONE else ""
     agreed = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--seed", str(c.seed),
               "--work", str(c.of_preset / "work")]
@@ -247,5 +242,5 @@ def command(c, script, folder, *flags):
 
 
 def split(text):
-    """The parts of a list that is separated by commas or spaces."""
+    """Return the parts of a text that is separated by commas or spaces."""
     return text.replace(",", " ").split()

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, tables in them, and folders that one process has for itself.
+"""Text, JSON and CSV files that are written whole or not at all, and folders that are locked for one process.
 
-A *sealed* file can be asked whether it is what was written: text in which a bit flipped or somebody changed a digit
-still reads well.  Checkpoints are `cmr.checkpoint`'s, images `cmr.nifti`'s.
+A *sealed* file has a hash that reveals a flipped bit or an edited digit, after which text still reads well.
+Checkpoints are written by `cmr.checkpoint` and images by `cmr.nifti`.
 
 Public: `atomic`, `sha256`, `write_text`, `encoded`, `json_text`, `write_json`, `read_json`, `write_sealed_json`,
 `read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_csv`, `read_bytes`, `read_text`, `writable_folder`,
@@ -24,7 +24,7 @@ from pathlib import Path
 from cmr import ranks
 from cmr.errors import DataError, ResourceError, UsageError
 
-PATIENCE_S = 3                                   # for a process that was just killed to give up its lock
+PATIENCE_S = 3                                   # how long to wait until a process that was just killed has ended
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.tmp\..+")
 
@@ -37,7 +37,7 @@ def atomic(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, with the host and the process that writes it, so that only what nobody writes any more is swept away.
+    # The name tells which process of which host writes the file, so that `sweep` deletes only abandoned ones.
     temporary = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
     try:
         yield temporary
@@ -54,7 +54,7 @@ def atomic(path):
 
 
 def sha256(path):
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -62,7 +62,7 @@ def sha256(path):
 # ---- Text and JSON ----
 
 def encoded(text):
-    """A text as UTF-8; bytes of file names that the locale cannot read, which Python keeps, come out as they were."""
+    """Return a text as UTF-8 bytes; undecodable bytes of file names, which Python keeps as surrogates, are restored."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -73,7 +73,7 @@ def write_text(path, text):
 
 
 def json_text(content):
-    """A dictionary as `write_json` writes it, keys in the given order."""
+    """Return the text that `write_json` writes for a dictionary; the keys keep their order."""
     return json.dumps(content, indent=1) + "\n"
 
 
@@ -83,7 +83,7 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """A dictionary from JSON; raises DataError if the file is missing, damaged or something else."""
+    """Read a dictionary from JSON; raises DataError if the file is missing, damaged or something else."""
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except PermissionError:
@@ -93,12 +93,12 @@ def read_json(path):
 
 
 def write_sealed_json(path, content):
-    """Write a dictionary as JSON atomically, with the hash of it."""
+    """Write a dictionary and its hash as JSON atomically."""
     write_text(path, json.dumps({"sha256": _hash_of(content), "content": content}) + "\n")
 
 
 def read_sealed_json(path):
-    """What `write_sealed_json` has written, or None if the file is missing or holds anything else."""
+    """Read what `write_sealed_json` wrote; returns None if the file is missing or was changed since."""
     try:
         sealed = read_json(path)
         return sealed["content"] if sealed["sha256"] == _hash_of(sealed["content"]) else None
@@ -113,10 +113,7 @@ def _hash_of(content):
 # ---- Tables ----
 
 def write_csv(path, rows, columns, sealed=False):
-    """Write dictionaries as CSV atomically; floats with a point and up to 6 decimals, missing values empty.
-
-    sealed : with its hash beside it, which `require_sealed` compares; `sha256sum -c` knows the format too.
-    """
+    """Write dictionaries as CSV atomically, floats to 6 decimals; `sealed` adds the hash for `require_sealed`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -127,17 +124,17 @@ def write_csv(path, rows, columns, sealed=False):
 
 
 def _cell(value):
-    """A value as it stands in a table; csv itself writes None as nothing."""
+    """Return a value as csv shall write it; csv turns None into an empty cell by itself."""
     return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
 def seal(path, text):
-    """Write the hash of `text` beside `path`; before the file itself, so that a killed run makes both again."""
+    """Write the hash of `text` beside `path`; call it before writing the file, so that a killed run remakes both."""
     write_text(f"{path}.sha256", f"{hashlib.sha256(encoded(text)).hexdigest()}  {Path(path).name}\n")
 
 
 def require_sealed(path):
-    """Raise DataError if a file is not as it was written, or has lost its hash."""
+    """Raise DataError if a sealed file was changed or its hash is missing."""
     path, beside = Path(path), Path(f"{path}.sha256")
     expected = beside.read_bytes().split()[:1] if beside.exists() else []
     if expected != [sha256(path).encode()]:
@@ -146,10 +143,7 @@ def require_sealed(path):
 
 
 def read_csv(path, required):
-    """Rows of a CSV, with commas or semicolons, as dictionaries: columns in lower case, values as stripped text.
-
-    required : columns that must be there, in any case.  Raises DataError naming those that are not.
-    """
+    """Read a CSV as [{column in lower case: text}]; raises DataError if one of the `required` columns is missing."""
     lines = read_text(path).splitlines() or [""]
     separator = ";" if lines[0].count(";") > lines[0].count(",") else ","
     cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
@@ -164,19 +158,19 @@ def read_csv(path, required):
 
 
 def read_bytes(path):
-    """What a file of the user's holds; raises DataError if it is not there or cannot be read."""
+    """Return the bytes of a user's file; raises DataError if it is missing or cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except PermissionError:                                       # no damage: goes on as it is, here and elsewhere
+    except PermissionError:                                       # the file is not damaged, so this is no DataError
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is its disk there and sound?") from error
 
 
 def read_text(path):
-    """Text as UTF-8, or as Excel and Notepad write it: UTF-16 with its mark, or the code page of western Europe."""
+    """Read text in UTF-8, or as Excel and Notepad write it: in UTF-16 with a byte-order mark, or in cp1252."""
     data = read_bytes(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", errors="replace")
@@ -191,8 +185,8 @@ def read_text(path):
 def writable_folder(path, data=""):
     """Make the folder `path` if needed, sweep it, lock it until this process ends, and return it.
 
-    Of several ranks the first does so.  Raises ResourceError if nothing can be written there or another process works
-    there, UsageError if it lies in one of the dataset folders `data`, which are separated by commas.
+    Of several ranks only the first does this.  data : dataset folders, separated by commas.  Raises UsageError if
+    `path` lies in one of them, ResourceError if it cannot be written or another process works in it.
     """
     path = Path(path)
     for folder in filter(None, data.split(",")):
@@ -210,7 +204,7 @@ def writable_folder(path, data=""):
 
 
 def sweep(folder):
-    """Delete the temporaries below a folder that a killed process of this host has left; nothing else."""
+    """Delete the temporary files below a folder that killed processes of this host have left."""
     for path in Path(folder).rglob(".*.tmp.*"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and match[1] == _HOST and not _is_running(int(match[2])):
@@ -218,11 +212,10 @@ def sweep(folder):
 
 
 def _lock(path):
-    """Take the lock of a folder until this process ends; raises ResourceError if another process keeps it.
+    """Take the lock file `path` until this process ends; raises ResourceError if another process keeps it.
 
-    The lock is a file that names its host and process: only one process can make a file that is not there yet, on file
-    systems without links or locks too.  The lock of a process that has ended is taken over; so is, after a moment, one
-    that names nobody, because its maker was killed or the disk was full.
+    On every file system only one process can create a file; it writes its host and process number into it.  The lock of
+    a process that has ended is taken over, and so is, after PATIENCE_S, one that names no process.
     """
     given_up = time.monotonic() + PATIENCE_S
     while True:
@@ -247,7 +240,7 @@ def _lock(path):
 
 
 def _holder(path):
-    """(host, process) that a lock names; (None, 0) if it has just been given back or names nobody."""
+    """Return the (host, process) that a lock names; (None, 0) if it was just given back or names no process."""
     try:
         host, process = path.read_text().split()
         return host, int(process)
@@ -256,18 +249,18 @@ def _holder(path):
 
 
 def _is_running(process):
-    """Whether a process of this host lives; one that was killed but that its parent has not asked after does not."""
+    """Return whether a process of this host is running; a zombie (ended, but not yet reaped) is not."""
     try:
         os.kill(process, 0)
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except ProcessLookupError:
         return False
-    except OSError:                                               # somebody else's, or a system without /proc
+    except OSError:                                               # another user's process, or no /proc
         return True
 
 
 def unlock(folder):
-    """Give the lock of a folder back, if this process has it."""
+    """Delete the lock of a folder if this process holds it."""
     path = Path(folder) / ".lock"
     if _holder(path) == (_HOST, os.getpid()):
         path.unlink(missing_ok=True)

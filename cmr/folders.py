@@ -1,6 +1,6 @@
-"""The files below the folder of a dataset: which there are, and what each one is, whatever its name says.
+"""The files below a dataset's folder: which there are, and what each contains, whatever its name says.
 
-Which of them belong to which study is `cmr.layouts`' business, voxels are `cmr.nifti`'s.
+`cmr.layouts` assigns them to studies, and `cmr.nifti` reads their voxels.
 
 Public: `Folder`, `open_folder`, `NIFTI`, `SPLIT_FOLDERS`, `stem`, `like_a_split`, `decoded`, `frames_in`.
 """
@@ -19,17 +19,17 @@ import numpy as np
 from cmr.errors import DataError, ResourceError
 from cmr.files import read_bytes, read_csv
 
-# What nibabel logs of a header is said here, in one line that names the file, or mended without a loss.
+# nibabel's log is silenced: this project reports or mends problems of a header itself and names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
-NIFTI = r"(?i:\.nii(?:\.gz)?)"                   # how the names of NIfTI files end, as part of a pattern
-READ = re.compile(NIFTI + r"$|(?i:\.(csv|cfg|json))$")            # files that a layout may ask for
+NIFTI = r"(?i:\.nii(?:\.gz)?)"                   # pattern of the suffix of NIfTI files
+READ = re.compile(NIFTI + r"$|(?i:\.(csv|cfg|json))$")            # names of the files that a layout may read
 SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
                  "testing": "Testing", "test": "Testing"}
-# A word in the name of a folder which says that somebody meant a split.
+# A folder with such a word in its name is probably meant as a split.
 SPLIT_WORD = re.compile(r"train\w*|valid\w*|val|valset|test\w*|eval\w*|dev|devset|hold(?:out)?|held(?:out)?", re.I)
-SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # of a disk, not of a dataset
-# What files that are no NIfTI begin with.
+SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # made by operating systems
+# Files of other formats begin with these bytes.
 OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://git-lfs": "a pointer of git-lfs",
                  b"/annex/": "a pointer of git-annex", b"NRRD": "an NRRD image", b"ObjectType": "a MetaImage header",
                  b"\x89HDF": "an HDF5 or MINC file", b"\x93NUMPY": "a NumPy array", b"\x89PNG": "a picture"}
@@ -37,25 +37,25 @@ OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://g
 
 @dataclass(frozen=True)
 class Folder:
-    """A dataset folder with its files, and what the caller wants of them (see cmr.studies.find)."""
+    """A dataset folder with its files and two settings that decide what is read (`cmr.studies`)."""
     root: Path
     files: tuple                                 # the NIfTI files below root, sorted, hidden ones left out
     others: tuple = ()                           # all other files, sorted
     use_unlabeled_masks: bool = False
     all_frames: bool = False
-    left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no record
+    left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no Record
 
     def leave_out(self, what, why):
-        """Name something that becomes no record."""
+        """Note that something becomes no Record, and why."""
         self.left_out.append((str(what), why))
 
     def matches(self, pattern):
-        """[(path, match)] of the NIfTI files whose whole name is of this pattern."""
+        """Return [(path, match)] of the NIfTI files whose whole name matches a compiled pattern."""
         found = [(path, pattern.fullmatch(path.name)) for path in self.files]
         return [(path, match) for path, match in found if match]
 
     def below(self, name):
-        """The NIfTI files below a folder of the root, at any depth."""
+        """Return the NIfTI files, at any depth, below the folder `name` of the root."""
         return [path for path in self.files if self.root / name in path.parents]
 
     @functools.cached_property
@@ -66,28 +66,28 @@ class Folder:
         return found
 
     def nifti(self, path):
-        """The NIfTI file of a path without suffix, as text, or None if there is none; DataError if there are two."""
+        """Return the NIfTI file (str) of a path without suffix, or None; raises DataError if there are two."""
         first, *others = self._by_stem.get(path, [None])
         if others:
             raise DataError(f"{path.name} is there twice: {first} and {others[0]}; remove one of them")
         return first
 
     def mask_beside(self, image):
-        """The same for an image's mask that lies beside it and has `_gt` before its suffix."""
+        """Return the mask (str) that lies beside an image and has `_gt` before its suffix, or None."""
         return self.nifti(image.with_name(stem(image).name + "_gt"))
 
     def split_of(self, path):
-        """Training, Validation or Testing by the name of a folder on the way from the root, or ""."""
+        """Return Training, Validation or Testing by the name of a folder between root and path, or ""."""
         return _split_on_the_way(path.parent, self.root)
 
     @property
     def tables(self):
-        """Its CSV files, the newest by the date in their names first."""
+        """The CSV files, sorted by the date in their names, the newest first."""
         tables = [path for path in self.others if path.suffix.lower() == ".csv"]
         return sorted(tables, key=lambda table: (_date_in(table.name), table), reverse=True)
 
     def newest_table(self, required):
-        """Rows of the newest CSV that holds the required columns; the older ones are named."""
+        """Return the rows of the newest CSV with the required columns; raises DataError if there is none."""
         newest, problem = None, None
         for path in self.tables:
             try:
@@ -105,7 +105,7 @@ class Folder:
 
 
 def stem(path):
-    """The path of a NIfTI file without its suffix."""
+    """Return the path of a NIfTI file without its suffix."""
     return path.with_name(re.sub(NIFTI + "$", "", path.name))
 
 
@@ -115,7 +115,7 @@ def _split_on_the_way(folder, root):
 
 
 def like_a_split(path, root):
-    """The folder between root and path whose name looks like a split's without being one, e.g. Test_set, or ""."""
+    """Return the folder between root and path whose name resembles a split's but is none, e.g. Test_set, or ""."""
     for part in path.relative_to(root).parts[:-1]:
         words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)
         if part.lower() not in SPLIT_FOLDERS and any(SPLIT_WORD.fullmatch(word) for word in words):
@@ -124,13 +124,13 @@ def like_a_split(path, root):
 
 
 def _date_in(name):
-    """The date in a file's name as yymmdd: of 211230, 20211230 or 2021-12-30; "" if there is none."""
+    """Return the date in a name (211230, 20211230 or 2021-12-30) as the text yymmdd, or ""."""
     found = re.search(r"(?<!\d)(?:20)?(\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)", name)
     return "".join(found.groups()) if found else ""
 
 
 def open_folder(root, use_unlabeled_masks=False, all_frames=False):
-    """The Folder of a dataset; raises DataError if it is none, ResourceError if something below it may not be read."""
+    """Open a dataset as a Folder; raises DataError if it does not exist, ResourceError if a file may not be read."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
     found, left_out, refused = _walk(root)
@@ -145,10 +145,9 @@ def open_folder(root, use_unlabeled_masks=False, all_frames=False):
 
 
 def _walk(root):
-    """(every file below root, sorted; (link, why) of those that were not followed; what may not be read, and why).
+    """Return (sorted files below root, [(link, why it was not followed)], [what may not be read, and why]).
 
-    Links are followed, each folder once.  Where several ways lead to it, one through the folder of a split is taken,
-    and a real folder rather than a link.  Hidden names are left out.
+    A folder that links reach twice is read once, preferably below a split's folder.  Hidden names are left out.
     """
     found, left_out, refused, ways = [], [], [], {}
     hidden = lambda name: name.startswith(".") or name in SYSTEM_FOLDERS
@@ -175,10 +174,9 @@ def _walk(root):
 
 
 def decoded(path):
-    """(nibabel image, header as it stands in the file, its bytes) of a file, compressed or not, NIfTI-1 or -2.
+    """Return (nibabel image, unchanged header, decompressed bytes) of a NIfTI-1 or -2 file, compressed or not.
 
-    The gzip stream is decompressed to its end first: nibabel alone stops before the checksum and returns wrong voxels
-    for a flipped bit.  Raises DataError for a file that is damaged or something else.
+    The gzip checksum is tested, which nibabel alone does not do.  Raises DataError for a damaged or foreign file.
     """
     raw = read_bytes(path)
     try:
@@ -193,16 +191,16 @@ def decoded(path):
         what = next((name for begin, name in OTHER_FORMATS.items() if data.startswith(begin)), what)
         raise DataError(f"{path}: begins with {data[:12]!r}, {what}; copy, download or convert it again")
     try:
-        with np.errstate(all="ignore"):                           # of numbers that no header means
+        with np.errstate(all="ignore"):                           # a damaged header may hold absurd numbers
             image = kind.from_bytes(data)
         return image, kind.header_class(data[:kind.header_class.sizeof_hdr], check=False), data
-    except Exception as error:                                    # nibabel has many for a header that is damaged
+    except Exception as error:                                    # nibabel raises many kinds for a damaged header
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
 
 
 def frames_in(path):
-    """Number of frames by the header alone; None if it cannot be read: damage is found when voxels are read."""
+    """Return the number of frames by the header alone, or None if that fails; reading the voxels will say why."""
     try:
         with open(path, "rb") as file:
             whole = gzip.GzipFile(fileobj=file) if _is_gzip(file.peek(2)) else file
@@ -219,7 +217,7 @@ def _is_gzip(data):
 
 
 def _nifti_kind(data):
-    """nibabel's class for what begins with these bytes, by the size of the header and its magic; None if it is none."""
+    """Return nibabel's class for a file that begins with these bytes, by header size and magic; None if it is none."""
     sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
     if 348 in sizes and data[344:347] == b"n+1":
         return nib.Nifti1Image

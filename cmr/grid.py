@@ -1,9 +1,8 @@
-"""The working grid, and the way back: orientation, resampling in-plane, cropping, intensities.  No file is read here.
+"""The working grid and the way back to the original one: orientation, in-plane resampling, cropping, intensities.
 
-A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], slices from base to apex, rows downwards
-and columns to the right in the clinical short-axis view, resampled in-plane to one spacing and centre-cropped or
-padded to one size; the slices stay as they were acquired.  `Geometry` keeps what is needed to go back to the original
-grid.
+A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], slices from base to apex, rows and columns
+as in the clinical short-axis view.  Its slices are resampled in-plane to one spacing and centre-cropped or padded to
+one size; no slice is added or moved.  `Geometry` keeps what is needed to go back to the original grid.
 
 Public: `Grid`, `Geometry`, `CANONICAL`, `orientation`, `canonical`, `stored`, `to_working`, `resample_to_original`,
 `to_original`, `working_affine`, `at_same_height`.
@@ -15,8 +14,8 @@ import numpy as np
 
 from cmr.records import STRUCTURES, labels_of
 
-# The clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior, rows
-# downwards, slices from base to apex.  Turning every study to it keeps the way of storing from being a domain gap.
+# This is the clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior,
+# rows downwards, slices from base to apex.  Every study is turned to it, so that storage order is no domain gap.
 _SLICES = np.array([-0.70, 0.55, -0.45]) / np.linalg.norm([-0.70, 0.55, -0.45])
 _COLUMNS = np.array([-0.6, -0.8, 0.0]) - np.dot([-0.6, -0.8, 0.0], _SLICES) * _SLICES
 _COLUMNS /= np.linalg.norm(_COLUMNS)
@@ -25,46 +24,46 @@ CANONICAL = np.stack([_COLUMNS, np.cross(_COLUMNS, _SLICES), _SLICES], 1)       
 
 @dataclass(frozen=True)
 class Grid:
-    """The in-plane working grid: square, `size` pixels of `spacing_mm`."""
+    """The in-plane working grid: a square with an edge of `size` pixels of `spacing_mm` each."""
     spacing_mm: float
     size: int
 
     @classmethod
     def of(cls, settings):
-        """The grid that a model was trained on, by its settings."""
+        """Return the grid that the settings of a model name."""
         return cls(settings["spacing_mm"], settings["size"])
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a working volume lies in its original file: everything needed to go back."""
+    """How a working volume lies in its original file; `canonical` means oriented as the clinical short-axis view."""
     shape: tuple                                 # original (X, Y, Z)
     affine: tuple                                # original, 4 x 4
     spacing_mm: tuple                            # original (x, y, z)
-    transposed: bool                             # canonical columns run along the original axis 1
-    flipped: tuple                               # canonical (d, h, w) axis runs against the original one
-    oriented: bool                               # False: an axis-aligned affine carries no anatomy; kept as stored
-    low: float                                   # original intensity of -1
-    high: float                                  # original intensity of +1
+    transposed: bool                             # True: canonical columns run along the original axis 1
+    flipped: tuple                               # for (d, h, w): True if the axis runs against the original one
+    oriented: bool                               # False: the affine is a placeholder, and the stored order was kept
+    low: float                                   # original intensity that became -1
+    high: float                                  # original intensity that became +1
     grid: tuple                                  # (spacing_mm, size)
 
     @property
     def working_axes(self):
-        """((n, spacing) of the rows, of the columns) on the working grid."""
+        """((number, spacing in mm) of the rows, the same of the columns) on the working grid."""
         spacing_mm, size = self.grid
         return ((size, spacing_mm),) * 2
 
     @property
     def original_axes(self):
-        """((n, spacing) of the canonical rows, of the canonical columns) on the original grid."""
+        """((number, spacing in mm) of the canonical rows, the same of the columns) on the original grid."""
         (x, y, _), (x_mm, y_mm, _) = self.shape, self.spacing_mm
         return ((x, x_mm), (y, y_mm)) if self.transposed else ((y, y_mm), (x, x_mm))
 
 
 def orientation(affine):
-    """(transposed, flips of (d, h, w), oriented) that bring stored axes to the clinical short-axis view.
+    """Return (transposed, flips of (d, h, w), oriented), which turn stored axes to the clinical short-axis view.
 
-    An axis-aligned affine cannot belong to a short-axis stack: it is a placeholder, so the stored order is kept.
+    An axis-aligned affine (4 x 4) cannot be a short-axis stack's; it is a placeholder, and the stored order is kept.
     """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(np.abs(directions).max(0) - 1).max() < 1e-3:
@@ -77,25 +76,25 @@ def orientation(affine):
 
 
 def canonical(array, geometry):
-    """Stored (X, Y, Z) to canonical (D, H, W); no interpolation."""
+    """Turn a stored array (X, Y, Z) to canonical (D, H, W) without interpolation."""
     array = array.transpose(2, 0, 1) if geometry.transposed else array.transpose(2, 1, 0)
     return np.flip(array, [axis for axis, flip in enumerate(geometry.flipped) if flip])
 
 
 def stored(array, geometry):
-    """Canonical (D, H, W) to stored (X, Y, Z): the inverse of `canonical`."""
+    """Turn a canonical array (D, H, W) to stored (X, Y, Z): the inverse of `canonical`."""
     array = np.flip(array, [axis for axis, flip in enumerate(geometry.flipped) if flip])
     return array.transpose(1, 2, 0) if geometry.transposed else array.transpose(2, 1, 0)
 
 
 @functools.lru_cache(maxsize=64)
 def resampler(n_in, spacing_in, n_out, spacing_out):
-    """(n_out, n_in) linear interpolation between two centred axes, zero outside.
+    """Return the matrix (n_out, n_in) that interpolates linearly between two axes with one centre; 0 outside.
 
-    The triangle kernel is stretched where the output is coarser: the antialiasing that plain interpolation lacks.
+    Where the output is coarser, the triangle kernel is stretched, which prevents aliasing.
     """
     centre_mm = (np.arange(n_out) - (n_out - 1) / 2) * spacing_out
-    position = centre_mm / spacing_in + (n_in - 1) / 2            # of each output sample, in input samples
+    position = centre_mm / spacing_in + (n_in - 1) / 2            # where output samples lie, in input samples
     width = max(1.0, spacing_out / spacing_in)
     weights = np.clip(1 - np.abs(position[:, None] - np.arange(n_in)) / width, 0, None)
     inside = (position > -0.5 - 1e-9) & (position < n_in - 0.5 + 1e-9)
@@ -104,21 +103,21 @@ def resampler(n_in, spacing_in, n_out, spacing_out):
 
 
 def _resample(array, axes_in, axes_out):
-    """(..., H, W) from ((n, spacing) of the rows, of the columns) to others."""
+    """Resample (..., H, W) between grids that are given as ((number, spacing) of the rows, the same of the columns)."""
     (h_in, w_in), (h_out, w_out) = axes_in, axes_out
     return resampler(*h_in, *h_out) @ array.astype(np.float32) @ resampler(*w_in, *w_out).T
 
 
 def to_working(image, nifti, grid, label=None, limits=None):
-    """(X, Y, Z) image and label to the working grid: (D, H, W) in [-1, 1], (D, H, W) uint8 or None, Geometry.
+    """Bring image and label (X, Y, Z) to the working grid: image (D, H, W) in [-1, 1], label uint8 or None, Geometry.
 
-    limits : intensities that become -1 and 1, beyond which is clipped; None: the 0.5 and 99.5 percentiles of the
-    non-zero voxels in the field of view.
+    nifti : gives affine and spacing.  limits : intensities that become -1 and 1, beyond which values are clipped; None
+    means the 0.5 and 99.5 percentiles of those voxels in the field of view that are brighter than the padding.
     """
     affine = tuple(map(tuple, nifti.affine.tolist()))
     geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
                         grid=(grid.spacing_mm, grid.size))
-    darkest = min(0.0, float(image.min()))                        # so that the padding is the darkest value
+    darkest = min(0.0, float(image.min()))                        # subtracted, so that the padding, 0, is the darkest
     resampled = _resample(canonical(image, geometry) - darkest, geometry.original_axes, geometry.working_axes)
     if limits:
         low, high = np.subtract(limits, darkest)
@@ -132,33 +131,30 @@ def to_working(image, nifti, grid, label=None, limits=None):
         return scaled, None, geometry
     values = np.arange(1 + len(STRUCTURES))[:, None, None, None]
     shares = _resample(canonical(label, geometry)[None] == values, geometry.original_axes, geometry.working_axes)
-    shares[0] += 1 - shares.sum(0)                                # outside the original field of view: background
+    shares[0] += 1 - shares.sum(0)                                # outside the original image all is background
     return scaled, labels_of(shares), geometry
 
 
 def resample_to_original(array, geometry):
-    """Working images, logits or probabilities (..., D, H, W) to the original pixels; 0 outside the field of view.
-
-    Still in the canonical orientation: `stored` turns them back.
-    """
+    """Resample working images or scores (..., D, H, W) to the original pixels, still canonical; 0 outside the field."""
     return _resample(array, geometry.working_axes, geometry.original_axes)
 
 
 def to_original(scores, geometry):
-    """Class scores (C, D, H, W) to labels (X, Y, Z) uint8 on the original grid: interpolated, then the largest.
+    """Return labels (X, Y, Z) uint8 on the original grid, where the largest interpolated score (C, D, H, W) wins.
 
-    Outside the working field of view all scores are 0 and the first class, background, wins.
+    Outside the working field of view all scores are 0, and the first class, background, wins.
     """
     return stored(labels_of(resample_to_original(scores, geometry)), geometry)
 
 
 def working_affine(geometry):
-    """(affine, spacing) of the working array stored as (X, Y, Z) = (W, H, D); directions made orthonormal."""
+    """Return (affine 4 x 4, spacing in mm) of a working volume stored as (W, H, D); its axes are made orthonormal."""
     affine = np.array(geometry.affine)
     u, _, v = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
     matrix = (u @ v) * np.array(geometry.spacing_mm)
     n = np.array(geometry.shape)
-    order = (1, 0, 2) if geometry.transposed else (0, 1, 2)       # stored axis of the canonical w, h, d
+    order = (1, 0, 2) if geometry.transposed else (0, 1, 2)       # stored axes that are the canonical w, h, d
     signs = np.array([-1.0 if flip else 1.0 for flip in geometry.flipped[::-1]])
     directions = matrix[:, order] * signs
     spacing_mm, size = geometry.grid
@@ -172,5 +168,5 @@ def working_affine(geometry):
 
 
 def at_same_height(volume, depth):
-    """`depth` slices of a volume (D, H, W), each at the same relative height between its first and its last."""
+    """Return `depth` slices of a volume (D, H, W), evenly spaced from its first to its last."""
     return np.asarray(volume)[np.round(np.linspace(0, len(volume) - 1, depth)).astype(int)]

@@ -1,7 +1,7 @@
 """Two ways to keep the reference's anatomy while the source-domain diffusion model (SD-DM) redraws its look.
 
 The paper's sampler pulls every step towards the reference by the distance of the low-passed images.  The guided filter,
-which is ours, gives the finished image the reference's edges.  `cmr.sampler` takes one, the other or none.
+which is ours, gives the finished image the reference's edges.  `cmr.sampler` uses the first, the second or neither.
 
 Public: `low_pass_distance`, `low_pass`, `guided_filter`.
 """
@@ -15,10 +15,9 @@ FLAT = 1e-3                                      # variance below which a window
 
 
 def low_pass_distance(reference, factor):
-    """The function x_0 -> || phi(reference) - phi(x_0) ||_2, (N,), of images (N, 1, H, W).
+    """Return the function x_0 -> || phi(reference) - phi(x_0) ||_2 from images (N, 1, H, W) to (N,); phi is `low_pass`.
 
-    Traps: the norm is each image's own, not the batch's; it is not squared; at distance 0 its gradient is 0 / 0, which
-    the clamp makes 0.
+    Traps: the norm is each image's, not the batch's, and not squared; at distance 0 the clamp makes its gradient 0.
     """
     kept = low_pass(reference, factor)
 
@@ -29,7 +28,7 @@ def low_pass_distance(reference, factor):
 
 
 def low_pass(image, factor):
-    """phi_D: an image (N, 1, H, W) made smaller by `factor` and as large again, cubic, antialiased on the way down."""
+    """Return phi_D: images (N, 1, H, W) shrunk by `factor` with antialiasing and enlarged again, both by cubics."""
     height, width = image.shape[-2:]
     rows, columns = (_down_and_up(n, factor).to(image) for n in (height, width))
     return rows @ image @ columns.T
@@ -37,7 +36,7 @@ def low_pass(image, factor):
 
 @functools.lru_cache(maxsize=16)
 def _down_and_up(n, factor):
-    """(n, n) float64 matrix of `low_pass` along one axis; raises ValueError if `factor` does not divide n."""
+    """Return the (n, n) float64 matrix of `low_pass` along an axis; raises ValueError if `factor` does not divide n."""
     if n % factor:
         raise ValueError(f"low-pass by {factor}: {n} pixels are no multiple of it")
     small = n // factor
@@ -47,20 +46,19 @@ def _down_and_up(n, factor):
 
 
 def _cubic(distance, width):
-    """Rows of cubic interpolation weights (Keys 1981, a = -0.5), the kernel stretched by `width`."""
+    """Return rows of cubic interpolation weights (Keys 1981, a = -0.5) at pixel distances, stretched by `width`."""
     x = np.abs(distance) / width
     near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
     weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
-    # Trap: without this a border is mixed with zeros from beyond it and darkens, as in the original code.
+    # Trap: without this sum a border mixes with zeros from beyond it and darkens, as in the guidance's original code.
     return weights / weights.sum(1, keepdims=True)
 
 
 def guided_filter(guide, image, sigma):
-    """Give `image` the edges of `guide`: the guided filter (He, Sun & Tang 2013), with Gaussian windows.
+    """Give `image` the edges of `guide` by the guided filter (He, Sun & Tang 2013) with Gaussian windows.
 
-    guide, image : (D, H, W) in [-1, 1].  sigma : SD of the windows in-plane, pixels.  In every window the result is the
-    linear function of the guide that is closest to the image.  So it has an edge only where the guide has one, and
-    detail finer than the windows is the guide's.
+    guide, image : (D, H, W) in [-1, 1].  sigma : SD of the in-plane windows in pixels.  In every window the result is
+    the linear function of the guide that is closest to the image, so edges and fine detail are those of the guide.
     """
     y, x = np.asarray(guide, np.float64), np.asarray(image, np.float64)
     mean = lambda a: ndimage.gaussian_filter(a, (0, sigma, sigma), mode="nearest")

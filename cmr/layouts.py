@@ -1,7 +1,7 @@
 """Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found.
 
-Only names, tables and headers are read here, voxels by `cmr.nifti`.  What lies in the folder decides, never its depth.
-A new layout is one function that makes `Record`s, and one entry in LAYOUTS.
+A layout is recognised by the files in the folder, at any depth.  Only names, tables and headers are read here; voxels
+are read by `cmr.nifti`.  To add a layout, write a function that makes `Record`s, and add an entry to LAYOUTS.
 
 Public: `Layout`, `LAYOUTS`, `read_layout`.
 """
@@ -17,27 +17,24 @@ from cmr.folders import NIFTI, SPLIT_FOLDERS, frames_in, stem
 from cmr.nifti import STORED_LIMITS
 from cmr.records import ACDC_LABELS, MMS_LABELS, VENDOR_NAMES, Record, frame_number, label_map_of
 
-CINE = re.compile(r"(.+)_sa(?:_((?i:E[DS])))?" + NIFTI)           # M&Ms-1: a 4D cine, or one file for each phase
+CINE = re.compile(r"(.+)_sa(?:_((?i:E[DS])))?" + NIFTI)           # M&Ms-1: a 4D cine, or a file for each phase
 MMS2 = re.compile(r"(\d+)_SA_((?i:E[DS]))" + NIFTI)
 ACDC = re.compile(r"patient\d+_frame(\d+)" + NIFTI)
 NNUNET_FOLDERS = (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing"))
-CHANNEL = re.compile(r"(.+)_(\d{4})")                             # nnU-Net: case and channel, before the suffix
-PHASE = re.compile(r"(.+)_(ED|ES|frame\d+)", re.IGNORECASE)       # what ends a subject's name
+CHANNEL = re.compile(r"(.+)_(\d{4})")                             # nnU-Net: case and channel, without suffix
+PHASE = re.compile(r"(.+)_(ED|ES|frame\d+)", re.IGNORECASE)       # a subject's name and the phase or frame
 VENDOR_LETTERS = {name.lower(): letter for letter, name in VENDOR_NAMES.items()}
 
 
 class Layout(NamedTuple):
-    """One entry of the table: how a folder of this layout is recognised, and read."""
+    """One entry of LAYOUTS: how a folder of this layout is recognised and how it is read."""
     name: str
     recognise: Callable                          # Folder -> bool
     read: Callable                               # Folder -> list of Record
 
 
 def read_layout(folder):
-    """Records of a Folder by the first layout that recognises it; raises DataError if none does, or if none is left.
-
-    What it leaves out is named in `folder.left_out`.
-    """
+    """Read a Folder's Records by the first layout that recognises it; raises DataError if that gives no Record."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
@@ -52,7 +49,7 @@ def read_layout(folder):
 
 
 def _name_other_layouts(folder, layout, records):
-    """Name the files in folders of which the layout that is read knows none, with the layout that would read them."""
+    """Note files in folders that `layout` does not recognise, with the name of the layout that would read them."""
     read = {path for r in records for path in (r.image_path, r.label_path)}
     beside = {path.parent for path in folder.files if str(path) in read}
     others = {}
@@ -67,14 +64,14 @@ def _name_other_layouts(folder, layout, records):
 
 
 def read_mms1(folder):
-    """M&Ms-1: 4D cines with a CSV that names vendor, ED and ES; or the same with a file for each phase."""
+    """Read M&Ms-1: a 4D cine of each study, or a file for each phase, and a CSV with vendor, ED and ES frame."""
     rows = _by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
     images = _with_rows(folder, rows, folder.matches(CINE))
     return [record for path, match in images for record in _mms1_study(folder, path, *match.groups(), rows[match[1]])]
 
 
 def _mms1_study(folder, path, code, phase, row):
-    """Records of one file: of its phase, or of the frames of a cine (phase None)."""
+    """Return the Records of one file: one for its phase or, if `phase` is None, those of the frames of a cine."""
     vendor = row["vendor"] or VENDOR_LETTERS.get(row.get("vendorname", "").lower(), "")
     base = Record(code, "", str(path), split=folder.split_of(path), **{**_told_by(row), "vendor": vendor})
     label = folder.mask_beside(path)
@@ -87,7 +84,7 @@ def _mms1_study(folder, path, code, phase, row):
 
 
 def _cine(base, label, row, all_frames):
-    """Records of one 4D file.  ED after ES is normal (gating); ED = ES = 0 is how the release says 'unlabelled'."""
+    """Return the Records of a cine.  ED after ES is normal (gating); ED = ES = 0 means unlabelled in the release."""
     frames = frames_in(base.image_path)
     cells = {phase: row.get(phase.lower(), "") for phase in ("ED", "ES")}
     phases = {phase: frame_number(cell) for phase, cell in cells.items()}
@@ -113,7 +110,7 @@ def _cine(base, label, row, all_frames):
 
 
 def read_mms2(folder):
-    """M&Ms-2: one short-axis file for each phase, subjects numbered 1 to 360, and a CSV with disease and vendor."""
+    """Read M&Ms-2: a short-axis file for each phase, subjects numbered 1 to 360, and a CSV with disease and vendor."""
     table = folder.newest_table(("SUBJECT_CODE", "DISEASE", "VENDOR"))
     named = [{**row, "subject_code": row["subject_code"].zfill(3)} for row in table if row["subject_code"]]
     rows = _by_name(named, "subject_code", folder.root)
@@ -129,7 +126,7 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """ACDC: a folder for each patient, whose Info.cfg says which frames are ED and ES, counted from 1."""
+    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1; raises DataError if one lacks it."""
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
         frames.setdefault(path.parent, {})[int(match[1])] = path
@@ -142,7 +139,7 @@ def read_acdc(folder):
 
 
 def _acdc_patient(folder, subject, config, frames):
-    """Records of a patient's two phases; frames : {frame number: path}."""
+    """Return the Records of a patient's ED and ES.  frames : {frame number: path}."""
     lines = [line.partition(":") for line in read_text(config).splitlines()]
     row = {name.strip().lower(): value.strip() for name, _, value in lines if name.strip()}
     by_number = "Testing" if int(re.sub(r"\D", "", subject) or 0) > 100 else "Training"
@@ -163,7 +160,7 @@ def _acdc_patient(folder, subject, config, frames):
 
 
 def read_nnunet_raw(folder):
-    """nnU-Net raw; our own synthetic sets carry a manifest.csv with the reference's subject, phase and metadata."""
+    """Read nnU-Net raw or a synthetic set of ours with a manifest.csv; raises DataError if that set is incomplete."""
     manifest, rows, records = folder.root / "manifest.csv", {}, []
     label_map = _nnunet_labels(folder)
     if manifest.exists():
@@ -178,7 +175,7 @@ def read_nnunet_raw(folder):
             records.append(Record(subject, phase, path, folder.nifti(folder.root / labels / case), split=split,
                                   label_map=label_map, limits=STORED_LIMITS if row else None, **_told_by(row)))
     found_as = {record.case: record for record in records}
-    for case in (case for case, row in rows.items() if row.get("kept") != "0"):       # the others lie in excluded/
+    for case in (case for case, row in rows.items() if row.get("kept") != "0"):       # excluded ones are elsewhere
         found = found_as.get(case)
         if not found or found.split == "Training" and not found.label_path:
             raise DataError(f"{folder.root}: the {'mask' if found else 'image'} of {case} is lost, which manifest.csv "
@@ -187,7 +184,7 @@ def read_nnunet_raw(folder):
 
 
 def _subject_and_phase(name):
-    """What a name says that ends in a phase or a frame, in any case of letters; any other is a subject's, at ED."""
+    """Return (subject, phase) of a name such as P1_es or P1_frame05; any other name is a subject's, with phase ED."""
     named = PHASE.fullmatch(name)
     if not named:
         return name, "ED"
@@ -195,14 +192,14 @@ def _subject_and_phase(name):
 
 
 def _cases(folder, images, labels):
-    """{case: path of its channel 0}; names other channels, files without a channel, and masks without an image."""
+    """Return {case: path of channel 0} and note all other files; raises DataError if no image is of channel 0."""
     inside = [path for path in folder.files if path.parent == folder.root / images]
     masks = {stem(path).name for path in folder.files if path.parent == folder.root / labels}
     cases, others, nameless = {}, Counter(), []
     for path in inside:
         name = stem(path).name
         match = CHANNEL.fullmatch(name)
-        if name in masks or not match:                            # la_0003 with a mask la_0003 is no channel 3 of `la`
+        if name in masks or not match:                            # if a mask is called la_0003, 0003 is no channel
             nameless.append(path.name)
         elif match[2] == "0000":
             cases[match[1]] = folder.nifti(stem(path))
@@ -222,7 +219,7 @@ def _cases(folder, images, labels):
 
 
 def _nnunet_labels(folder):
-    """{value on disk: ours} by dataset.json, without which only images to be segmented can be understood."""
+    """Return {label value on disk: ours} by dataset.json; raises DataError if training images come without that."""
     path, training = folder.root / "dataset.json", folder.below("imagesTr")
     if not path.exists():
         if training:
@@ -236,7 +233,7 @@ def _nnunet_labels(folder):
 
 
 def _read(path):
-    """The dictionary in a dataset.json; raises DataError if it is none, or without labels."""
+    """Return the dictionary in a dataset.json; raises DataError if it is not valid or has no labels."""
     try:
         described = json.loads(read_text(path))
     except ValueError as error:
@@ -247,10 +244,10 @@ def _read(path):
 
 
 def read_plain(folder):
-    """The smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz, and a table if there is one.
+    """Read the smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz and, if there is one, a CSV.
 
-    NAME is a subject's, or ends in _ED, _ES or _frameNN after it.  A CSV beside the folders says more of each NAME or
-    subject, in any columns; Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood.
+    NAME is a subject, to which _ED, _ES or _frameNN may be appended.  The CSV has a row for each NAME or subject; its
+    columns Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood, and others can define domains.
     """
     root, json_path, records = folder.root, folder.root / "dataset.json", []
     images, labels = ({str(stem(path).relative_to(root / name)) for path in folder.below(name)}
@@ -275,7 +272,7 @@ def read_plain(folder):
 
 
 def _plain_table(folder, names):
-    """{name: row} by the first column of the newest CSV that holds any of the names; raises DataError if none does."""
+    """Return {name: row} by the first column, newest CSV first, that holds a name; raises DataError if none does."""
     for path in folder.tables:
         table = read_csv(path, ())
         for column in table[0] if table else ():
@@ -285,12 +282,12 @@ def _plain_table(folder, names):
 
 
 def _told_by(row):
-    """What a row of a table says of a volume, as arguments of its Record."""
+    """Return the arguments of a Record that a table's row gives: metadata, vendor, centre and pathology."""
     return {"metadata": row, **{name: row.get(name, "") for name in ("vendor", "centre", "pathology")}}
 
 
 def _by_name(rows, column, root):
-    """{name: row}; raises DataError if two rows of one name say different things."""
+    """Return {name in a column: row}; raises DataError if two rows of one name differ."""
     found = {}
     for row in rows:
         first = found.setdefault(row[column], row)
@@ -302,7 +299,7 @@ def _by_name(rows, column, root):
 
 
 def _with_rows(folder, rows, images):
-    """Those of the images [(path, match)] whose subject has a row; names what lies there, or stands there, alone."""
+    """Return the images [(path, match)] whose subject has a row; note rows without files and files without a row."""
     found = {match[1] for _, match in images}
     for name in sorted(set(rows) - found):
         folder.leave_out(name, "stands in the table but has no files")
@@ -311,7 +308,7 @@ def _with_rows(folder, rows, images):
     return [(path, match) for path, match in images if match[1] in rows]
 
 
-# The first that recognises a folder reads it.
+# The first layout that recognises a folder reads it.
 LAYOUTS = (Layout("nnU-Net raw", lambda folder: any(folder.below(name) for pair in NNUNET_FOLDERS for name in pair[:2]),
                   read_nnunet_raw),
            Layout("M&Ms-2", lambda folder: folder.matches(MMS2), read_mms2),

@@ -1,7 +1,7 @@
-"""The look of an image: the source's intensities, how to match them, and random changes that leave the anatomy alone.
+"""The look of an image: how to match the source's intensities, and random changes that leave the anatomy alone.
 
 The sampler may match mean and standard deviation before it projects.  Histogram matching and Fourier domain adaptation
-(FDA) are competitors of the projection that know no diffusion model.  DG changes the look of some of its references
+(FDA) compete with the projection but use no diffusion model.  DG changes the look of some of its references at random
 before they are projected.  All images are in [-1, 1].
 
 Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`, `random_shift`.
@@ -10,11 +10,11 @@ import numpy as np
 from scipy import ndimage
 
 QUANTILES = np.linspace(0, 1, 257)
-GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # of `random_shift`
+GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # sizes of `random_shift`
 
 
 def intensity_statistics(images):
-    """(mean quantile function of volumes at QUANTILES (257,), mean of their means, mean of their SDs)."""
+    """Return the averages over volumes of (quantiles at QUANTILES, which are (257,), mean, standard deviation)."""
     images = [np.asarray(x, np.float64) for x in images]
     quantiles = np.mean([np.quantile(x, QUANTILES) for x in images], 0)
     return quantiles, np.mean([x.mean() for x in images]), np.mean([x.std() for x in images])
@@ -26,15 +26,15 @@ def match_mean_std(image, mean, std):
 
 
 def match_quantiles(image, quantiles):
-    """Histogram matching of a volume: each voxel's rank goes to that quantile of the source, (257,) at QUANTILES."""
-    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9       # clipped voxels tie; keep the axis increasing
+    """Match a volume's histogram to the source's `quantiles` (257,): each voxel gets the quantile of its rank."""
+    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9       # increasing although clipped voxels are equal
     return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
 
 
 def fda(image, style, beta=0.03):
-    """Fourier domain adaptation (Yang & Soatto 2020) of a slice: low-frequency amplitude of `style`, phase of `image`.
+    """Give the slice `image` the low-frequency amplitudes of the slice `style` (FDA, Yang & Soatto 2020).
 
-    image, style : (H, W).  beta : half-width of the swapped square window, as a share of the smaller edge.
+    image, style : (H, W).  beta : half-width of the swapped square window as a share of the smaller edge.
     """
     of_image, of_style = (np.fft.fftshift(np.fft.fft2(x)) for x in (image, style))
     h, w = image.shape
@@ -49,14 +49,14 @@ def fda(image, style, beta=0.03):
 def random_shift(image, spacing_mm, g, amount=1.0):
     """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) at random.
 
-    spacing_mm : in-plane.  g : numpy Generator.  amount : 0 changes nothing, 1 is about as far as another vendor.
-    The result is scaled to [-1, 1] as every working volume is; geometry and mask stay as they are.
+    spacing_mm : in-plane.  g : numpy Generator.  amount : size of the changes; 1 is about the step to another vendor.
+    The result is scaled to [-1, 1] by percentiles, as every working volume is; the anatomy stays where it is.
     """
     blurred = lambda volume, mm: ndimage.gaussian_filter(volume, (0, mm / spacing_mm, mm / spacing_mm))
     u = (np.asarray(image, np.float64) + 1) / 2
     u = u ** np.exp(amount * GAMMA_SD * g.standard_normal())
     u = u * _shading(u.shape[1:], amount * SHADING * g.uniform(-0.5, 0.5, 4))
-    if g.random() < 0.5:                                          # softer, or sharper
+    if g.random() < 0.5:                                          # the volume gets softer, else sharper
         u = blurred(u, amount * g.uniform(0, BLUR_MM))
     else:
         u = u + amount * g.uniform(0, 1) * (u - blurred(u, BLUR_MM))
@@ -68,14 +68,14 @@ def random_shift(image, spacing_mm, g, amount=1.0):
 
 
 def _shading(shape, coefficients):
-    """Receive sensitivity (H, W): the exponential of a polynomial, one coil for all slices."""
+    """Return the receive sensitivity (H, W) of a coil, equal in all slices: the exponential of a polynomial."""
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     a, b, c, d = coefficients
     return np.exp(a * x + b * y + c * (x ** 2 + y ** 2 - 2 / 3) + d * x * y)
 
 
 def _coarser(volume, factor):
-    """Acquired on a grid of `factor` times as many pixels along each in-plane axis, and interpolated back."""
+    """Resample a volume to `factor` times as many pixels along each in-plane axis and interpolate it back."""
     shape = volume.shape[1:]
     small = [max(2, round(n * factor)) for n in shape]
     zoom = lambda a, by: ndimage.zoom(a, (1, *by), order=1, grid_mode=True, mode="nearest")

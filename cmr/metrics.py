@@ -1,8 +1,8 @@
 """Overlap and surface metrics of one structure in one volume, on the original grid, in mm.
 
-Convention (that of MONAI and MetricsReloaded): the border is every voxel of the mask with a face neighbour outside it,
-and outside the array counts as background; distances are exact and Euclidean between voxel centres; HD95 is the larger
-of the two directed 95th percentiles.  `hd95_pooled` is medpy's meaning of the same name.
+The conventions are those of MONAI and MetricsReloaded: the border of a mask is every voxel with a face neighbour
+outside the mask or the array; distances are Euclidean between voxel centres; HD95 is the larger of the two directed
+95th percentiles.  medpy instead pools the distances of both directions, which is `hd95_pooled` here.
 
 Public: `dice`, `border`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `mean_dice`,
 `ejection_fraction`.
@@ -17,22 +17,19 @@ STATUS = {(True, True): "ok", (False, True): "missed", (True, False): "spurious"
 
 
 def dice(pred, ref):
-    """2 |P and R| / (|P| + |R|) of boolean arrays of one shape; nan when both are empty."""
+    """Return 2 |P and R| / (|P| + |R|) of two boolean arrays of one shape; nan if both are empty."""
     total = np.count_nonzero(pred) + np.count_nonzero(ref)
     return 2 * np.count_nonzero(pred & ref) / total if total else math.nan
 
 
 def border(mask):
-    """Voxels of a boolean array with at least one face neighbour outside the mask; the array's edge is outside."""
+    """Return the voxels of a boolean mask that have a face neighbour outside the mask or the array."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
 def border_distances(pred, ref, spacing_mm):
-    """(distances of the border of pred to that of ref, the reverse), mm, float64; both masks must be non-empty.
-
-    The joint bounding box is cut out first: the same result, many times faster.
-    """
-    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]
+    """Return distances in mm (of each border voxel of pred to ref's border, and the reverse); neither may be empty."""
+    box = ndimage.find_objects((pred | ref).view(np.uint8))[0]    # cropping keeps the distances and saves time
     pred_border, ref_border = border(pred[box]), border(ref[box])
     to_ref = ndimage.distance_transform_edt(~ref_border, spacing_mm)
     to_pred = ndimage.distance_transform_edt(~pred_border, spacing_mm)
@@ -40,7 +37,7 @@ def border_distances(pred, ref, spacing_mm):
 
 
 def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
-    """{name: value} of the metrics in SURFACE (mm) and of `nsd`, the share of both borders within the tolerance."""
+    """Return {name: value} of SURFACE, in mm, and of `nsd`, the share of both borders within `tolerance_mm`."""
     d_pr, d_rp = border_distances(pred, ref, spacing_mm)
     both = np.concatenate([d_pr, d_rp])
     quantile = lambda d: float(np.quantile(d, 0.95))
@@ -55,9 +52,9 @@ def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
 
 
 def in_plane_metrics(pred, ref, spacing_mm):
-    """Slice by slice along axis 0: mean HD95 and ASSD where both are present, and how many are missed or spurious.
+    """Return mean HD95 and ASSD over the slices (axis 0) with both masks, and counts of missed and spurious slices.
 
-    On 10 mm slices one end slice of disagreement puts the 3D HD95 at 10 mm however good the others are.
+    They complement the 3D HD95, which a single wrong end slice of 10 mm thickness can raise to 10 mm.
     """
     has_pred, has_ref = pred.any((1, 2)), ref.any((1, 2))
     rows = [surface_metrics(pred[k], ref[k], spacing_mm[1:]) for k in np.flatnonzero(has_pred & has_ref)]
@@ -67,11 +64,11 @@ def in_plane_metrics(pred, ref, spacing_mm):
 
 
 def measure(pred, ref, spacing_mm):
-    """Every metric of one structure as a dictionary: boolean (D, H, W) arrays, spacing (slice, row, column) in mm.
+    """Return every metric of one structure as a dictionary; raises ValueError if the shapes differ.
 
-    `status` is ok, missed (pred empty), spurious (ref empty) or absent_both.  A missed or spurious structure has
-    Dice 0, NSD 0 and infinite distances: it is never dropped and never 0 mm.  absent_both leaves every metric nan.
-    Raises ValueError if the shapes differ.
+    pred, ref : boolean (D, H, W), segmentation and truth.  spacing_mm : (slice, row, column).
+    `status` is ok, missed (pred is empty), spurious (ref is empty) or absent_both.  A missed or spurious structure has
+    Dice 0, NSD 0 and infinite distances; one that is absent from both has nan in their place.
     """
     pred, ref = np.asarray(pred, bool), np.asarray(ref, bool)
     spacing_mm = tuple(float(s) for s in spacing_mm)
@@ -91,11 +88,11 @@ def measure(pred, ref, spacing_mm):
 
 
 def mean_dice(labels, mask):
-    """Mean Dice over the structures of a mask (D, H, W), of labels of the same numbering; nan for an empty mask."""
+    """Return the mean Dice of labels over the structures in a mask of the same shape; nan if the mask is empty."""
     values = [dice(labels == v, mask == v) for v in np.unique(mask) if v]
     return float(np.mean(values)) if values else math.nan
 
 
 def ejection_fraction(edv_ml, esv_ml):
-    """100 (EDV - ESV) / EDV in percentage points; nan (undefined, not 0) for an empty ED."""
+    """Return 100 (EDV - ESV) / EDV in per cent, from volumes in ml; nan if EDV is 0."""
     return 100 * (edv_ml - esv_ml) / edv_ml if edv_ml > 0 else math.nan

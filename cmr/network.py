@@ -1,7 +1,7 @@
-"""What a segmenter must provide, and what all of them share: the losses, and the way over a whole volume.
+"""What a segmenter must provide, and what all segmenters share: the losses and prediction of a whole volume in tiles.
 
 A segmenter is a file with three functions, put together as a `Network`: one builds the untrained network, one says how
-it is trained, one asks it for the logits of a volume.  `train_unet.py` is the loop around them.
+it is trained, and one computes the logits of a volume.  `train_unet.py` holds the training loop.
 
 Public: `Network`, `TrainingData`, `Recipe`, `dice_ce_loss`, `deep_supervision_weights`, `deep_supervision_loss`,
 `predict`, `tile_starts`, `importance`, `softmax`.
@@ -27,34 +27,34 @@ class Network:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The working volumes of one training run; their labels are classes of the network, 0 (background) and up."""
-    volumes: list                                # what is trained on
-    validation: list                             # of the same domain, to look at the network while it is trained
+    """The working volumes of one training run; their labels are the network's classes, and 0 is the background."""
+    volumes: list                                # the volumes that are trained on
+    validation: list                             # volumes of the same domain, to watch the training
     real: list                                   # the domain's real training volumes, from which an nnU-Net plans
-    n_classes: int                               # background included
+    n_classes: int                               # number of classes, background included
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: what a step sees, how fast it learns, what it minimises."""
+    """How a network is trained: its optimizer, batches, learning rate, loss and validation."""
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    batch_size: int                              # samples of a step
+    batch_size: int                              # samples per step
     batch: Callable                              # (step, range of its samples) -> (images (n, 1, *space) float32,
                                                  # labels (n, *space) int64), on the CPU
     learning_rate: Callable                      # step -> learning rate
     loss: Callable                               # (network output, labels) -> scalar
-    clip_norm: float = None                      # largest gradient norm
+    clip_norm: float = None                      # gradients are clipped to this norm; None: not clipped
     validate: Callable = None                    # (network, epoch) -> pseudo-Dice per structure, at the end of an epoch
-    plan: dict = None                            # plain values that the network is built from, beside the settings
+    plan: dict = None                            # plain values that, with the settings, define the network
 
 
 def dice_ce_loss(logits, target, batch_dice=True, smooth=1e-5):
-    """Mean cross-entropy minus the mean soft Dice of the foreground classes; -1 is perfect.
+    """Return the mean cross-entropy minus the mean soft Dice of the foreground classes, a scalar; -1 is perfect.
 
     logits : (N, C, *space).  target : (N, *space) int64 in 0..C-1.
-    batch_dice : sum over the whole batch, so that a slice without a structure contributes its false positives;
-    otherwise the Dice of each sample by itself, which is 1 for a class that neither has.  All sums are float32.
+    batch_dice : if True, Dice is computed over the whole batch, so that a slice without a structure counts by its false
+    positives; if False, it is computed for each sample and is 1 for a class that neither logits nor target have.
     """
     logits = logits.float()
     probabilities = logits.softmax(1)
@@ -66,15 +66,15 @@ def dice_ce_loss(logits, target, batch_dice=True, smooth=1e-5):
 
 
 def deep_supervision_weights(n_outputs):
-    """Weight of the loss at each resolution, finest first: halved at each, 0 at the coarsest, 1 in sum."""
+    """Return the weight of each resolution's loss, finest first; each is half the one before, the last 0, the sum 1."""
     raw = [2.0 ** -i for i in range(n_outputs - 1)] + [0.0] if n_outputs > 1 else [1.0]
     return [w / sum(raw) for w in raw]
 
 
 def deep_supervision_loss(outputs, target, batch_dice):
-    """Weighted sum of `dice_ce_loss` over the logits at all resolutions, finest first.
+    """Return the weighted sum of `dice_ce_loss` over `outputs`, the logits at all resolutions, finest first.
 
-    target : (N, *space) of the finest; for the others it is sampled to their size by nearest neighbour.
+    target : (N, *space) at the finest resolution; for the others it is resampled by nearest neighbour.
     """
     total = 0.0
     for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs):
@@ -86,19 +86,18 @@ def deep_supervision_loss(outputs, target, batch_dice):
 
 @torch.no_grad()
 def predict(net, image, patch, flips, at_a_time):
-    """Logits (n_classes, Z, Y, X) float32 of a z-scored volume (Z, Y, X), from half-overlapping tiles.
+    """Return logits (n_classes, Z, Y, X) float32 of a z-scored volume (Z, Y, X), from half-overlapping tiles.
 
-    patch : size of a tile, (y, x) or (z, y, x); a smaller volume is padded with 0.
-    flips : tuples of axes.  Each tile is seen mirrored along the axes of every tuple; the logits are turned back.
-    at_a_time : patches that the network sees at once.
-    The logits of tiles and flips are averaged with the weights of `importance`.
+    patch : size of a tile in voxels, (y, x) or (z, y, x); a smaller volume is padded with 0.
+    flips : tuples of axes; each tile is predicted mirrored along the axes of every tuple, and its logits turned back.
+    at_a_time : number of tiles in one network call.  Overlapping logits are averaged by the weights of `importance`.
     """
     dims, device = len(patch), next(net.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
     x = x[:, None] if dims == 2 else x[None, None]                # (N, 1, *space)
     space = x.shape[2:]
     missing = [max(0, p - n) for n, p in zip(space, patch)]
-    x = F.pad(x, [amount for m in reversed(missing) for amount in (m // 2, m - m // 2)])     # the last axis first
+    x = F.pad(x, [amount for m in reversed(missing) for amount in (m // 2, m - m // 2)])     # last axis first
     starts = [tile_starts(n, p) for n, p in zip(x.shape[2:], patch)]
     tiles = [tuple(slice(s, s + p) for s, p in zip(corner, patch)) for corner in itertools.product(*starts)]
     jobs = [((n, slice(None), *tile), axes) for tile in tiles for n in range(len(x)) for axes in flips]
@@ -118,18 +117,18 @@ def predict(net, image, patch, flips, at_a_time):
 
 
 def tile_starts(size, patch):
-    """First voxels of tiles that overlap by at least half and cover the axis evenly."""
+    """Return the first voxels of tiles that cover an axis of `size` voxels evenly and overlap by at least half."""
     n = max(1, math.ceil((size - patch) / (patch / 2)) + 1)
     return [round(i * (size - patch) / (n - 1)) if n > 1 else 0 for i in range(n)]
 
 
 def importance(patch):
-    """Gaussian weight of a tile's voxels: sigma an eighth of its size, 10 at the centre, never 0, in float16 steps."""
+    """Return Gaussian weights of a tile's voxels in float16 precision: 10 at the centre, nowhere 0, SD size / 8."""
     squares = [((torch.arange(n, dtype=torch.float64) - n // 2) / (n / 8)) ** 2 for n in patch]
     weights = (10 * torch.exp(-0.5 * sum(torch.meshgrid(*squares, indexing="ij")))).half().float()
     return torch.where(weights == 0, weights[weights > 0].min(), weights)
 
 
 def softmax(logits):
-    """Over axis 0, float32."""
+    """Return the softmax of a float32 array over its axis 0."""
     return torch.from_numpy(logits).softmax(0).numpy()

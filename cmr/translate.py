@@ -2,12 +2,11 @@
 
     image -> working grid -> noised to t0 and denoised by the SD-DM -> what changed is added, on the image's own grid
 
-Any NIfTI file will do: there is no table, no split and no mask; the slices may run along any axis, and there may be one
-of them or many, one frame or a cine.  Every result has the size, affine, header and data type of its image, and outside
-the working field of view the image stays as it is.  A cine is scaled and matched as a whole, so that no frame is
-brighter than the next; a single volume is projected as DA projects it in the experiment.  Beside each lies a picture:
-before, after, difference.  With `--ladder` only a picture is drawn, of three slices at several strengths.
-`cmr.segment` goes through files in the same way.
+Any NIfTI file of a slice, a stack or a cine will do, with slices along any axis; no table, split or mask is needed.  A
+result has the size, affine, header and data type of its image, and outside the working field of view the image stays
+as it is.  A cine is scaled and matched as a whole, so that all frames are equally bright; a single volume is projected
+as DA projects it in the experiment.  A picture beside each result shows before, after and difference.  With `--ladder`
+the command only draws three slices at several strengths.  `cmr.segment` uses the same functions.
 
 Public: `Config`, `translate_file`, `draw_ladder`; for `cmr.segment`: `ImagesConfig`, `find_images`, `one_by_one`,
 `require_all`, `subject_and_phase`, `picture_of`, `ImageFile`, `read_image`, `changed`, `depth_mm`, `view`, `grey_view`,
@@ -31,23 +30,23 @@ from cmr.workers import pick_device
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
 NAME = re.compile(r"(.+?)(?:_sa)?(?:_(ED|ES))?(?:_0000)?", re.IGNORECASE)
-BLEND_MM = 10                                    # over so much a change fades out towards the border of the field
-CLEARLY = 1.5                                    # an axis is that of the slices if so much coarser, or shorter
+BLEND_MM = 10                                    # distance over which a change fades out towards the field's border
+CLEARLY = 1.5                                    # the slice axis is coarser, or shorter, by more than this factor
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """What both commands are told."""
+    """Settings of both commands, `cmr.translate` and `cmr.segment`."""
     images: tuple = opt((), "NIfTI files, or folders of them: one slice, a stack, or a cine with its frames last")
     seed: int = opt(0, "of the noise, which is the same for every slice and frame", at_least(0))
     device: str = DEVICE
 
 
 def find_images(images, out):
-    """{name of the result below `out`: Path} of every image among files and folders.
+    """Return {name of the result below `out`: Path of the image} for `images`, a list of files and folders.
 
-    Hidden files are no images, nor is a mask that lies beside its image, `_gt` at the end of the same name.  Raises
-    UsageError if there is no image, or if a result would replace an image or another result.
+    In folders, hidden files and masks (`_gt` after the name of an image beside them) are skipped.  Raises UsageError if
+    there is no image, or if a result would replace an image or another result.
     """
     found = {}
     for start in map(Path, images):
@@ -64,7 +63,7 @@ def find_images(images, out):
 
 
 def _below(folder):
-    """NIfTI files below a folder, hidden ones and masks left out."""
+    """Return the sorted NIfTI files below a folder without hidden ones and masks; raises UsageError for none."""
     is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
     files = {path for path in folder.rglob("*.nii*") if SUFFIX.search(path.name) and path.is_file()}
     files = {path for path in files if not is_hidden(path)}
@@ -77,11 +76,11 @@ def _below(folder):
 
 
 def one_by_one(images, out, settings, make):
-    """([what make(place, path) returned], [why a file was left out]) of all images of `find_images`.
+    """Call make(place, path) for each image of `find_images`; return ([its results], [why a file was left out]).
 
-    make(place, path) writes the results of a file and returns plain values, among them `notes`: what to mind.  What was
-    finished before is not done again, and an image that cannot be used does not stop the rest.
-    settings : all that decides what comes out; raises CheckpointError where results of others lie.
+    make : writes the results of a file and returns plain values, among them "notes", a list of warnings.
+    settings : everything that decides the results; raises CheckpointError if `out` was made with others.
+    What was finished before is not done again, and an image that cannot be used does not stop the others.
     """
     out = writable_folder(out)
     begun = out / "settings.json"
@@ -109,39 +108,39 @@ def one_by_one(images, out, settings, make):
 
 
 def require_all(left_out, n_images):
-    """Raise DataError at the end if images were left out."""
+    """Raise DataError if images were left out; it is called after all others are done."""
     if left_out:
         others = f" (and {len(left_out) - 1} more, named above)" if len(left_out) > 1 else ""
         raise DataError(f"{len(left_out)} of {n_images} images could not be used: {left_out[0]}{others}")
 
 
 def subject_and_phase(path):
-    """(subject, ED, ES or None) by the name of a file: A0S9V9_sa_ED.nii.gz is of A0S9V9."""
+    """Return (subject, "ED", "ES" or None) by a file's name: A0S9V9_sa_ED.nii.gz gives ("A0S9V9", "ED")."""
     subject, phase = NAME.fullmatch(SUFFIX.sub("", Path(path).name)).groups()
     return subject, phase and phase.upper()
 
 
 def picture_of(path, suffix=".png"):
-    """Where the picture of a NIfTI file lies."""
+    """Return the path of a NIfTI file's picture, which has `suffix` in place of .nii or .nii.gz."""
     return Path(path).with_name(SUFFIX.sub("", Path(path).name) + suffix)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file as it is worked on: frames (X, Y, Z, T) float32 with the slices along Z, spacing (x, y, z) mm."""
+    """An image file whose axes were reordered so that the slices lie along Z."""
     path: Path
-    frames: np.ndarray
+    frames: np.ndarray                           # (X, Y, Z, T) float32
     affine: np.ndarray                           # 4 x 4, of the axes X, Y, Z
-    spacing_mm: tuple
-    axes: tuple                                  # axis of the file that became X, Y and Z
-    nifti: Nifti                                 # the file in its own axes
+    spacing_mm: tuple                            # (x, y, z)
+    axes: tuple                                  # the axes of the file that became X, Y and Z
+    nifti: Nifti                                 # the file with its axes as stored
 
     @property
     def n_frames(self):
         return self.frames.shape[3]
 
     def as_stored(self, frames):
-        """(X, Y, Z, T) in the axes and the shape of the file."""
+        """Return an array (X, Y, Z, T) with the axes and the shape of the file."""
         in_order = frames.transpose(*np.argsort(self.axes), 3)
         return in_order.reshape(self.nifti.array.shape)
 
@@ -150,12 +149,12 @@ class ImageFile:
         write_like(path, self.as_stored(labels), self.nifti)
 
     def write_frames(self, path, frames):
-        """Write grey values (X, Y, Z, T) in the file's data type; voxels with the file's values stay to the bit."""
+        """Write grey values (X, Y, Z, T) in the file's data type; voxels that did not change keep their very bits."""
         write_changed(path, self.as_stored(frames), self.as_stored(frames != self.frames), self.nifti.path)
 
 
 def read_image(path):
-    """Read any NIfTI file of grey values as an `ImageFile`; raises DataError for what is none."""
+    """Read a NIfTI file of grey values as an ImageFile; raises DataError if it is constant or of another shape."""
     nifti = read_stored(path)
     shape = nifti.array.shape
     if len(shape) < 2 or any(n > 1 for n in shape[4:]):
@@ -163,7 +162,7 @@ def read_image(path):
     if nifti.array.min() == nifti.array.max():
         raise DataError(f"{path}: constant ({nifti.array.min():g}); leave it out")
     whole = nifti.array.reshape((*shape, 1, 1)[:4])
-    spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # the header of a single slice has no third
+    spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # a single slice has no third voxel size
     if not all(0.1 <= s <= 50 for s in spacing_mm):
         raise DataError(f"{path}: voxel size {spacing_mm}, expected 0.1 to 50 mm; correct the header")
     slices = _slice_axis(whole.shape[:3], spacing_mm, nifti.affine)
@@ -173,10 +172,10 @@ def read_image(path):
 
 
 def _slice_axis(shape, spacing_mm, affine):
-    """Which axis of a file the slices run along.
+    """Return the axis (0, 1 or 2) along which the slices of a file lie.
 
-    The only one of a single voxel; the clearly coarsest; the clearly shortest; that which an oblique affine turns
-    nearest to the direction of a short-axis stack; the last.
+    The first of these that exists is taken: the only axis of a single voxel; the clearly coarsest; the clearly
+    shortest; by an oblique affine, the axis nearest to that of a short-axis stack; the last axis.
     """
     if shape.count(1) == 1:
         return shape.index(1)
@@ -192,11 +191,10 @@ def _slice_axis(shape, spacing_mm, affine):
 
 
 def changed(volume, working, new, geometry):
-    """A volume (X, Y, Z) with what changed on the working grid, from `working` to `new` (D, H, W).
+    """Add to a volume (X, Y, Z) the change on the working grid from `working` to `new` (D, H, W); returns float32.
 
-    The change is added, in grey values: what is finer than the working grid stays, and what lies beyond the brightness
-    that -1 and 1 stand for.  It fades out over a centimetre towards the border of the field of view; nothing gets
-    darker or brighter than the volume's own extremes.
+    As only the change is resampled, detail finer than the working grid and grey values beyond those of -1 and 1 stay.
+    The change fades out over BLEND_MM towards the field's border, and the result keeps the volume's own extremes.
     """
     step = stored(resample_to_original(new - working, geometry), geometry) * (geometry.high - geometry.low) / 2
     weight = np.clip(depth_mm(geometry) / BLEND_MM, 0, 1)[..., None]
@@ -204,7 +202,7 @@ def changed(volume, working, new, geometry):
 
 
 def depth_mm(geometry):
-    """(X, Y): how far each pixel lies inside the field of view, which is around the image's middle; below 0 outside."""
+    """Return how many mm each pixel (X, Y) lies inside the working field of view; the distance is negative outside."""
     spacing_mm, size = geometry.grid
     along = [size * spacing_mm / 2 - np.abs(np.arange(n) - (n - 1) / 2) * mm
              for n, mm in zip(geometry.shape[:2], geometry.spacing_mm)]
@@ -212,18 +210,18 @@ def depth_mm(geometry):
 
 
 def view(volume, geometry):
-    """What the field of view shows of a volume (X, Y, Z): (D, H, W) in the clinical view."""
+    """Return the part of a volume (X, Y, Z) in the working field of view as (D, H, W) in the clinical view."""
     inside = depth_mm(geometry) > 0
     return canonical(volume[inside.any(1)][:, inside.any(0)], geometry)
 
 
 def grey_view(volume, geometry):
-    """`view` of grey values, in [-1, 1] as the networks see them."""
+    """Return the `view` of a volume of grey values, scaled so that the working volume's limits are -1 and 1."""
     return (view(volume, geometry) - geometry.low) / (geometry.high - geometry.low) * 2 - 1
 
 
 def coarse_pixels(image, grid):
-    """[what to mind] where an image is coarser in-plane than the grid that the networks were trained on."""
+    """Return a list with a warning if an ImageFile is coarser in-plane than the networks' Grid, else an empty list."""
     coarsest = max(image.spacing_mm[:2])
     if coarsest <= grid.spacing_mm:
         return []
@@ -261,11 +259,11 @@ def main(argv=None):
 def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
     """Project one NIfTI file to the source, every frame with the same noise, and write it to `out` with a picture.
 
-    sd_dm : a SourceModel.  Returns notes on what to mind.  Raises DataError for a file that is no image, NumericalError
-    if the SD-DM draws nothing that can be used.
+    sd_dm : a SourceModel.  Returns a list of warnings.  Raises DataError for a file that is no image, NumericalError if
+    the SD-DM makes no usable image.
     """
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
-    stack = image.frames.reshape(*image.frames.shape[:2], -1)     # every slice of every frame: nothing mixes slices
+    stack = image.frames.reshape(*image.frames.shape[:2], -1)     # (X, Y, Z * T): each slice is projected by itself
     working, _, geometry = to_working(stack, image, grid)
     new, _ = translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)
     result = changed(stack, working, new, geometry)
@@ -279,12 +277,12 @@ def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
 
 
 def draw_ladder(path, sd_dm, out, strengths, seed=0):
-    """Draw the first frame of a NIfTI file on the working grid, as it is and at each of some strengths, to an SVG."""
+    """Draw slices of a NIfTI file's first frame, as they are and projected at each strength, as the SVG `out`."""
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
     working, *_ = to_working(image.frames[..., 0], image, grid)
     volumes = [working, *(translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)[0]
                           for strength in strengths)]
-    chosen = np.unique(at_same_height(np.arange(len(working)), 5)[1:-1])         # neither the base nor the apex
+    chosen = np.unique(at_same_height(np.arange(len(working)), 5)[1:-1])         # three slices between base and apex
     rows = [[with_contours(volume[k]) for k in chosen] for volume in volumes]
     write_text(out, labelled_sheet(rows, [f"slice {k + 1}" for k in chosen], ["as it is", *map(str, strengths)]))
     print(f"{path}: drawn at {len(strengths)} strengths in {out}", flush=True)

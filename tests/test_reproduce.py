@@ -7,7 +7,7 @@ import pytest
 
 from cmr.errors import UsageError
 from cmr.experiment import SETS, TRAINING_SETS, segmenters, stages
-from cmr.reproduce import Config, makefile, with_upper_bound_or_not
+from cmr.reproduce import Config, main, makefile, with_upper_bound_or_not
 from helpers import ROOT, mms
 
 # In the place of Python: makes the last file of a stage, and keeps the command.
@@ -47,6 +47,29 @@ def test_a_report_is_of_exactly_what_is_asked_for(tmp_path):
         assert f"--segmenters {names} " in again["results"] and f"--segmenters {names} " in again["check"]
         assert ("--pseudonyms" in again["results"]) == ("--pseudonyms" in asked)
         assert made(tmp_path, *TWO, *asked) == {}
+
+
+def planned(tmp_path, capsys, monkeypatch, *settings):
+    """{file: whether it is done} as `--goal plan` prints it."""
+    monkeypatch.chdir(tmp_path)
+    main([*ALWAYS, *settings, "--goal", "plan"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("done ", "to do "))]
+    return {words[-1]: words[0] == "done" for words in lines}
+
+
+def test_the_plan_says_what_is_done_and_what_follows_from_what_is_not(tmp_path, capsys, monkeypatch):
+    (tmp_path / "data").mkdir()
+    before = planned(tmp_path, capsys, monkeypatch, *TWO)
+    made(tmp_path, *TWO)
+    after = planned(tmp_path, capsys, monkeypatch, *TWO)
+    assert before.keys() == after.keys() and not any(before.values()) and all(after.values())
+    next(tmp_path.rglob("diffusion/final.pt")).unlink()
+    to_do = [file for file, done in planned(tmp_path, capsys, monkeypatch, *TWO).items() if not done]
+    assert to_do == ["diffusion/final.pt", "dg/manifest.csv", "da/manifest.csv",
+                     "segmenter-nnunet2d-synthetic/final.pt", "segmenter-vanilla-synthetic/final.pt",
+                     "results/report.md"]
+    asked = [*TWO, "--pseudonyms"]
+    assert not planned(tmp_path, capsys, monkeypatch, *asked)["results/report.md"]
 
 
 def test_several_seeds_are_runs_of_their_own_and_end_in_a_table_of_their_spread(tmp_path):

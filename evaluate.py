@@ -28,7 +28,7 @@ from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_st
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required
-from cmr.studies import in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
+from cmr.studies import in_role, labelled_splits, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import fully_labelled, prepare, with_labels
@@ -144,8 +144,8 @@ class Evaluation:
 
     def _boundable(self):
         """Names of the targets that have labelled studies to train an upper bound on, whether or not there is one."""
-        studies = [r for r in studies_of(replace(self.c, upper_bound=True)) if r.split == "Training" and r.label_path]
-        return [str(domain) for domain in self.domains[1:] if any(r in domain for r in studies)]
+        records = studies_of(replace(self.c, upper_bound=True))
+        return [str(domain) for domain in self.domains[1:] if "Training" in labelled_splits(records, domain)]
 
     def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""

@@ -20,13 +20,14 @@ from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
 from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import in_role, left_out, require_apart, splits_drawn, studies_of
+from cmr.studies import in_role, labelled_apart, labelled_splits, left_out, require_apart, splits_drawn, studies_of
 
 
 @dataclass(frozen=True)
 class Config(DataConfig):
     """Settings of the check."""
     target: str = opt("", "target domain; each of its values must hold validation and labelled test volumes")
+    references: str = opt("", "domain of DG's references, which may be neither in the source nor in a target")
     segmenters: str = opt("", "which will be compared, as network-trainingset: is there a row for each?")
     out: str    = opt("", "folder for check.json; empty: print only")
 
@@ -81,11 +82,13 @@ def _require_roles(records, source, targets, c):
     require_apart(records, source, targets)
     for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)
+    if c.references:
+        labelled_apart(records, Domain.parse(c.references), source, targets)
     for domain in targets:
         in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
         for split in ("Training", "Validation") if c.upper_bound else ():
-            if not any(r.split == split and r.label_path for r in records if r in domain):
+            if split not in labelled_splits(records, domain):
                 raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave the bound out (make: "
                                  "UPPER=), or choose a target that has")
 

@@ -18,7 +18,7 @@ from cmr.files import write_text
 from cmr.records import Domain
 from cmr.segmenter import split_name
 from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required
-from cmr.studies import studies_of
+from cmr.studies import labelled_splits, studies_of
 from cmr.workers import cores
 
 
@@ -109,11 +109,8 @@ def with_upper_bound_or_not(c):
     if (Path(c.data) / "phantom_params.json").exists():
         return replace(c, upper="0")
     records = studies_of(replace(c, upper="1"))
-    targets, lacking = Domain.parse(c.target).each(), []
-    for domain in targets:
-        labelled = {r.split for r in domain.select(records) if r.label_path}
-        if not {"Training", "Validation"} <= labelled:
-            lacking.append(str(domain))
+    lacking = [str(domain) for domain in Domain.parse(c.target).each()
+               if not {"Training", "Validation"} <= labelled_splits(records, domain)]
     if lacking:
         print(f"note: no upper bound, as {', '.join(lacking)} has no labelled studies to train and validate on; "
               "--target may name only those that have", flush=True)

@@ -2,8 +2,8 @@
 
 `cmr.layouts` reads folders, `cmr.nifti` reads voxels.
 
-Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `pseudonyms`, `require_apart`,
-`require_unseen`.
+Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `labelled_splits`,
+`labelled_apart`, `pseudonyms`, `require_apart`, `require_unseen`.
 """
 import hashlib
 import itertools
@@ -156,6 +156,26 @@ def in_role(records, domain, split, labelled_only=False):
         why = f" ({flags[0][0]}, in {flags[0][1]} of {len(there)})" if flags else ""
         raise UsageError(f"domain {domain} has no {kind} volumes{why}; choose another domain or dataset")
     return chosen
+
+
+def labelled_splits(records, domain):
+    """Return the splits in which a domain has a labelled volume; raises UsageError if it has no volume at all."""
+    return {r.split for r in domain.select(records) if r.label_path}
+
+
+def labelled_apart(records, domain, source, targets=()):
+    """Return all labelled records of the domain of DG's references, whatever their split.
+
+    Raises UsageError if a subject is in the source or in one of the targets too.
+    """
+    labelled = [r for r in domain.select(records) if r.label_path]
+    for other in (source, *targets):
+        shared = sorted({r.subject for r in labelled if r in other})
+        if shared:
+            what = "source" if other == source else "target"
+            raise UsageError(f"--references {domain}: {shared[0]} is in the {what} {other} too; choose a domain apart "
+                             "from it, or leave --references out")
+    return labelled
 
 
 def pseudonyms(records):

@@ -28,7 +28,7 @@ from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, 
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, one_of, opt, parse, required
-from cmr.studies import in_role, require_apart, require_unseen, studies_of
+from cmr.studies import in_role, labelled_apart, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, fully_labelled, prepare
@@ -295,16 +295,6 @@ def numbers(text):
     if not all(0 <= shift <= 5 for shift in shifts):
         raise UsageError(f"--shift {text!r}: use 0 to 5; 1 is about as far as another vendor")
     return shifts
-
-
-def labelled_apart(records, domain, source):
-    """The labelled records of the references' domain; raises UsageError if a subject is in the source too."""
-    labelled = [r for r in domain.select(records) if r.label_path]
-    shared = sorted({r.subject for r in labelled if r in source})
-    if shared:
-        raise UsageError(f"--references {domain}: {shared[0]} is in the source {source} too; choose a domain apart "
-                         "from it, or leave --references out")
-    return labelled
 
 
 def print_summary(what, rows):

@@ -1,13 +1,19 @@
 """What make is asked to do, for whatever is asked for: which stages, with which commands, and what is done again."""
+import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+import evaluate
+import train_diffusion
+import train_unet
+from cmr import check_dataset, estimate, synthesize
 from cmr.errors import UsageError
-from cmr.experiment import SETS, TRAINING_SETS, segmenters, stages
-from cmr.reproduce import Config, main, makefile, with_upper_bound_or_not
+from cmr.experiment import SETS, TRAINING_SETS, price, segmenters, stages
+from cmr.reproduce import PRESETS, Config, main, makefile, with_upper_bound_or_not
 from helpers import ROOT, mms
 
 # In the place of Python: makes the last file of a stage, and keeps the command.
@@ -117,6 +123,22 @@ def test_every_training_set_is_made_from_a_stage_that_is_there():
     assert set(SETS) - {"dg"} == {"shifted", "references"} and "shifted/manifest.csv" not in commands
     with pytest.raises(UsageError, match="no training set is called bigger"):
         stages(Config(data="data", controls="vanilla-bigger"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_command_is_understood_by_its_script(preset):
+    """With all that can be asked for: flags that a stage does not take would end a run that has begun."""
+    asked = {**PRESETS[preset], "target": "Vendor=B", "references": "Vendor=C", "upper": "1", "pseudonyms": True,
+             "use_unlabeled_masks": True, "rehearse": True, "trained": "real,synthetic,both"}
+    c = Config(data="data", **asked)
+    configs = {"cmr.check_dataset": check_dataset, "cmr.estimate": estimate, "cmr.synthesize": synthesize,
+               "train_diffusion.py": train_diffusion, "train_unet.py": train_unet, "evaluate.py": evaluate}
+    for command in [price(c), *(stage.command for stage in stages(c) if stage.command)]:
+        words = shlex.split(command.partition(" && ")[0])
+        script = words[2] if words[1] == "-m" else words[1]
+        flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")} - {"preset"}
+        known = {field.name for field in dataclasses.fields(configs[script].Config)}
+        assert flags <= known, f"{script} does not know {flags - known}"
 
 
 def test_controls_follow_the_networks():

@@ -18,7 +18,7 @@ import numpy as np
 
 from cmr import synthesize
 from cmr.errors import run_script
-from cmr.experiment import rows_to_measure
+from cmr.experiment import flags_of_all, rows_to_measure
 from cmr.files import read_csv, writable_folder, write_text
 from cmr.grid import Grid
 from cmr.metrics import measure
@@ -36,6 +36,7 @@ class Config(DataConfig):
     experiment: str = opt("demo", "preset of the experiment that is estimated; that of --preset", one_of(*GRIDS))
     target: str     = opt("Vendor=B,C,D", "target domains")
     references: str = opt("", "domain of DG's references; empty: the source")
+    every_row_of: str = opt("", "networks whose secondary rows are measured too; empty: the first")
     segmenters: str = opt("vanilla-real,vanilla-synthetic", "all that are trained, as network-trainingset")
     jobs: int       = opt(1, "stages at a time", at_least(1))
     ranks: int      = opt(1, "GPUs that share each stage, as many times as fast", at_least(1))
@@ -73,25 +74,19 @@ def estimated(c, run):
     models = "--diffusion", f"{run}/diffusion/final.pt", "--segmenter", f"{run}/{segmenters[0][0]}/final.pt"
     for use, kind, flags in (("dg", synthesize.Generalisation, ("--references", c.references)),
                              ("da", synthesize.Adaptation, ("--target", c.target))):
-        argv = [*of_any(c), "--use", use, *models, *flags, "--out", f"{run}/{use}"]
+        argv = [*flags_of_all(c, c.work), "--device", c.device, "--use", use, *models, *flags, "--out", f"{run}/{use}"]
         synthesis = kind(parse(synthesize.Config, synthesize.PRESETS, argv, "", by="use"))
         n = len(synthesis.jobs)
         stages.append((use, n, "images", seconds_each(synthesis.volume, n) / c.ranks))
     return [*stages, evaluation(c, run, segmenters)]
 
 
-def of_any(c):
-    """Return the flags on which all stages must agree."""
-    flags = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--work", c.work, "--device", c.device]
-    flags += ["--upper-bound"] if c.upper_bound else []
-    return flags + (["--use-unlabeled-masks"] if c.use_unlabeled_masks else [])
-
-
 def step_seconds(c, main, out, *flags):
     """Return the seconds per step of a training script, whose `main` makes some steps and writes out/final.pt."""
     for steps in (3, 30):                                         # 30 steps only if one takes less than a second
         shutil.rmtree(out, ignore_errors=True)
-        main([*of_any(c), "--steps", str(steps), "--log-every", "1", "--out", str(out), *flags])
+        agreed = *flags_of_all(c, c.work), "--device", c.device
+        main([*agreed, "--steps", str(steps), "--log-every", "1", "--out", str(out), *flags])
         rows = read_csv(out / "log.csv", ("seconds_per_step",))
         # The first step warms up, and the last one's time may include the validation of an nnU-Net's epoch.
         seconds = float(np.median([float(row["seconds_per_step"]) for row in rows[1:-1]]))
@@ -106,7 +101,7 @@ def evaluation(c, run, segmenters):
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
     working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)
     image, seconds = np.asarray(working.image), 0.0
-    rows = rows_to_measure(segmenters, domains)
+    rows = rows_to_measure(segmenters, domains, c.every_row_of)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}
     for network in dict(segmenters):
         segmenter = Segmenter.load(run / network / "final.pt", pick_device(c.device))

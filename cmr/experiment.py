@@ -143,8 +143,7 @@ class Stage:
 def stages(c):
     """Return [Stage] of the run that the settings `c` of `cmr.reproduce` describe, in an order that can be run."""
     compared, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
-    target, rows = f"--target {shlex.quote(c.target)}", f"--segmenters {','.join(compared)}"
-    references = f"--references {shlex.quote(c.references)}" if c.references else ""
+    target, rows, thorough, references = flags_asked_for(c)
 
     # The dataset is checked against the rows; check.json is written anew only if the findings have changed.
     asked, checked, priced = "check/asked", "check/check.json", "check/estimate.md"
@@ -178,7 +177,6 @@ def stages(c):
 
     # Every row is measured on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
-    thorough = f"--every-row-of {c.every_row_of}" if c.every_row_of else ""
     names = "--pseudonyms" if c.pseudonyms else ""
     report = command(c, "evaluate.py", "results", target, rows, thorough, f"--run {c.run}", names)
     return [*found, Stage("results/report.md", ("check/rows", *made), report)]
@@ -186,10 +184,14 @@ def stages(c):
 
 def price(c):
     """Return the command that estimates how long the run will take."""
-    rows = f"--segmenters {','.join(segmenters(c))}"
+    return command(c, "-m cmr.estimate", "check", *flags_asked_for(c), f"--jobs {c.jobs} --ranks {c.gpus}")
+
+
+def flags_asked_for(c):
+    """Return the flags of the targets, of the segmenters, of the networks with every row, and of the references."""
+    every_row = f"--every-row-of {c.every_row_of}" if c.every_row_of else ""
     references = f"--references {shlex.quote(c.references)}" if c.references else ""
-    return command(c, "-m cmr.estimate", "check", f"--target {shlex.quote(c.target)}", rows, references,
-                   f"--jobs {c.jobs} --ranks {c.gpus}")
+    return f"--target {shlex.quote(c.target)}", f"--segmenters {','.join(segmenters(c))}", every_row, references
 
 
 def segmenters(c):
@@ -232,13 +234,18 @@ def training_set_of(c, name):
 def command(c, script, folder, *flags):
     """Return a stage's command line: interpreter, ranks, script, the flags of all stages, its own flags and --out."""
     ranks = f"-m cmr.ranks {c.gpus}" if c.gpus > 1 and script not in ALONE else ""
-    agreed = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--seed", str(c.seed),
-              "--work", str(c.of_preset / "work")]
-    agreed += ["--upper-bound"] if c.upper_bound else []
-    agreed += ["--use-unlabeled-masks"] if c.use_unlabeled_masks else []
     short = SHORT.get(script, "") if c.rehearse else ""
-    words = [c.python, ranks, script, shlex.join(agreed), short, *flags, f"--out {c.run / folder}"]
+    agreed = shlex.join(flags_of_all(c, c.of_preset / "work"))
+    words = [c.python, ranks, script, agreed, short, *flags, f"--out {c.run / folder}"]
     return " ".join(filter(None, words))
+
+
+def flags_of_all(c, work):
+    """Return the list of the flags on which all stages must agree; work : folder of their working volumes."""
+    flags = ["--preset", c.experiment, "--data", c.data, "--source", c.source, "--seed", str(c.seed),
+             "--work", str(work)]
+    flags += ["--upper-bound"] if c.upper_bound else []
+    return flags + (["--use-unlabeled-masks"] if c.use_unlabeled_masks else [])
 
 
 def split(text):

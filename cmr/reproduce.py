@@ -170,9 +170,10 @@ def makefile(runs):
 
 def rule(file, made_from, after, *commands):
     """The text of one rule of make; after : order-only prerequisites, which must exist but may be newer."""
-    needs = " ".join([*made_from, *["|", *after][:bool(after) * (1 + len(after))]])
-    lines = [f"{file}: {needs}".rstrip(), *("\t" + command.replace("$", "$$") for command in commands if command)]
-    return "\n".join(lines if len(lines) > 1 else [f"{lines[0]} ;"]) + "\n"
+    order_only = ["|", *after] if after else []
+    recipe = ["\t" + command.replace("$", "$$") for command in commands if command]
+    head = " ".join([f"{file}:", *made_from, *order_only])
+    return "\n".join([head, *recipe] if recipe else [f"{head} ;"]) + "\n"
 
 
 def print_plan(c):

@@ -67,22 +67,31 @@ CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diff
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a segmenter is trained on: the file of the stage that makes it, and the flags for train_unet.py."""
-    made_from: str
+    """What a segmenter is trained on, and what that adds to the flags of train_unet.py."""
+    images: str = ""                             # a key of SETS; empty: real images alone
+    train_on: str = "synthetic"                  # synthetic, or both with the real images
     flags: str = ""
+
+    @property
+    def made_from(self):
+        """The file of the stage that has to be done before the training."""
+        return f"{self.images}/manifest.csv" if self.images else "check/check.json"
+
+    def all_flags(self, run):
+        """All flags; run : the folder of the run."""
+        pairs = f"--train-on {self.train_on} --synthetic {run}/{self.images}" if self.images else ""
+        return f"{pairs} {self.flags}".strip()
 
 
 # The synthetic sets that networks are trained on, with the flags that each adds to DG's call of `cmr.synthesize`.
 SETS = {"dg": "", "shifted": "--strength none", "references": "--strength none --shift 0"}
-TRAINING_SETS = {"real": TrainingSet("check/check.json"),
-                 "augmented": TrainingSet("check/check.json", "--augment"),
-                 "synthetic": TrainingSet("dg/manifest.csv", "--train-on synthetic --synthetic {run}/dg"),
-                 "both": TrainingSet("dg/manifest.csv", "--train-on both --synthetic {run}/dg"),
-                 "shuffled": TrainingSet("dg/manifest.csv",
-                                         "--train-on synthetic --synthetic {run}/dg --shuffle-masks"),
-                 "shifted": TrainingSet("shifted/manifest.csv", "--train-on synthetic --synthetic {run}/shifted"),
-                 "references": TrainingSet("references/manifest.csv",
-                                           "--train-on synthetic --synthetic {run}/references")}
+TRAINING_SETS = {"real": TrainingSet(),
+                 "augmented": TrainingSet(flags="--augment"),
+                 "synthetic": TrainingSet("dg"),
+                 "both": TrainingSet("dg", train_on="both"),
+                 "shuffled": TrainingSet("dg", flags="--shuffle-masks"),
+                 "shifted": TrainingSet("shifted"),
+                 "references": TrainingSet("references")}
 
 
 def training_set(arm, domain, source):
@@ -160,10 +169,9 @@ def stages(c):
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
     trained = {name: training_set_of(c, name) for name in compared}
     for name, flags in SETS.items():
-        file = f"{name}/manifest.csv"
-        if name == "dg" or file in {of.made_from for of in trained.values()}:
+        if name == "dg" or name in {of.images for of in trained.values()}:
             dg = command(c, "-m cmr.synthesize --use dg", name, judged, references, flags)
-            found.append(Stage(file, (sd_dm, judge), dg))
+            found.append(Stage(f"{name}/manifest.csv", (sd_dm, judge), dg))
     da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
     found.append(Stage("da/manifest.csv", (sd_dm, judge), da))
 
@@ -172,7 +180,7 @@ def stages(c):
     for name in sorted(compared, key=lambda name: -list(NETWORKS).index(split_name(name)[0])):
         file, of = f"segmenter-{name}/final.pt", trained[name]
         train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}",
-                        of.flags.format(run=c.run))
+                        of.all_flags(c.run))
         found.append(Stage(file, (of.made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
 
     # Every row is measured on every domain's test studies.
@@ -225,7 +233,7 @@ def training_set_of(c, name):
     _, trained_on = split_name(name)
     bounds = {domain.file_name: domain for domain in Domain.parse(c.target).each()}
     if trained_on in bounds:
-        return TrainingSet("check/check.json", f"--domain {shlex.quote(str(bounds[trained_on]))}")
+        return TrainingSet(flags=f"--domain {shlex.quote(str(bounds[trained_on]))}")
     if trained_on not in TRAINING_SETS:
         raise UsageError(f"{name}: no training set is called {trained_on}; use {', '.join(TRAINING_SETS)}")
     return TRAINING_SETS[trained_on]

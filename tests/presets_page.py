@@ -13,14 +13,15 @@ from cmr.settings import GRIDS, without_places  # noqa: E402
 PAGE = ROOT / "docs" / "presets.md"
 HEAD = """# What each preset is
 
-For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: every setting of the stages, side by
-side. A flag of the stage overrides each; `--help` says what is allowed. Written by `python tests/presets_page.py`.
+For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: every setting of the stages, side
+by side. A flag of the stage overrides each; `--help` says what is allowed. Written by `python tests/presets_page.py`.
 
-`tiny` is for tests and its numbers mean nothing; `demo` is the default, the phantom on two cores; `small` is real data on
-two cores; `lab` real data in a night on one GPU; `paper` the full length.
+`tiny` is for tests and its numbers mean nothing; `demo` is the default, the phantom on two cores; `small` is real data
+on two cores; `lab` real data in a night on one GPU; `paper` the full length.
 """
-HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse", "seed", "seeds", "diffusion", "segmenter",
-             "use", "network", "domain", "train_on", "pseudonyms", "references", "use_unlabeled_masks"}
+HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse",
+             "seed", "seeds", "diffusion", "segmenter", "use", "network", "domain", "train_on", "pseudonyms",
+             "references", "use_unlabeled_masks"}
 
 
 def section(title, config, of_preset):

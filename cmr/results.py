@@ -68,8 +68,8 @@ def results_page(runs, c):
         write_text(folder / "losses.svg", curves(_losses(runs[0])))
         text += ["## What a healthy run looks like", "",
                  "The loss of every training over its steps, from the first row of its log to the last. That of the "
-                 "diffusion model falls by a factor of ten in its first twentieth and slowly from then on; that of a "
-                 "segmenter, cross-entropy minus Dice, ends between -0.5 and -0.9.", "",
+                 "diffusion model falls steeply in its first twentieth and slowly from then on; that of a segmenter, "
+                 "cross-entropy minus Dice, ends between -0.5 and -0.9.", "",
                  f"![losses]({folder.name}/losses.svg)", ""]
     return "\n".join([*text, "## Time", "", _times(runs[0])])
 

@@ -35,9 +35,9 @@ def _gap(rows, mean, source, boundable):
     bounded = [network for network in networks if (POOLED, network, UPPER_BOUND) in mean]
     text = "**The gap.** "
     if bounded:
-        lost = [f"{network} {_lost(mean[POOLED, network, UPPER_BOUND], mean[POOLED, network, BASELINE])}"
+        lost = [f"{network} {_change_in(mean[POOLED, network, BASELINE], mean[POOLED, network, UPPER_BOUND])}"
                 for network in bounded]
-        text += ("On unseen targets, against the same network trained on the target's own studies, "
+        text += ("On unseen targets, against the same network trained on the target's own studies: "
                  f"{'; '.join(lost)}. ")
     reached = [f"{network} {_level(mean[source, network, BASELINE])} on the source, "
                f"{_level(mean[POOLED, network, BASELINE])} on the targets" for network in networks]
@@ -63,12 +63,8 @@ def _level(values):
     return f"{values['dice']:.3f} Dice and {values['hd95']:.1f} mm HD95"
 
 
-def _lost(above, below):
-    """Losses in Dice and HD95 in words; a negative loss is called a gain."""
-    dice, hd95 = above["dice"] - below["dice"], below["hd95"] - above["hd95"]
-    verbs = ["loses" if amount > 0 else "gains" for amount in (dice, hd95)]
-    again = f"{verbs[1]} " if verbs[0] != verbs[1] else ""
-    return f"{verbs[0]} {abs(dice):.3f} Dice and {again}{abs(hd95):.1f} mm HD95"
+def _change_in(values, others):
+    return f"{values['dice'] - others['dice']:+z.3f} Dice and {values['hd95'] - others['hd95']:+z.1f} mm HD95"
 
 
 def _change(network, arm, mean, tests):
@@ -79,8 +75,13 @@ def _change(network, arm, mean, tests):
         found = _difference(test, test["wilcoxon_p_holm"])
     if (POOLED, network, UPPER_BOUND) in mean and test["n"] >= MINIMUM_PATIENTS:
         share = gap_closed(mean, POOLED, network, arm, "hd95")
-        closed = "there is no gap, " if share is None else f"{share:z.0%} of the gap closed, "
+        closed = "there is no gap, " if share is None else f"{_closed(share)}, "
     return f"{network}: {closed}{found}"
+
+
+def _closed(share):
+    """The share of a gap that is closed, in words; a negative share widens it."""
+    return f"{share:z.0%} of the gap closed" if share > -0.005 else f"the gap {-share:.0%} wider"
 
 
 def _difference(test, p):
@@ -110,7 +111,7 @@ def _controls(compared):
     if not compared:
         return "**Controls.** None was run, so whether DG needs a diffusion model is not answered here."
     templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95", "worse": "{which} {do} better than DG",
-                 "better": "{which} {do} worse than DG", "open": "between DG and {which} these patients do not decide",
+                 "better": "{which} {do} worse than DG", "open": "DG and {which} cannot be told apart on these patients",
                  "few": "{few} to decide between DG and {which}"}
     few, parts = _few(compared[0]["hd95"]["n"]), []
     for kind, template in templates.items():
@@ -138,7 +139,7 @@ def _harm(rows, mean, ran):
     if not losses:
         return f"**Harm.** On no target and network does {looked_at} lose more than {least}."
     worst = "; ".join(text for _, text in sorted(losses, reverse=True)[:3])
-    return (f"**Harm.** In {len(losses)} of {len(ran) * len(targets)} cases, a target and a network each, "
+    return (f"**Harm.** In {len(losses)} of {len(ran) * len(targets)} combinations of a target, a network and a row "
             f"{looked_at} loses more than {least}; most: {worst}.")
 
 

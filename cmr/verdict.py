@@ -111,7 +111,8 @@ def _controls(compared):
     if not compared:
         return "**Controls.** None was run, so whether DG needs a diffusion model is not answered here."
     templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95", "worse": "{which} {do} better than DG",
-                 "better": "{which} {do} worse than DG", "open": "DG and {which} cannot be told apart on these patients",
+                 "better": "{which} {do} worse than DG",
+                 "open": "DG and {which} cannot be told apart on these patients",
                  "few": "{few} to decide between DG and {which}"}
     few, parts = _few(compared[0]["hd95"]["n"]), []
     for kind, template in templates.items():

@@ -6,10 +6,6 @@
    distance, Heusel et al. 2017), and they should not be copies of training slices (Carlini et al. 2023).
 
 Only the first question can exclude an image (`still_fits`); the other answers are figures for the reader.
-
-Public: `audit`, `boundary_displacement_mm`, `still_fits`, `through_plane_correlation`, `SourceClassifier`,
-`audit_samples`, `COLUMNS`, `COPIED`, `draw_samples`, `features`, `frechet_to_held_out`, `frechet_distance`,
-`memorisation`.
 """
 import math
 from dataclasses import dataclass

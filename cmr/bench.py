@@ -2,8 +2,6 @@
 
 Networks are of the size of `demo` and see noise.  Other people's of equal layers, diffusers' UNet2DModel and
 dynamic-network-architectures' PlainConvUNet, are timed beside ours where they are installed.
-
-Public: `noise_volume`, `segmenter_speed`, `other_denoiser`, `other_nnunet`, `main`.
 """
 import argparse
 import contextlib

@@ -2,8 +2,6 @@
 
 The check counts volumes, spacings and labels, and it names every anomaly and every leak between splits (a subject or
 an image that is in two).  It lists all unusable files before it ends with exit code 3.  `cmr.nifti` checks each file.
-
-Public: `Config`, `check_dataset`.
 """
 import hashlib
 import sys

@@ -3,9 +3,6 @@
 Every checkpoint and synthetic set records the grid, the source and the data that it was made of.  Each stage compares
 these with its own here, before anything long starts.  A report ends with what `provenance` lists.  `cmr.training`
 decides when a run saves.
-
-Public: `save`, `load`, `fill`, `require_settings`, `require_part`, `require_trained_on`, `require_made_by`,
-`require_references`, `provenance`.
 """
 import importlib.metadata
 import os

@@ -6,11 +6,6 @@ structure has an infinite distance and counts everywhere as the largest diagonal
 
 `rows` are lines of metrics.csv after `penalised`: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where
 domains are compared, only the rows of `comparable` are used.
-
-Public: `METRIC_COLUMNS`, `TEST_COLUMNS`, `penalised`, `patient_values`, `failures`, `compare`, `all_tests`, `means`,
-`gap_closed`, `outcome`, `against_controls`, `largest_diagonal_mm`; what is in `rows`: `comparable`, `compared_in`,
-`each_row`, `of_domain`, `select`, `distinct`; tests: `welch`, `paired_t`, `wilcoxon`, `hodges_lehmann`,
-`bca_interval`, `holm`, `effect_size`.
 """
 import math
 

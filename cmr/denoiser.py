@@ -1,7 +1,4 @@
-"""The denoiser: a time-conditioned U-Net (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021).
-
-Public: `build_denoiser`, `placed`, `Denoiser`.
-"""
+"""The denoiser: a time-conditioned U-Net (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021)."""
 import math
 
 import torch

@@ -2,9 +2,6 @@
 
 Equations and algorithms without another name are those of Ho et al.  Time runs t = 1..T; every table has T + 1 entries,
 so that index t means time t, and time 0 is the clean image (abar[0] = 1).  Images are in [-1, 1].
-
-Public: `Schedule`, `at`, `noised`, `diffusion_loss`, `stratified_t`, `loss_weight`, `target_of`, `clean_image`,
-`denoise`, `ddpm_step`, `levels`.
 """
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""Errors that end a script with one line and an exit code of their own.
-
-Public: `UserError` and its kinds, `answer`, `run_script`, `print_anything`.
-"""
+"""Errors that end a script with one line and an exit code of their own."""
 import atexit
 import errno
 import os

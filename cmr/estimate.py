@@ -2,8 +2,6 @@
 
 Each training script runs for a few steps; the resulting networks then make some images of DG and DA and segment and
 score a volume.  The phantom, the check, the images of DG's controls and the report are not counted.
-
-Public: `Config`, `estimated`, `table`.
 """
 import contextlib
 import io

@@ -6,9 +6,6 @@
 An *arm* is a row of the results.  A *stage* is a command that writes one file last; make runs it (`cmr.reproduce`) if
 that file is missing or older than a file that it is made from.  To add a row, add an entry to `ARMS`; if its network is
 trained on something new, add one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
-
-Public: `Arm`, `ARMS`, `TrainingSet`, `TRAINING_SETS`, `SETS`, `Stage`, `stages`, `price`, `segmenters`,
-`training_set`, `rows_to_measure`, and the names of rows.
 """
 import shlex
 from dataclasses import dataclass

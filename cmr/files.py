@@ -2,10 +2,6 @@
 
 A *sealed* file has a hash that reveals a flipped bit or an edited digit, after which text still reads well.
 Checkpoints are written by `cmr.checkpoint` and images by `cmr.nifti`.
-
-Public: `atomic`, `sha256`, `write_text`, `encoded`, `json_text`, `write_json`, `read_json`, `write_sealed_json`,
-`read_sealed_json`, `write_csv`, `seal`, `require_sealed`, `read_csv`, `read_bytes`, `read_text`, `writable_folder`,
-`unlock`, `sweep`.
 """
 import atexit
 import contextlib

@@ -1,8 +1,6 @@
 """The files below a dataset's folder: which there are, and what each contains, whatever its name says.
 
 `cmr.layouts` assigns them to studies, and `cmr.nifti` reads their voxels.
-
-Public: `Folder`, `open_folder`, `NIFTI`, `SPLIT_FOLDERS`, `stem`, `like_a_split`, `decoded`, `frames_in`.
 """
 import functools
 import gzip

@@ -3,9 +3,6 @@
 A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], slices from base to apex, rows and columns
 as in the clinical short-axis view.  Its slices are resampled in-plane to one spacing and centre-cropped or padded to
 one size; no slice is added or moved.  `Geometry` keeps what is needed to go back to the original grid.
-
-Public: `Grid`, `Geometry`, `CANONICAL`, `orientation`, `canonical`, `stored`, `to_working`, `resample_to_original`,
-`to_original`, `working_affine`, `at_same_height`.
 """
 import functools
 from dataclasses import dataclass, replace

@@ -2,8 +2,6 @@
 
 The paper's sampler pulls every step towards the reference by the distance of the low-passed images.  The guided filter,
 which is ours, gives the finished image the reference's edges.  `cmr.sampler` uses the first, the second or neither.
-
-Public: `low_pass_distance`, `low_pass`, `guided_filter`.
 """
 import functools
 

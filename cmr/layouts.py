@@ -2,8 +2,6 @@
 
 A layout is recognised by the files in the folder, at any depth.  Only names, tables and headers are read here; voxels
 are read by `cmr.nifti`.  To add a layout, write a function that makes `Record`s, and add an entry to LAYOUTS.
-
-Public: `Layout`, `LAYOUTS`, `read_layout`.
 """
 import json
 import re

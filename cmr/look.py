@@ -3,8 +3,6 @@
 The sampler may match mean and standard deviation before it projects.  Histogram matching and Fourier domain adaptation
 (FDA) compete with the projection but use no diffusion model.  DG changes the look of some of its references at random
 before they are projected.  All images are in [-1, 1].
-
-Public: `QUANTILES`, `intensity_statistics`, `match_mean_std`, `match_quantiles`, `fda`, `random_shift`.
 """
 import numpy as np
 from scipy import ndimage

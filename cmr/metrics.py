@@ -3,9 +3,6 @@
 The conventions are those of MONAI and MetricsReloaded: the border of a mask is every voxel with a face neighbour
 outside the mask or the array; distances are Euclidean between voxel centres; HD95 is the larger of the two directed
 95th percentiles.  medpy instead pools the distances of both directions, which is `hd95_pooled` here.
-
-Public: `dice`, `border`, `border_distances`, `surface_metrics`, `in_plane_metrics`, `measure`, `mean_dice`,
-`ejection_fraction`.
 """
 import math
 

@@ -2,9 +2,6 @@
 
 A segmenter is a file with three functions, put together as a `Network`: one builds the untrained network, one says how
 it is trained, and one computes the logits of a volume.  `train_unet.py` holds the training loop.
-
-Public: `Network`, `TrainingData`, `Recipe`, `dice_ce_loss`, `deep_supervision_weights`, `deep_supervision_loss`,
-`predict`, `tile_starts`, `importance`, `softmax`.
 """
 import itertools
 import math

@@ -1,9 +1,6 @@
 """Read and check NIfTI files, read an image together with its mask, and write results on an image's own grid.
 
 `cmr.grid` turns what is read here to the canonical orientation and resamples it to the working grid.
-
-Public: `Nifti`, `BlankImage`, `read_nifti`, `read_stored`, `read_volume`, `write_nifti`, `write_like`, `write_changed`,
-`without_words`, `SWAPPED`, `STORED_LIMITS`, `as_integers`, `from_integers`.
 """
 import functools
 import gzip

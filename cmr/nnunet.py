@@ -2,8 +2,6 @@
 
 The network is PlainConvUNet.  The plan (`cmr.nnunet_plan`) sets the kernel and stride of every stage, so that thick
 slices are not mixed before the in-plane resolution is as coarse as they are.
-
-Public: `NNUNET_2D`, `NNUNET_3D`, `NnUNet`, `recipe`, `plan_for`.
 """
 import functools
 import itertools

@@ -4,9 +4,6 @@ rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -
 
 Every sample draws its parameters from its own numpy Generator; a mean or range is that of its patch with the padding.
 A patch much longer in-plane than deep is rotated in-plane only, because rotating thick slices in 3D is wrong.
-
-Public: `Augmentation`, `around_one`, `enlarged`, `centre`, `spatial`, `rotation`, `blur`, `contrast`, `low_resolution`,
-`gamma`.
 """
 import math
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 
 Spacings are in mm, sizes in voxels, in the order (z, y, x), or (y, x) for a 2D network; `round` is half-to-even.
 `cmr.nnunet_preprocess` applies the plan.
-
-Public: `Plan`, `make_plan`, `target_spacing`, `resampled_shape`, `topology`, `widths`, `fit_to_memory`.
 """
 import math
 from dataclasses import dataclass

@@ -5,10 +5,6 @@
 
 Arrays are (z, y, x) or already in the plan's axis order, spacings are in mm in the same order, and images are 0 where
 nothing was imaged.  A 2D plan keeps each volume's own slices.
-
-Public: `OUTSIDE`, `NEVER`, `Case`, `from_zero`, `preprocess`, `back_to_volume`, `nonzero_box`, `zscore`,
-`separate_axis`, `resample`, `resample_labels`, `places_of`, `draw_batch`, `forced_count`, `corner_range`, `corner`,
-`cut`.
 """
 import math
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Four simulated vendors scan, slice by slice, a numerical heart that beats in a numerical thorax, so that everything runs
 without a download.  The word PHANTOM in every file says that it is no patient data.  `cmr.phantom_heart`,
 `cmr.phantom_tissue` and `cmr.phantom_scanner` make the heart, its surroundings and the scan.
-
-Public: `Config`, `PRESETS`, `write_dataset`, `render_study`, `contraction`.
 """
 import json
 import os

@@ -3,9 +3,6 @@
 Shapes are implicit functions that are evaluated at points; there are no meshes.  Coordinates are in mm: u points right
 and v down in the clinical short-axis view, w along the LV axis from base to apex.  In the heart's own frame x points
 from the LV axis to the RV (the septal direction) and z from the mitral plane to the apex.
-
-Public: `GROUPS`, `sample_subject`, `Heart`, `heart_at`, `to_heart`, `endocardium`, `epicardium`, `rv_surface`,
-`above_base`, `label_slice`.
 """
 import math
 from dataclasses import dataclass, replace

@@ -2,8 +2,6 @@
 
 Tissue values and protocols are published ones (Freeman-Hill steady state; cardiac relaxation times at 1.5 T).  The
 vendor profiles are roles that make a controlled domain gap; they claim nothing about products.
-
-Public: `bssfp`, `VENDORS`, `Vendor`, `sample_session`, `signal_slice`, `acquire`, `export`.
 """
 from dataclasses import dataclass, replace
 from types import SimpleNamespace

@@ -1,8 +1,6 @@
 """The phantom's tissues: heart and thorax in the plane of a slice, and the random fields that vary them.
 
 Coordinates are those of `cmr.phantom_heart`.  `cmr.phantom_scanner` adds noise, coils and resolution.
-
-Public: `Tissue`, `tissue_slice`, `noise_fields`, `fractal`.
 """
 from enum import IntEnum
 

@@ -2,9 +2,6 @@
 
 A slice is an array (H, W) in [-1, 1]; a panel is its picture (zoom H, zoom W, 3) uint8.  Sheets without words are PNG
 files; pictures with words are SVG texts with the panels embedded as PNG, which any browser shows.
-
-Public: `with_contours`, `difference`, `enlargement`, `two_a_row`, `sheet`, `save_png`, `labelled_sheet`, `Example`,
-`example_sheet`, `FULL_COLOUR`, `forest`, `curves`.
 """
 import base64
 import tempfile

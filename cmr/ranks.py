@@ -8,9 +8,6 @@ one rank dies, all end with one line of explanation.  A single process is rank 0
 In training the batch size does not depend on the number of ranks.  Each rank computes its share of the samples, the
 outputs are gathered, and every rank forms the loss of the *whole* batch and follows its gradient through its own share;
 then the gradients are summed.  So whatever is taken over a batch (soft Dice, batch statistics) stays the same.
-
-Public: `rank`, `world`, `is_first`, `join`, `share`, `gathered`, `summed`, `together`, `any_of`, `first_alone`,
-`dealt`, `main`.
 """
 import contextlib
 import datetime

@@ -1,9 +1,6 @@
 """One volume of a dataset as a `Record`, filters on the metadata of records, and the meaning of label values.
 
 This module reads no files; `cmr.layouts` knows which dataset uses which label values.
-
-Public: `Record`, `Domain`, `SPLITS`, `VENDOR_NAMES`, `frame_number`, `STRUCTURES`, `VALUES`, `MMS_LABELS`,
-`ACDC_LABELS`, `structure_called`, `label_map_of`, `labelled`, `network_classes`, `labels_of`, `looks_swapped`.
 """
 import re
 from collections import Counter

@@ -1,8 +1,6 @@
 """The report of an experiment: makes the tables and pictures, and fills them into the page `cmr/report.md`.
 
 `cmr.comparison` computes the numbers, `cmr.verdict` writes the sentences, and `cmr.pictures` draws.
-
-Public: `write_report`, `draw_examples`, and for other pages `SUMMARISED`, `markdown_table`, `mean_sd`.
 """
 import math
 import shutil

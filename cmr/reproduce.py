@@ -1,8 +1,6 @@
 """Run an experiment, what of it is missing: `python -m cmr.reproduce`, or `make reproduce`.
 
 The stages of `cmr.experiment` are written as rules to a makefile beside the run's folder, and make runs them.
-
-Public: `Config`, `PRESETS`.
 """
 import hashlib
 import os

@@ -3,8 +3,6 @@
 From the report.md of each run the page takes the main sections and the example pictures, and adds the commit and the
 time of each training.  With several runs, one per training seed, it also has a table of their spread; patients are
 averaged within a seed first, so that the spread is that of training, not of patients.
-
-Public: `results_page`, `spread_over_seeds`.
 """
 import re
 import shutil

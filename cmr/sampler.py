@@ -2,9 +2,6 @@
 
 The result looks like the source and keeps the reference's anatomy, so that the reference's mask still fits.  A
 `Strength` says how much of the reference is kept; a `SourceModel` is a trained SD-DM.
-
-Public: `translate`, `project`, `NONE`, `PROJECTED`, `GUIDED`, `DEFAULT_STRENGTH`, `Strength`, `parse_strength`,
-`parse_members`, `SourceModel`.
 """
 import dataclasses
 from dataclasses import dataclass

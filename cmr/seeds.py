@@ -1,7 +1,4 @@
-"""Random numbers as a function of a key such as (seed, "step", 5): no random state is global or has to be saved.
-
-Public: `rng`, `generator`, `initialised`.
-"""
+"""Random numbers as a function of a key such as (seed, "step", 5): no random state is global or has to be saved."""
 import hashlib
 import json
 

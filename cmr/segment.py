@@ -6,8 +6,6 @@ to the source too, and the softmax is averaged over the image as it is and its p
     FOLDER/NAME.nii.gz      the mask, on the image's own grid
     FOLDER/NAME.png         contours on every slice; with DA: without it, the projected image, with it
     FOLDER/volumes.csv      ventricles in ml, myocardium in g; of a cine, or an ED/ES pair, the ejection fractions
-
-Public: `Config`, `segment_file`.
 """
 import sys
 from dataclasses import dataclass

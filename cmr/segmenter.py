@@ -1,8 +1,6 @@
 """The table of segmenters, and a trained segmenter that is loaded from its checkpoint and applied to volumes.
 
 A new segmenter is a file that makes a `cmr.network.Network`, and an entry in `NETWORKS`.
-
-Public: `NETWORKS`, `presets`, `split_name`, `Segmenter`, `labels_on_original`.
 """
 from dataclasses import dataclass
 

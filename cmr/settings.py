@@ -2,9 +2,6 @@
 
 Every setting states beside its default what is allowed, and `parse` refuses other values before any file is read.
 Rules about two settings together are checked by the script that has them.
-
-Public: `opt`, `at_least`, `above`, `within`, `one_of`, `matching`, `required`, `integers`, `DEVICE`, `DataConfig`,
-`FULL_GRID`, `GRIDS`, `parse`, `without_places`.
 """
 import argparse
 import dataclasses

@@ -1,9 +1,6 @@
 """The studies of a dataset: every volume with its split, and the rules for what may be trained and tested on.
 
 `cmr.layouts` reads folders, `cmr.nifti` reads voxels.
-
-Public: `find`, `left_out`, `studies_of`, `split_by_subject`, `splits_drawn`, `in_role`, `labelled_splits`,
-`labelled_apart`, `pseudonyms`, `require_apart`, `require_unseen`.
 """
 import hashlib
 import itertools

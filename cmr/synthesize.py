@@ -6,8 +6,6 @@ Both are valid nnU-Net raw datasets on the working grid.  `manifest.csv`, writte
 reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to `excluded/`.
 For the audit alone, DG also makes images of the source's validation patients: `held_out.csv` has their figures, and
 `sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
-
-Public: `Config`, `PRESETS`, `synthesize`.
 """
 import functools
 from dataclasses import asdict, dataclass

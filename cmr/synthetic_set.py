@@ -1,9 +1,6 @@
 """A synthetic set on disk: where its images and masks lie, how they are written and read, and pictures of them.
 
 It is a valid nnU-Net raw dataset on the working grid.  `cmr.synthesize` makes its images.
-
-Public: `COLUMNS`, `find_set`, `made_by`, `read_manifest`, `write_pair`, `write_dataset_json`, `draw_worst`,
-`draw_long_axes`.
 """
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """The training loop of both training scripts: a run that survives being killed, and averaged weights.
 
 The scripts and the networks say what is trained on what, and with which loss.
-
-Public: `Run`, `update_ema`.
 """
 import contextlib
 import math

@@ -7,10 +7,6 @@ result has the size, affine, header and data type of its image, and outside the 
 as it is.  A cine is scaled and matched as a whole, so that all frames are equally bright; a single volume is projected
 as DA projects it in the experiment.  A picture beside each result shows before, after and difference.  With `--ladder`
 the command only draws three slices at several strengths.  `cmr.segment` uses the same functions.
-
-Public: `Config`, `translate_file`, `draw_ladder`; for `cmr.segment`: `ImagesConfig`, `find_images`, `one_by_one`,
-`require_all`, `subject_and_phase`, `picture_of`, `ImageFile`, `read_image`, `changed`, `depth_mm`, `view`, `grey_view`,
-`coarse_pixels`.
 """
 import re
 from dataclasses import dataclass

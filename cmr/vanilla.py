@@ -1,7 +1,4 @@
-"""The vanilla 2D U-Net, the plain baseline: Ronneberger et al. 2015 with zero padding and batch normalisation.
-
-Public: `VANILLA`, `UNet`, `recipe`.
-"""
+"""The vanilla 2D U-Net, the plain baseline: Ronneberger et al. 2015 with zero padding and batch normalisation."""
 import math
 
 import numpy as np

@@ -1,8 +1,6 @@
 """The verdict of an experiment in five sentences that are made from its numbers: the gap, DA, DG, controls, harm.
 
 Every sentence is a template for one outcome, so that it is true of its numbers, which `cmr.comparison` computes.
-
-Public: `sentences`, `control_lines`.
 """
 from cmr.comparison import (MARGIN, MINIMUM_PATIENTS, POOLED, against_controls, compared_in, distinct, gap_closed,
                             means, of_domain, outcome, select)

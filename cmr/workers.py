@@ -1,8 +1,6 @@
 """Where work is done: the device, and processes that share the volumes or prepare batches ahead of time.
 
 `cmr.ranks` has the ranks, which train one network together.
-
-Public: `pick_device`, `to_device`, `half_precision`, `over_volumes`, `ahead`, `spawned`, `peak_memory_gb`, `cores`.
 """
 import collections
 import contextlib

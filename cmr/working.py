@@ -1,7 +1,4 @@
-"""Working volumes of records, made once and kept in a cache.  `cmr.grid` defines what a working volume is.
-
-Public: `Working`, `prepare`, `with_labels`, `fully_labelled`, `fingerprint`, `slices_mm`.
-"""
+"""Working volumes of records, made once and kept in a cache.  `cmr.grid` defines what a working volume is."""
 import hashlib
 import json
 import os

@@ -28,7 +28,8 @@ from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_st
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required
-from cmr.studies import in_role, labelled_splits, left_out, pseudonyms, require_apart, require_unseen, studies_of
+from cmr.studies import (UNSEEN, in_role, labelled_splits, left_out, pseudonyms, require_apart, require_unseen,
+                         studies_of)
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import fully_labelled, prepare, with_labels
@@ -124,7 +125,7 @@ class Evaluation:
         self.names = pseudonyms(records) if c.pseudonyms else {}
         self.boundable = self._boundable()
         self.left_out = []                                        # [(case, why)] of what is not trained on or measured
-        require_apart(records, self.source, self.domains[1:])
+        require_apart(records, self.source, self.domains[1:], UNSEEN)
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
         self.translated_of = self._translations(run / "da", grid)

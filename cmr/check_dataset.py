@@ -18,7 +18,8 @@ from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
 from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import in_role, labelled_apart, labelled_splits, left_out, require_apart, splits_drawn, studies_of
+from cmr.studies import (UNSEEN, in_role, labelled_apart, labelled_splits, left_out, require_apart, splits_drawn,
+                         studies_of)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def _require_roles(records, source, targets, c):
     """Raise UsageError if a row, a target or a role has no volumes, or if a target shares a subject with the source."""
     if c.segmenters:
         rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets])
-    require_apart(records, source, targets)
+    require_apart(records, source, targets, UNSEEN)
     for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)
     if c.references:
-        labelled_apart(records, Domain.parse(c.references), source, targets)
+        labelled_apart(records, Domain.parse(c.references), [source, *targets])
     for domain in targets:
         in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)

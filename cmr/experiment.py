@@ -62,33 +62,16 @@ CONTROLS = {"augmented": "real images, nnU-Net's intensity augmentation, no diff
             "references": "the references of DG as they are"}
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a segmenter is trained on, and what that adds to the flags of train_unet.py."""
-    images: str = ""                             # a key of SETS; empty: real images alone
-    train_on: str = "synthetic"                  # synthetic, or both with the real images
-    flags: str = ""
-
-    @property
-    def made_from(self):
-        """The file of the stage that has to be done before the training."""
-        return f"{self.images}/manifest.csv" if self.images else "check/check.json"
-
-    def all_flags(self, run):
-        """All flags; run : the folder of the run."""
-        pairs = f"--train-on {self.train_on} --synthetic {run}/{self.images}" if self.images else ""
-        return f"{pairs} {self.flags}".strip()
-
-
 # The synthetic sets that networks are trained on, with the flags that each adds to DG's call of `cmr.synthesize`.
 SETS = {"dg": "", "shifted": "--strength none", "references": "--strength none --shift 0"}
-TRAINING_SETS = {"real": TrainingSet(),
-                 "augmented": TrainingSet(flags="--augment"),
-                 "synthetic": TrainingSet("dg"),
-                 "both": TrainingSet("dg", train_on="both"),
-                 "shuffled": TrainingSet("dg", flags="--shuffle-masks"),
-                 "shifted": TrainingSet("shifted"),
-                 "references": TrainingSet("references")}
+# What a segmenter is trained on: the synthetic set, empty for real images alone, and the flags of train_unet.py.
+TRAINING_SETS = {"real": ("", ""),
+                 "augmented": ("", "--augment"),
+                 "synthetic": ("dg", "--train-on synthetic"),
+                 "both": ("dg", "--train-on both"),
+                 "shuffled": ("dg", "--train-on synthetic --shuffle-masks"),
+                 "shifted": ("shifted", "--train-on synthetic"),
+                 "references": ("references", "--train-on synthetic")}
 
 
 def training_set(arm, domain, source):
@@ -166,7 +149,7 @@ def stages(c):
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
     trained = {name: training_set_of(c, name) for name in compared}
     for name, flags in SETS.items():
-        if name == "dg" or name in {of.images for of in trained.values()}:
+        if name == "dg" or name in {images for images, _ in trained.values()}:
             dg = command(c, "-m cmr.synthesize --use dg", name, judged, references, flags)
             found.append(Stage(f"{name}/manifest.csv", (sd_dm, judge), dg))
     da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
@@ -175,10 +158,10 @@ def stages(c):
     # The networks that train longest come first, so that parallel jobs end together.  All but the one that judges pairs
     # wait for DG's images; otherwise make would start the ready ones earlier and come to the longest last.
     for name in sorted(compared, key=lambda name: -list(NETWORKS).index(split_name(name)[0])):
-        file, of = f"segmenter-{name}/final.pt", trained[name]
-        train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}",
-                        of.all_flags(c.run))
-        found.append(Stage(file, (of.made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
+        file, (images, flags) = f"segmenter-{name}/final.pt", trained[name]
+        made_from, pairs = (f"{images}/manifest.csv", f"--synthetic {c.run / images}") if images else (checked, "")
+        train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}", flags, pairs)
+        found.append(Stage(file, (made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
 
     # Every row is measured on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
@@ -226,11 +209,11 @@ def controls_of(c):
 
 
 def training_set_of(c, name):
-    """Return the TrainingSet of a segmenter NETWORK-TRAININGSET (or NETWORK-TARGET); raises UsageError if unknown."""
+    """Return the entry of TRAINING_SETS of a segmenter's name, or one for a target; raises UsageError if unknown."""
     _, trained_on = split_name(name)
     bounds = {domain.file_name: domain for domain in Domain.parse(c.target).each()}
     if trained_on in bounds:
-        return TrainingSet(flags=f"--domain {shlex.quote(str(bounds[trained_on]))}")
+        return "", f"--domain {shlex.quote(str(bounds[trained_on]))}"
     if trained_on not in TRAINING_SETS:
         raise UsageError(f"{name}: no training set is called {trained_on}; use {', '.join(TRAINING_SETS)}")
     return TRAINING_SETS[trained_on]

@@ -15,6 +15,8 @@ from cmr.layouts import read_layout
 from cmr.records import SPLITS, Domain
 from cmr.seeds import rng
 
+UNSEEN = "a target must be unseen"              # why a target may not share a subject with the source
+
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
     """Records of every volume below `root`, a folder or several separated by commas, sorted by case.
@@ -160,19 +162,10 @@ def labelled_splits(records, domain):
     return {r.split for r in domain.select(records) if r.label_path}
 
 
-def labelled_apart(records, domain, source, targets=()):
-    """Return all labelled records of the domain of DG's references, whatever their split.
-
-    Raises UsageError if a subject is in the source or in one of the targets too.
-    """
-    labelled = [r for r in domain.select(records) if r.label_path]
-    for other in (source, *targets):
-        shared = sorted({r.subject for r in labelled if r in other})
-        if shared:
-            what = "source" if other == source else "target"
-            raise UsageError(f"--references {domain}: {shared[0]} is in the {what} {other} too; choose a domain apart "
-                             "from it, or leave --references out")
-    return labelled
+def labelled_apart(records, domain, others):
+    """Return all labelled records of the domain of DG's references; raises UsageError if it shares a subject."""
+    require_apart(records, domain, others, "choose --references apart from source and targets, or leave them out")
+    return [r for r in domain.select(records) if r.label_path]
 
 
 def pseudonyms(records):
@@ -182,13 +175,13 @@ def pseudonyms(records):
     return {subject: f"P{number + 1:03d}" for subject, number in zip(subjects, numbers)}
 
 
-def require_apart(records, source, targets):
-    """Raise UsageError if a subject is both in the source and in one of the targets, which must be unseen."""
-    for target in targets:
-        both = sorted({r.subject for r in records if r in target and r in source})
-        if both:
-            raise UsageError(f"{both[0]} is in the target {target} and in the source {source} ({len(both)} such "
-                             "subjects); a target must be unseen")
+def require_apart(records, domain, others, why):
+    """Raise UsageError if a subject has volumes, be it different ones, in `domain` and in one of the other domains."""
+    subjects = {r.subject for r in records if r in domain}
+    for other in others:
+        shared = sorted(subjects & {r.subject for r in records if r in other})
+        if shared:
+            raise UsageError(f"{shared[0]} is in {domain} and in {other} ({len(shared)} such subjects); {why}")
 
 
 def require_unseen(tested, trained_on, network):

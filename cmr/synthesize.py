@@ -26,7 +26,7 @@ from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, 
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import FULL_GRID, DataConfig, at_least, one_of, opt, parse, required
-from cmr.studies import in_role, labelled_apart, require_apart, require_unseen, studies_of
+from cmr.studies import UNSEEN, in_role, labelled_apart, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, fully_labelled, prepare
@@ -182,7 +182,7 @@ class Generalisation(Synthesis):
         self.references, self.domain = self.real, self.source
         if c.references:
             self.domain = Domain.parse(c.references)
-            self.references, _ = fully_labelled(self.read(labelled_apart(self.records, self.domain, self.source)))
+            self.references, _ = fully_labelled(self.read(labelled_apart(self.records, self.domain, [self.source])))
         self.unseen = self.read([r for r in self.source.select(self.frames) if r.split == "Validation"])
         judged, _ = fully_labelled(self.unseen)
         self.begin([*self.jobs_of(self.references, self.domain), *self.jobs_of(judged, self.source, held_out=True)])
@@ -248,7 +248,7 @@ class Adaptation(Synthesis):
             raise UsageError("--use da: give the target domains with --target, e.g. Vendor=B,C,D")
         super().__init__(c)
         self.targets = Domain.parse(c.target).each()
-        require_apart(self.records, self.source, self.targets)
+        require_apart(self.records, self.source, self.targets, UNSEEN)
         jobs, self.references = [], []
         for domain in (self.source, *self.targets):
             tested = in_role(self.records, domain, "Testing")

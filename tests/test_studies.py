@@ -6,8 +6,8 @@ import pytest
 
 from cmr.check_dataset import Config, check_dataset
 from cmr.errors import DataError, UsageError
-from cmr.records import Domain
-from cmr.studies import find, in_role, split_by_subject
+from cmr.records import Domain, Record
+from cmr.studies import UNSEEN, find, in_role, require_apart, split_by_subject
 from helpers import cine, mms, nifti
 
 
@@ -34,6 +34,15 @@ def test_splits_keep_subjects_whole_and_do_not_depend_on_the_others(tmp_path):
     assert [r.split for r in bounded if r in source] == [r.split for r in records if r in source]
     others = {r.subject: r.split for r in bounded if r not in source}
     assert [list(others.values()).count(s) for s in ("Training", "Validation", "Testing")] == [4, 1, 5]
+
+
+def test_a_subject_whose_volumes_lie_in_source_and_target_is_refused():
+    records = [Record("P1", "ED", "ed.nii.gz", vendor="A"), Record("P1", "ES", "es.nii.gz", vendor="B"),
+               Record("P2", "ED", "other.nii.gz", vendor="C")]
+    source, apart, target = (Domain.parse(f"Vendor={vendor}") for vendor in "ACB")
+    require_apart(records, source, [apart], UNSEEN)
+    with pytest.raises(UsageError, match=r"P1 is in Vendor=A and in Vendor=B \(1 such subjects\); a target must be"):
+        require_apart(records, source, [apart, target], UNSEEN)
 
 
 def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):

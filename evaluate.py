@@ -28,8 +28,7 @@ from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_st
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required
-from cmr.studies import (UNSEEN, in_role, labelled_splits, left_out, pseudonyms, require_apart, require_unseen,
-                         studies_of)
+from cmr.studies import UNSEEN, in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
 from cmr.working import fully_labelled, prepare, with_labels
@@ -69,7 +68,7 @@ def main(argv=None):
     cases = [(domain, example.case) for domain, of_domain in examples.items() for example in of_domain]
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
     write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
-                 [*named_left_out(c, evaluation.left_out), *not_measured(rows, cases)], evaluation.boundable)
+                 [*named_left_out(c, evaluation.left_out), *not_measured(rows, cases)])
     if c.pseudonyms:
         key = [{"pseudonym": number, "subject": subject} for subject, number in evaluation.names.items()]
         write_csv(f"{out}-key-NOT-TO-BE-SHARED.csv", key, ("pseudonym", "subject"))
@@ -123,7 +122,6 @@ class Evaluation:
 
         records = studies_of(c)
         self.names = pseudonyms(records) if c.pseudonyms else {}
-        self.boundable = self._boundable()
         self.left_out = []                                        # [(case, why)] of what is not trained on or measured
         require_apart(records, self.source, self.domains[1:], UNSEEN)
         self._require_parts(records, grid)
@@ -142,11 +140,6 @@ class Evaluation:
         tested = [w.record for _, w in self.jobs]
         for (network, trained_on), segmenter in self.segmenters.items():
             require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
-
-    def _boundable(self):
-        """Names of the targets that have labelled studies to train an upper bound on, whether or not there is one."""
-        records = studies_of(replace(self.c, upper_bound=True))
-        return [str(domain) for domain in self.domains[1:] if "Training" in labelled_splits(records, domain)]
 
     def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""

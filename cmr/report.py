@@ -34,18 +34,18 @@ UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the leve
              "differ in difficulty.")
 
 
-def write_report(out, rows, examples, source, run, settings, made_of, orphans, boundable):
+def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     """Write tests.csv, report.md and its pictures into `out`; print the main tables.
 
     rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : name of the source domain.
     run : folder of the experiment.  settings : those of evaluate.py.  made_of : from cmr.checkpoint.provenance.
-    orphans : [(what, why)] of what took no part.  boundable : targets with labelled studies to train on.
+    orphans : [(what, why)] of what took no part.
     """
     rows = penalised(rows)
     shared, domains = comparable(rows), distinct(rows, "domain")
     targets = [domain for domain in domains if domain != source]
     tests = all_tests(shared)
-    verdict = sentences(shared, tests, source, boundable)
+    verdict = sentences(shared, tests, source)
     summary = "\n".join([_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)])
     patients = {domain: f"{len(distinct(select(rows, domain=domain), 'subject'))} patients" for domain in domains}
     tables = {domain: _domain_table(shared, domain) for domain in domains}

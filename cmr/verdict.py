@@ -9,15 +9,14 @@ from cmr.experiment import BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 HARM = {"dice": 0.005, "hd95": 0.5}              # a larger loss on any target is named
 
 
-def sentences(rows, tests, source, boundable=()):
+def sentences(rows, tests, source):
     """The sentences on the gap, DA, DG, controls and harm; DA and DG are left out where they were not run.
 
-    rows : comparable ones of metrics.csv.  tests : of tests.csv.  source : name of the source domain.  boundable :
-    names of the targets with labelled studies to train an upper bound on.
+    rows : comparable ones of metrics.csv.  tests : of tests.csv.  source : name of the source domain.
     """
     mean = means(rows)
     ran = [(network, arm.name) for network, arm in compared_in(rows) if arm.name in PRIMARY_ARMS]
-    text = [_gap(rows, mean, source, boundable)]
+    text = [_gap(rows, mean, source)]
     for arm in PRIMARY_ARMS:
         networks = [network for network, name in ran if name == arm]
         if networks:
@@ -27,9 +26,9 @@ def sentences(rows, tests, source, boundable=()):
     return [*text, _harm(rows, mean, ran)] if ran else text
 
 
-def _gap(rows, mean, source, boundable):
+def _gap(rows, mean, source):
     """How much worse the baselines are than their upper bounds, and how the source compares with the targets."""
-    networks, targets = distinct(rows, "network"), distinct(of_domain(rows, POOLED), "domain")
+    networks = distinct(rows, "network")
     bounded = [network for network in networks if (POOLED, network, UPPER_BOUND) in mean]
     text = "**The gap.** "
     if bounded:
@@ -42,19 +41,9 @@ def _gap(rows, mean, source, boundable):
     text += f"Trained on real source images and tested on studies that were not trained on: {'; '.join(reached)}."
     if len(bounded) < len(networks):
         without = f" of {_list([name for name in networks if name not in bounded])}" if bounded else ""
-        text += (f" Domains differ in difficulty, so the gap{without} cannot be told from that; "
-                 f"{_how_to_bound(targets, boundable)}.")
+        text += (f" Domains differ in difficulty, so the gap{without} cannot be told from that, but from an "
+                 "upper bound: UPPER=1, where the targets have labelled studies to train on.")
     return text
-
-
-def _how_to_bound(targets, boundable):
-    """Say whether an upper bound is possible."""
-    if not boundable:
-        return "the targets have no labelled studies to train an upper bound on"
-    others, had = [target for target in targets if target not in boundable], "an upper bound can be had with UPPER=1"
-    if not others:
-        return had
-    return f"{had} for {_list(boundable)} alone, as {_list(others)} has no labelled studies to train on"
 
 
 def _level(values):
@@ -132,7 +121,8 @@ def _harm(rows, mean, ran):
                 patients = len(distinct(of_domain(rows, domain), "subject"))
                 beside = f" ({_few(patients)} to decide)" if patients < MINIMUM_PATIENTS else ""
                 lost = f"{dice:.3f} Dice and {hd95:+.1f} mm HD95{beside}"
-                losses.append((dice, f"{arm} costs {network} on {domain} {lost}"))
+                harm = max(dice / HARM["dice"], hd95 / HARM["hd95"])
+                losses.append((harm, f"{arm} costs {network} on {domain} {lost}"))
     looked_at = " or ".join(arm for arm in PRIMARY_ARMS if arm in {name for _, name in ran})
     least = f"{HARM['dice']:g} Dice or {HARM['hd95']:g} mm HD95"
     if not losses:

@@ -13,11 +13,20 @@ from cmr.settings import GRIDS, without_places  # noqa: E402
 PAGE = ROOT / "docs" / "presets.md"
 HEAD = """# What each preset is
 
-For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: every setting of the stages, side
-by side. A flag of the stage overrides each; `--help` says what is allowed. Written by `python tests/presets_page.py`.
+For anyone who asks what `make reproduce PRESET=lab` does, or which value to change: the settings of the stages that
+decide their results, side by side. Written by `python tests/presets_page.py`.
 
 `tiny` is for tests and its numbers mean nothing; `demo` is the default, the phantom on two cores; `small` is real data
-on two cores; `lab` real data in a night on one GPU; `paper` the full length.
+on two cores; `lab` real data in a night on one GPU; `paper` the full length. Left out is what decides nothing about a
+result (folders, device, `workers`, and how often something is logged, saved or drawn: `log_every`, `save_minutes`,
+`sample_every`, `sheet`, `sheet_steps`), and what an experiment sets for each of its stages (data, domains, seed, and
+what a network is trained on, such as `augment`).
+
+A single command takes each setting as a flag, and `--help` says what is allowed. `make` has variables for the
+experiment alone: to change another setting for a whole run, such as the steps of a training, edit the presets in
+`train_diffusion.py`, `cmr/vanilla.py`, `cmr/nnunet.py` or `cmr/synthesize.py` before it starts. The strength of the
+projection (t0, the low-pass D, `pull`) is `_SAMPLER`, `PROJECTED` and `GUIDED` in `cmr/sampler.py`, from which both
+synthesis and evaluation take it; DG has `_SAMPLER` in `demo`, `small` and `lab`.
 """
 HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse",
              "seed", "seeds", "diffusion", "segmenter", "use", "network", "domain", "train_on", "pseudonyms",

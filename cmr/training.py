@@ -37,6 +37,7 @@ class Run:
         self.made_of = {"config": without_places(config), "data_hash": data_hash}
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
         self.step, self.stop_signal, self.state = 0, None, {}
+        self.rows = []                                            # of the log
         self.losses, self.unread = [], []                         # since the last log row; not yet fetched from the GPU
         self.seconds, self.waited, self.saved_at = 0.0, 0.0, time.monotonic()
         self.last, self.final, self.log = self.out / "last.pt", self.out / "final.pt", self.out / "log.csv"
@@ -52,7 +53,7 @@ class Run:
             self._resume()
         elif ranks.is_first():
             write_json(self.out / "config.json", config)
-            write_text(self.log, LOG_COLUMNS + "\n")
+            self._write_log()
 
     def _load(self, path):
         """Load a checkpoint of this run; raises CheckpointError if its settings or data differ."""
@@ -67,20 +68,14 @@ class Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name, value in saved["ema"].items():
             self.ema[name].copy_(value)
-        self.step, self.state = saved["step"], saved["state"]
+        self.step, self.state, self.rows = saved["step"], saved["state"], saved["rows"]
         self.losses, self.seconds, self.waited = saved["log_window"]
-        if ranks.is_first():
-            self._cut_log()
+        self._write_log()                                         # without rows after the checkpoint
         print(f"{self.out}: going on from step {self.step}", flush=True)
 
-    def _cut_log(self):
-        """Drop log rows that will be written again (after the last checkpoint) and the half row of a killed process."""
-        lines = self.log.read_text().splitlines()[1:] if self.log.exists() else []
-        whole = [line for line in lines if line.count(",") == LOG_COLUMNS.count(",")]
-        kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
-        if not kept and self.step >= self.config["log_every"]:
-            print(f"note: {self.log} has no rows up to step {self.step}; it begins there", flush=True)
-        write_text(self.log, "\n".join([LOG_COLUMNS, *kept]) + "\n")
+    def _write_log(self):
+        if ranks.is_first():
+            write_text(self.log, "\n".join([LOG_COLUMNS, *self.rows]) + "\n")
 
     def steps(self, steps):
         """Yield the number of each step that is to be made, up to steps - 1.
@@ -151,10 +146,9 @@ class Run:
         n = len(self.losses)
         loss, lr = sum(self.losses) / n, self.optimizer.param_groups[0]["lr"]
         seconds, waiting = self.seconds / n, self.waited / self.seconds
-        if ranks.is_first():
-            memory_gb = peak_memory_gb(next(self.net.parameters()).device)
-            with open(self.log, "a") as file:
-                file.write(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},{memory_gb:.3f}\n")
+        memory_gb = peak_memory_gb(next(self.net.parameters()).device)
+        self.rows.append(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},{memory_gb:.3f}")
+        self._write_log()
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)
@@ -164,7 +158,7 @@ class Run:
         self._read_losses()                                       # so that only good states are saved
         if ranks.is_first():
             log_window = [self.losses, self.seconds, self.waited]                    # of the next log row
-            checkpoint.save(self.last, step=self.step, state=self.state, log_window=log_window,
+            checkpoint.save(self.last, step=self.step, state=self.state, rows=self.rows, log_window=log_window,
                             net=self.net.state_dict(), ema=self.ema, optimizer=self.optimizer.state_dict(),
                             **self.made_of)
         self.saved_at = time.monotonic()

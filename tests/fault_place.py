@@ -187,15 +187,6 @@ def interrupted(number, command, there):
     return act
 
 
-def log_lost(p):
-    cut = ("import sys; from cmr.training import Run; old = Run.update\n"
-           "def update(self, loss):\n    if self.step == 30: raise KeyboardInterrupt\n    old(self, loss)\n"
-           "Run.update = update\nimport train_unet\ntry: train_unet.main(sys.argv[2:])\nexcept KeyboardInterrupt: pass")
-    done(["-c", cut, *p.train("--save-minutes", 0)])
-    assert (p.out / "last.pt").exists()
-    (p.out / "log.csv").unlink()
-
-
 def two_locales(p):
     said = {"1": "C", "2": "de_DE.UTF-8"}
     answers = [done(p.train("--steps", 3, "--out", p.folder / name), {"PYTHONHASHSEED": name, "LC_ALL": locale})

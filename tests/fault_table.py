@@ -17,7 +17,7 @@ from signal import SIGINT, SIGTERM
 import numpy as np
 
 from fault_place import (MAKE, Place, ask, checkpoint_vanishes, done, edited, flip_bit, flipped, flipped_in_the_cache,
-                         in_colour, interrupted, log_lost, malicious, moved, resaved, rewrite, rotation, shell,
+                         in_colour, interrupted, malicious, moved, resaved, rewrite, rotation, shell,
                          singular, trained_anew, truncate, two_locales, two_makes, unzipped, while_working, with_cells,
                          with_text, without_last_row, without_spacing, worker_killed)
 
@@ -247,7 +247,6 @@ FAULTS += group("hangs", evaluate, [
     *((f"{number.name} in {stage}", 130, "interrupted", interrupted(number, *how))
       for stage, how in stages.items() for number in (SIGINT, SIGTERM))])
 FAULTS += group("training", train, [
-    ("log.csv lost, then resumed", 0, "has no rows up to step", log_lost),
     ("a loss that is not finite, before anything was saved", 6, "no state was saved before",
      asked("train", "--lr", 1e30)),
     ("out of memory on the CPU", 5, "make --batch", lambda p: shell(

@@ -108,8 +108,8 @@ def test_networks_of_other_grids_are_refused_and_flags_that_do_not_fit(run, phan
         assert got == code and words in errors and one_line(errors), errors
 
 
-def test_the_lines_of_the_readme_run_as_they_stand(run, phantom, tmp_path, monkeypatch):
-    section = (ROOT / "README.md").read_text().split("## Use it on your own image")[1]
+def test_the_python_lines_of_the_pages_run_as_they_stand(run, phantom, tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "data.md").read_text().split("## Images without a dataset")[1]
     lines = section.split("```python")[1].split("```")[0].strip().splitlines()
     assert len(lines) <= 10
     (tmp_path / "runs" / "example").mkdir(parents=True)

@@ -131,7 +131,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", [None, "", "step,loss\n"])
-def test_a_lost_log_is_begun_anew(tmp_path, text, capsys):
+def test_a_lost_log_comes_back(tmp_path, text):
     straight = train(tmp_path / "a")
     train(tmp_path / "b", stop_after=8)
     (tmp_path / "b" / "log.csv").unlink()
@@ -139,5 +139,5 @@ def test_a_lost_log_is_begun_anew(tmp_path, text, capsys):
         (tmp_path / "b" / "log.csv").write_text(text)
     resumed = train(tmp_path / "b")
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
-    assert "has no rows up to step 8" in capsys.readouterr().out
-    assert [row.split(",")[0] for row in (tmp_path / "b" / "log.csv").read_text().splitlines()[:2]] == ["step", "10"]
+    losses = lambda name: [row.split(",")[:2] for row in (tmp_path / name / "log.csv").read_text().splitlines()]
+    assert losses("a") == losses("b")

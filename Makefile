@@ -56,8 +56,9 @@ estimate: $(VENV) $(MADE) ## what reproduce will take here: hours by stage
 check: $(VENV) $(MADE) ## look the dataset over: counts, spacings, labels, anomalies, leakage
 	+@$(EXPERIMENT) --goal check
 
-rehearse: $(VENV) $(if $(DATA),,data/phantom-tiny/phantom_params.json) ## two steps of every stage at full size
-	+@$(EXPERIMENT) --rehearse --data "$(or $(DATA),data/phantom-tiny)" --target "$(or $(TARGET),Vendor=B)"
+SMALL := $(or $(DATA),data/phantom-tiny$(if $(filter 1,$(UPPER)),-upper))
+rehearse: $(VENV) $(if $(DATA),,$(SMALL)/phantom_params.json) ## two steps of every stage at full size
+	+@$(EXPERIMENT) --rehearse --data "$(SMALL)" --target "$(or $(TARGET),Vendor=B)"
 
 test: $(VENV) ## run the tests
 	$(PY) -m pytest -q tests

@@ -64,8 +64,8 @@ def main(argv=None):
     for (domain, _), (measured, example) in zip(evaluation.jobs, results):
         rows += measured
         examples[str(domain)].append(example)
-    remove_other_predictions(out / "predictions", rows)
     cases = [(domain, example.case) for domain, of_domain in examples.items() for example in of_domain]
+    remove_other_predictions(out / "predictions", evaluation.compared, [case for _, case in cases])
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
     write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
                  [*named_left_out(c, evaluation.left_out), *not_measured(rows, cases)])
@@ -82,10 +82,9 @@ def named_left_out(c, unlabelled):
     return found
 
 
-def remove_other_predictions(folder, rows):
+def remove_other_predictions(folder, compared, cases):
     """Delete predictions that an earlier evaluation wrote and this one did not, for other rows or other names."""
-    names = [(row["network"], f"{row['trained_on']}-{row['test_input']}", row["subject"], row["phase"]) for row in rows]
-    written = {folder / network / key / f"{subject}_{phase}.nii.gz" for network, key, subject, phase in names}
+    written = {folder / network / arm.key / f"{case}.nii.gz" for network, arm in compared for case in cases}
     for path in set(folder.rglob("*.nii.gz")) - written:
         path.unlink()
 

@@ -38,7 +38,6 @@ class Config(DataConfig):
                                 integers(1, may_be_empty=True))
     head: int             = opt(24, "channels per attention head", at_least(1))
     groups: int           = opt(8, "groups of the group normalisation", at_least(1))
-    dropout: float        = opt(0.0, "dropout; 0.1-0.2 for small sets", within(0, 0.9))
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1",
                                 at_least(1))
     steps: int            = opt(3500, "optimiser steps", at_least(1))

@@ -57,7 +57,7 @@ def print_steps(what, device, loss_of, networks, waiting_s=0.0):
 
 def denoiser_speed(device):
     """Print what a training step of the SD-DM takes, and a projected volume."""
-    net = placed(initialised(lambda: Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 0.0, 64, 2), 0), device)
+    net = placed(initialised(lambda: Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 64, 2), 0), device)
     schedule, x_0 = Schedule.make("cosine"), torch.randn(8, 1, 64, 64, generator=generator("bench")).to(device)
     loss_of = lambda net: diffusion_loss(schedule, net, x_0, generator("bench", "loss"))
     print_steps("SD-DM, batch of 8", device, loss_of, (net, other_denoiser()))

@@ -10,8 +10,8 @@ def build_denoiser(settings):
     """Build the Denoiser of a training run's settings (lists are texts `1,2,3`); raises ValueError as Denoiser does."""
     numbers = lambda text: tuple(int(n) for n in text.split(",") if n)
     return Denoiser(settings["base"], numbers(settings["multipliers"]), settings["blocks"],
-                    numbers(settings["attention_at"]), settings["head"], settings["groups"], settings["dropout"],
-                    settings["size"], settings["patch"])
+                    numbers(settings["attention_at"]), settings["head"], settings["groups"], settings["size"],
+                    settings["patch"])
 
 
 def placed(net, device):
@@ -32,7 +32,7 @@ class Denoiser(nn.Module):
     Raises ValueError for a size, base or attention_at that does not fit.
     """
 
-    def __init__(self, base, multipliers, blocks, attention_at, head, groups, dropout, size, patch=1):
+    def __init__(self, base, multipliers, blocks, attention_at, head, groups, size, patch=1):
         super().__init__()
         self.base, self.patch, self.multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
         if size % self.multiple:
@@ -43,7 +43,7 @@ class Denoiser(nn.Module):
         edges = [size // patch // 2 ** level for level in range(len(multipliers))]
         if not set(attention_at) <= set(edges):
             raise ValueError(f"attention at {list(attention_at)}: the feature maps have edges of {edges} pixels")
-        res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, 4 * base, groups, dropout, resample)
+        res = lambda c_in, c_out, resample=None: ResBlock(c_in, c_out, 4 * base, groups, resample)
         attention = lambda c, edge: [Attention(c, head, groups)] if edge in attention_at else []
         channels = [base * m for m in multipliers]
         self.embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
@@ -102,11 +102,11 @@ def time_features(t, width):
 class ResBlock(nn.Module):
     """A residual block, scaled and shifted by the time; `resample` is "down" (mean), "up" (nearest pixel) or None."""
 
-    def __init__(self, c_in, c_out, embedding, groups, dropout, resample):
+    def __init__(self, c_in, c_out, embedding, groups, resample):
         super().__init__()
         self.norm_in, self.conv_in = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
-        self.norm_out, self.dropout = nn.GroupNorm(groups, c_out), nn.Dropout(dropout)
+        self.norm_out = nn.GroupNorm(groups, c_out)
         self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.resample = {None: nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2)}[resample]
@@ -114,7 +114,7 @@ class ResBlock(nn.Module):
     def forward(self, x, emb):
         h = self.conv_in(self.resample(F.silu(self.norm_in(x))))
         scale, shift = self.film(F.silu(emb))[:, :, None, None].chunk(2, 1)
-        h = self.conv_out(self.dropout(F.silu(self.norm_out(h) * (1 + scale) + shift)))
+        h = self.conv_out(F.silu(self.norm_out(h) * (1 + scale) + shift))
         return self.skip(self.resample(x)) + h
 
 

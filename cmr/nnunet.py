@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmr.errors import UsageError
 from cmr.network import Network, Recipe, deep_supervision_loss, predict
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_plan import Plan, make_plan
@@ -86,18 +85,15 @@ def _he_normal(module):
 
 def build(settings, n_classes, plan):
     """Build the untrained network of a plan (a dictionary), which already contains what is needed of the settings."""
-    plan = Plan.from_dict(plan)
+    plan = Plan(**plan)
     return NnUNet(n_classes, plan.features, plan.kernels, plan.strides)
 
 
 def recipe(c, data, device, dims):
     """The training `Recipe`: plan, preprocessing, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice.
 
-    data : TrainingData.  dims : 2 or 3.  Raises UsageError if the steps are not whole epochs or the volumes too small.
+    data : TrainingData.  dims : 2 or 3.  Raises UsageError if the volumes are too small.
     """
-    if c.steps % c.epoch_steps:
-        raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
-                         f"{c.epoch_steps}")
     plan = plan_for(dims, data.real, data.n_classes, c.features, c.memory_gb)
     cases, held_out = ([preprocess(from_zero(w.image), w.spacing_mm, plan, w.label) for w in volumes]
                        for volumes in (data.volumes, data.validation))
@@ -158,7 +154,7 @@ def pseudo_dice(net, batches, n_classes, device):
 
 def logits(net, image, spacing_mm, plan, mirror):
     """Logits (n_classes, D, H, W) of a working volume (D, H, W); `mirror` averages them over its mirrored copies."""
-    plan = Plan.from_dict(plan)
+    plan = Plan(**plan)
     case = preprocess(from_zero(image), spacing_mm, plan)
     axes = range(-plan.dims, 0)
     flips = [f for n in range(plan.dims + 1 if mirror else 1) for f in itertools.combinations(axes, n)]

@@ -36,12 +36,6 @@ class Plan:
     def dims(self):
         return len(self.patch)
 
-    @classmethod
-    def from_dict(cls, content):
-        """The inverse of dataclasses.asdict; JSON, in which it may have been stored, has turned tuples into lists."""
-        deep = lambda v: tuple(map(deep, v)) if isinstance(v, (list, tuple)) else v
-        return cls(**{k: deep(v) for k, v in content.items()})
-
 
 def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.0, first_features=32,
               memory_gb=REFERENCE_GB):

@@ -4,7 +4,6 @@ Four simulated vendors scan, slice by slice, a numerical heart that beats in a n
 without a download.  The word PHANTOM in every file says that it is no patient data.  `cmr.phantom_heart`,
 `cmr.phantom_tissue` and `cmr.phantom_scanner` make the heart, its surroundings and the scan.
 """
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from cmr.errors import CheckpointError, run_script
-from cmr.files import writable_folder, write_csv, write_json, write_text
+from cmr.files import read_json, writable_folder, write_csv, write_json, write_text
 from cmr.grid import CANONICAL
 from cmr.nifti import write_nifti
 from cmr.phantom_heart import GROUPS, heart_at, label_slice, sample_subject
@@ -68,7 +67,7 @@ def write_dataset(config):
     root = writable_folder(config.out)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes")}
     started = root / ".settings.json"
-    if started.exists() and json.loads(started.read_text()) != settings:
+    if started.exists() and read_json(started) != settings:
         raise CheckpointError(f"{root}: holds a phantom of other settings; use another --out or delete it")
     write_json(started, settings)
     write_text(root / "README.txt", README)
@@ -124,7 +123,7 @@ def _write_study(job):
     study_folder = Path(config.out) / "OpenDataset" / folder / code
     finished = study_folder / f".{code}.json"
     if finished.exists():
-        return json.loads(finished.read_text())
+        return read_json(finished)
     draw = rng(config.seed, code)
     subject = sample_subject(draw, group)
     frames = config.frames if folder.startswith("Training") else config.test_frames

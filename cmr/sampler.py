@@ -163,12 +163,7 @@ class SourceModel:
         if "source_quantiles" not in saved:
             raise CheckpointError(f"{path}: not a finished diffusion model; give final.pt of train_diffusion.py")
         settings = saved["config"]
-        if settings.get("parameterisation", "v") != "v":          # a setting of former versions
-            raise CheckpointError(f"{path}: its network does not predict v; delete it and train again")
-        try:
-            net = build_denoiser(settings)
-        except ValueError as error:                               # settings that former versions allowed
-            raise CheckpointError(f"{path}: {error}; delete it and train again") from error
+        net = build_denoiser(settings)
         checkpoint.fill(net, saved["net"], path)
         net.requires_grad_(False)                                 # guidance needs the image's gradient only
         return cls(net=placed(net, device).eval(), schedule=Schedule.make(settings["schedule"], settings["T"]),

@@ -26,7 +26,7 @@ def n_parameters(net):
 def test_other_networks_are_of_equal_size():
     plan = {"patch": (8, 48, 48), "features": (8, 16, 32), "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
             "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2))}
-    pairs = [(bench.other_denoiser(), Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 0.0, 64, 2)),
+    pairs = [(bench.other_denoiser(), Denoiser(24, (1, 2, 3), 1, (8,), 24, 8, 64, 2)),
              (bench.other_nnunet(plan, 4), NnUNet(4, plan["features"], plan["kernels"], plan["strides"]))]
     installed = [(other, ours) for other, ours in pairs if other]
     for other, ours in installed:

@@ -15,12 +15,12 @@ LAYOUTS = {  # size, base, multipliers, blocks, attention, head, groups -> param
 def test_parameter_count(name):
     (size, base, multipliers, blocks, attention, head, groups), expected = LAYOUTS[name]
     with torch.device("meta"):
-        net = Denoiser(base, multipliers, blocks, attention, head, groups, 0.0, size)
+        net = Denoiser(base, multipliers, blocks, attention, head, groups, size)
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
 def small(patch=1):
-    return Denoiser(16, (1, 2), 1, (8,), 16, 8, 0.0, 16, patch)
+    return Denoiser(16, (1, 2), 1, (8,), 16, 8, 16, patch)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -50,4 +50,4 @@ def test_sizes_that_cannot_be_halved_are_refused():
     with pytest.raises(ValueError, match="17x16.*multiples of 2"):
         small()(torch.zeros(1, 1, 17, 16), torch.ones(1, dtype=torch.long))
     with pytest.raises(ValueError, match="multiples of 4"):
-        Denoiser(16, (1, 2, 3), 1, (), 16, 8, 0.0, 30)
+        Denoiser(16, (1, 2, 3), 1, (), 16, 8, 30)

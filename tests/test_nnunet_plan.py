@@ -1,6 +1,5 @@
 """nnU-Net's planning rules against its own plans."""
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,7 +157,6 @@ def test_too_small_for_a_decoder_is_refused():
         make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, n_classes=4)
 
 
-def test_a_plan_survives_json():
+def test_the_first_stage_may_be_narrower():
     plan = make_plan(3, *fingerprint("E"), n_classes=4, first_features=8)
     assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5  # narrower, nothing else
-    assert Plan.from_dict(json.loads(json.dumps(asdict(plan)))) == plan

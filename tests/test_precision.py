@@ -46,7 +46,7 @@ def test_a_step_of_a_segmenter(network):
 @pytest.fixture(scope="module")
 def denoiser():
     """One whose last convolutions are not zero any more."""
-    net = initialised(lambda: Denoiser(16, (1, 2), 1, (8,), 16, 8, 0.0, 32, 2), 0)
+    net = initialised(lambda: Denoiser(16, (1, 2), 1, (8,), 16, 8, 32, 2), 0)
     with torch.no_grad():
         for weight in net.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=generator("weights", *weight.shape))

@@ -32,7 +32,7 @@ REFUSED = {
                            "--head 25", "--log-every 0", "--save-minutes -1", "--sample-every 0", "--size 63",
                            "--size 8", "--schedule foo", "--seed -1",
                            "--T 1", "--batch 0", "--warmup 0", "--multipliers 1,x", "--multipliers 0",
-                           "--multipliers ''", "--attention-at 7", "--base 9", "--T 5", "--groups 5", "--dropout 1.5",
+                           "--multipliers ''", "--attention-at 7", "--base 9", "--T 5", "--groups 5",
                            "--patch 0", "--data ''"),
     "train_unet.py": ("--steps 0", "--lr 0", "--features 0", "--levels 1", "--size 63", "--batch 0",
                       "--memory-gb 0", "--train-on reel", "--epoch-steps 0", "--validation-batches 0",

@@ -1,8 +1,7 @@
 """The phantom's heart: the numbers that describe a subject, its shapes through the cycle, and an annotator's labels.
 
-Shapes are implicit functions that are evaluated at points; there are no meshes.  Coordinates are in mm: u points right
-and v down in the clinical short-axis view, w along the LV axis from base to apex.  In the heart's own frame x points
-from the LV axis to the RV (the septal direction) and z from the mitral plane to the apex.
+Points are in mm: u to the right and v down in the clinical short-axis view, w along the LV axis from base to apex.
+In the heart's own frame x points from the LV axis to the RV, and z from the mitral plane to the apex.
 """
 import math
 from dataclasses import dataclass, replace
@@ -25,10 +24,7 @@ _CORRELATION = np.array([[1, -.41, .3, .64, -.25, .2], [-.41, 1, 0, -.25, .64, -
 
 
 def sample_subject(rng, group):
-    """Draw one subject of `group` (a key of GROUPS) from the distributions of published normal and patient values.
-
-    Volumes are in ml, lengths in mm, angles in radians.  All are Python numbers, so that float32 arrays stay float32.
-    """
+    """Draw a subject of a group in GROUPS: Python numbers in ml, mm and radians, which keep float32 arrays float32."""
     z = np.clip(rng.multivariate_normal(np.zeros(6), _CORRELATION), -2.2, 2.2)
     (edv, ef, wall, rv_edv, rv_ef, factor) = [
         m * np.exp(s / m * zi) if i in (0, 3) else m + s * zi for i, ((m, s), zi) in enumerate(zip(_GROUP[group], z))]
@@ -159,11 +155,7 @@ def above_base(heart, x, y, z):
 
 
 def label_slice(heart, u, v, w):
-    """Labels that an annotator would draw at slice position w: (H, W) uint8, 0 background, 1 LV, 2 MYO, 3 RV.
-
-    u, v : (H, W) mm.  Papillary muscles and trabeculae belong to the cavities, and the RV's free wall is background.
-    LV and MYO are labelled if at least half of the ring is muscle; areas under 20 mm2 are left out.
-    """
+    """Labels (H, W) uint8 as an annotator draws them: cavities with papillary muscles, the RV without free wall."""
     x, y, z, theta = to_heart(heart, u, v, w)
     inside = epicardium(heart, x, y, z, theta) <= 0
     cavity = endocardium(heart, x, y, z, contour_ripple(heart, theta)) > 0

@@ -1,7 +1,6 @@
 """From tissues to a vendor's image: bSSFP signal, coil shading, k-space, noise, reconstruction and export.
 
-Tissue values and protocols are published ones (Freeman-Hill steady state; cardiac relaxation times at 1.5 T).  The
-vendor profiles are roles that make a controlled domain gap; they claim nothing about products.
+Tissue values and protocols are published ones; the vendors' profiles are roles that claim nothing about products.
 """
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -140,11 +139,7 @@ def signal_slice(tissue, u, v, texture, session):
 
 
 def acquire(signal, u, v, w, session, g):
-    """Scan one slice: (GRID, GRID) complex signal -> (matrix, matrix) float32 magnitude, arbitrary unit.
-
-    Receive shading, k-space crop, ghosting, noise, apodisation, zero-filling and magnitude follow each other.  Noise is
-    white and complex, with sigma = blood / SNR on the acquired grid, so the magnitude in air is Rayleigh.
-    """
+    """Scan one slice: complex signal (GRID, GRID) -> magnitude (matrix, matrix) float32, with Rayleigh noise in air."""
     s, vendor = session, session.vendor
     angle = np.deg2rad(vendor.bias_deg)
     # The vendor's slope grows towards the apex, nearer to the coil; the array's dome brightens both chest walls.

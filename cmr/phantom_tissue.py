@@ -1,7 +1,4 @@
-"""The phantom's tissues: heart and thorax in the plane of a slice, and the random fields that vary them.
-
-Coordinates are those of `cmr.phantom_heart`.  `cmr.phantom_scanner` adds noise, coils and resolution.
-"""
+"""The phantom's tissues: heart and thorax in a slice, and random fields; coordinates as in `cmr.phantom_heart`."""
 from enum import IntEnum
 
 import numpy as np

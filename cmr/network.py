@@ -1,8 +1,4 @@
-"""What a segmenter must provide, and what all segmenters share: the losses and prediction of a whole volume in tiles.
-
-A segmenter is a file with three functions, put together as a `Network`: one builds the untrained network, one says how
-it is trained, and one computes the logits of a volume.  `train_unet.py` holds the training loop.
-"""
+"""What a segmenter must provide, and what all share: the losses and prediction of a whole volume in tiles."""
 import itertools
 import math
 from dataclasses import dataclass
@@ -15,7 +11,6 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Network:
-    """One segmenter: an entry of `cmr.segmenter.NETWORKS`."""
     build: Callable                              # (settings, n_classes, plan) -> untrained torch module
     recipe: Callable                             # (train_unet.Config, TrainingData, device) -> Recipe
     logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
@@ -33,7 +28,6 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: its optimizer, batches, learning rate, loss and validation."""
     net: torch.nn.Module
     optimizer: torch.optim.Optimizer
     batch_size: int                              # samples per step
@@ -49,9 +43,8 @@ class Recipe:
 def dice_ce_loss(logits, target, batch_dice=True, smooth=1e-5):
     """Return the mean cross-entropy minus the mean soft Dice of the foreground classes, a scalar; -1 is perfect.
 
-    logits : (N, C, *space).  target : (N, *space) int64 in 0..C-1.
-    batch_dice : if True, Dice is computed over the whole batch, so that a slice without a structure counts by its false
-    positives; if False, it is computed for each sample and is 1 for a class that neither logits nor target have.
+    logits : (N, C, *space).  target : (N, *space) int64 in 0..C-1.  batch_dice : over the whole batch, so that a slice
+    without a structure counts by its false positives; otherwise by sample, and 1 for a class that neither has.
     """
     logits = logits.float()
     probabilities = logits.softmax(1)
@@ -69,10 +62,7 @@ def deep_supervision_weights(n_outputs):
 
 
 def deep_supervision_loss(outputs, target, batch_dice):
-    """Return the weighted sum of `dice_ce_loss` over `outputs`, the logits at all resolutions, finest first.
-
-    target : (N, *space) at the finest resolution; for the others it is resampled by nearest neighbour.
-    """
+    """Return the weighted sum of `dice_ce_loss` over logits, finest first; the target (N, *space) is at the finest."""
     total = 0.0
     for weight, logits in zip(deep_supervision_weights(len(outputs)), outputs):
         if weight:
@@ -85,9 +75,8 @@ def deep_supervision_loss(outputs, target, batch_dice):
 def predict(net, image, patch, flips, at_a_time):
     """Return logits (n_classes, Z, Y, X) float32 of a z-scored volume (Z, Y, X), from half-overlapping tiles.
 
-    patch : size of a tile in voxels, (y, x) or (z, y, x); a smaller volume is padded with 0.
-    flips : tuples of axes; each tile is predicted mirrored along the axes of every tuple, and its logits turned back.
-    at_a_time : number of tiles in one network call.  Overlapping logits are averaged by the weights of `importance`.
+    patch : size of a tile, (y, x) or (z, y, x); a smaller volume is padded with 0.  flips : tuples of axes; each tile
+    is predicted mirrored along the axes of every tuple.  at_a_time : number of tiles in one network call.
     """
     dims, device = len(patch), next(net.parameters()).device
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
@@ -127,5 +116,4 @@ def importance(patch):
 
 
 def softmax(logits):
-    """Return the softmax of a float32 array over its axis 0."""
     return torch.from_numpy(logits).softmax(0).numpy()

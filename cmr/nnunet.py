@@ -1,8 +1,4 @@
-"""nnU-Net (Isensee et al. 2021, version 2) in 2D and 3D: the network, its training recipe and its presets.
-
-The network is PlainConvUNet.  The plan (`cmr.nnunet_plan`) sets the kernel and stride of every stage, so that thick
-slices are not mixed before the in-plane resolution is as coarse as they are.
-"""
+"""nnU-Net (Isensee et al. 2021, version 2) in 2D and 3D: the network, its training recipe and its presets."""
 import functools
 import itertools
 import math
@@ -22,12 +18,10 @@ from cmr.workers import half_precision
 
 
 class NnUNet(nn.Module):
-    """Maps z-scored patches (N, 1, *space) to logits (N, n_classes, *space), or in train mode to a list of logits.
+    """PlainConvUNet: maps z-scored patches (N, 1, *space) to logits (N, n_classes, *space).
 
-    features : channels of each stage, finest first.
-    kernels, strides : one tuple per stage with an entry per axis (two axes for 2D, three for 3D); strides[0] is all 1.
-    In train mode the list holds the logits of every decoder stage, finest first (deep supervision).  Nothing else
-    differs between the modes: there is no dropout and no batch statistic.
+    features, kernels, strides : of each stage, finest first; kernels and strides are tuples with an entry per axis.
+    In train mode it returns a list, the logits of every decoder stage, finest first (deep supervision).
     """
 
     def __init__(self, n_classes, features, kernels, strides):
@@ -90,10 +84,7 @@ def build(settings, n_classes, plan):
 
 
 def recipe(c, data, device, dims):
-    """The training `Recipe`: plan, preprocessing, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice.
-
-    data : TrainingData.  dims : 2 or 3.  Raises UsageError if the volumes are too small.
-    """
+    """The training `Recipe`: plan, preprocessing, augmented patches, SGD or AdamW, deep supervision, pseudo-Dice."""
     plan = plan_for(dims, data.real, data.n_classes, c.features, c.memory_gb)
     cases, held_out = ([preprocess(from_zero(w.image), w.spacing_mm, plan, w.label) for w in volumes]
                        for volumes in (data.volumes, data.validation))

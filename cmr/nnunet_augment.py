@@ -1,9 +1,7 @@
 """nnU-Net's training augmentation (Isensee et al. 2021, version 2), in its order, on CPU tensors.
 
 rotation, scaling -> noise -> blur -> brightness -> contrast -> low resolution -> gamma (inverted) -> gamma -> mirroring
-
-Every sample draws its parameters from its own numpy Generator; a mean or range is that of its patch with the padding.
-A patch much longer in-plane than deep is rotated in-plane only, because rotating thick slices in 3D is wrong.
+Every sample has its own numpy Generator; a mean or range is that of its patch with the padding.
 """
 import math
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class Augmentation:
 
     @property
     def in_plane(self):
-        """Whether a 3D patch is rotated and scaled slice by slice."""
+        """Whether a 3D patch is rotated and scaled slice by slice, because rotating thick slices in 3D is wrong."""
         return len(self.patch) == 3 and max(self.patch) > ANISOTROPY * self.patch[0]
 
     @property
@@ -109,11 +107,10 @@ def centre(array, patch):
 
 
 def spatial(image, label, patch, angles, scale):
-    """Rotate and scale (> 1 zooms out) about the centre, and cut to `patch`.
+    """Rotate and scale (> 1 zooms out) about the centre, and cut to `patch`; beyond the border the label is -1.
 
-    angles : radians; with one, every slice is turned and scaled in-plane; with three, the volume about axes 0, 1, 2.
-    Image and 0/1 maps of the labels are interpolated linearly; the label with the largest value wins, in a tie the
-    lower one.  Beyond the border the image is 0 and the label -1.
+    angles : radians; one turns every slice in-plane, three turn the volume about axes 0, 1, 2.
+    Image and 0/1 maps of the labels are interpolated linearly; the largest map wins, in a tie the lower label.
     """
     plane = patch if len(angles) == 3 else patch[-2:]
     loaded = image.shape[-len(plane):]

@@ -1,10 +1,6 @@
 """nnU-Net's preprocessing, its inverse for predictions, and the drawing of training patches (Isensee et al. 2021).
 
-    crop to the non-zero box -> z-score -> resample to the plan's spacing -> patches at random places
-    logits -> resampled to the crop -> the whole volume
-
-Arrays are (z, y, x) or already in the plan's axis order, spacings are in mm in the same order, and images are 0 where
-nothing was imaged.  A 2D plan keeps each volume's own slices.
+Arrays are (z, y, x) or in the plan's axis order, spacings in mm likewise; images are 0 where nothing was imaged.
 """
 import math
 from dataclasses import dataclass
@@ -89,8 +85,7 @@ def separate_axis(spacing_mm, target_mm):
 def resample(array, shape, thick, order):
     """Resample (..., Z, Y, X) to (..., *shape) by splines of `order` on a half-pixel grid, clipped to the input range.
 
-    Across the `thick` axis the nearest slice is taken, and every slice is resampled in-plane by itself.  There is no
-    antialiasing: nnU-Net has none, and its networks are trained on such images.
+    Across the `thick` axis the nearest slice is taken.  There is no antialiasing, because nnU-Net trains without it.
     """
     if array.shape[-3:] == tuple(shape):
         return array
@@ -114,10 +109,7 @@ def _zoom(array, shape, order):
 
 
 def resample_labels(label, shape, thick):
-    """Resample labels (Z, Y, X) to `shape`: interpolate a 0/1 map of each label linearly and take the largest.
-
-    In a tie the nearest neighbour's label wins if it is among the largest, otherwise the lowest of them.
-    """
+    """Resample labels (Z, Y, X) by linear 0/1 maps: the largest wins, if tied the nearest neighbour or the lowest."""
     if label.shape == tuple(shape):
         return label
     values = np.unique(label)
@@ -135,11 +127,10 @@ def places_of(label):
 
 
 def draw_batch(cases, patch, loaded, batch, g, samples=None):
-    """(images, labels) of some samples of one batch: (n, *loaded) float32 and int8.
+    """Return (images float32, labels int8), both (n, *loaded), of the range `samples` of a batch; None means all.
 
-    patch, loaded : size that the network sees, and the larger size that is cut; (z, y, x), or (y, x) with a depth of 1.
-    Every sample draws its case with replacement from Generator `g`; the last samples of a batch must show foreground.
-    samples : range of samples to return, or None for all; sample j is the same whichever others are asked for.
+    patch, loaded : what the network sees, and what is cut; (z, y, x), or (y, x) with a depth of 1.  Sample j is the
+    same whichever others are asked for, and the last ones of a batch must show foreground.
     """
     samples = range(batch) if samples is None else samples
     deep = lambda size: (1,) * (3 - len(size)) + tuple(size)
@@ -155,7 +146,6 @@ def draw_batch(cases, patch, loaded, batch, g, samples=None):
 
 
 def forced_count(batch):
-    """The number of samples of a batch that must show foreground."""
     return batch - round(batch * (1 - FORCED_SHARE))
 
 
@@ -169,10 +159,7 @@ def corner_range(shape, loaded, patch):
 
 
 def corner(case, patch, loaded, forced, g):
-    """Draw the lower corner of a patch: anywhere, or if `forced` around a voxel of a randomly chosen foreground class.
-
-    As in nnU-Net, a forced patch may hang over the far border by any length.
-    """
+    """Draw a patch's lower corner, if `forced` around a foreground voxel; as in nnU-Net it may hang over the border."""
     lowest, highest = corner_range(case.label.shape, loaded, patch)
     if forced and case.places:
         places = list(case.places.values())

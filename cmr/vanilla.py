@@ -67,7 +67,6 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def build(settings, n_classes, plan=None):
-    """Build the untrained network; it has no plan."""
     return UNet(n_classes, settings["features"], settings["levels"]).to(memory_format=torch.channels_last)
 
 

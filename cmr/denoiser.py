@@ -7,7 +7,7 @@ from torch import nn
 
 
 def build_denoiser(settings):
-    """Build the Denoiser of a training run's settings (lists are texts `1,2,3`); raises ValueError as Denoiser does."""
+    """Build the Denoiser of a training run's settings, in which lists are texts such as `1,2,3`."""
     numbers = lambda text: tuple(int(n) for n in text.split(",") if n)
     return Denoiser(settings["base"], numbers(settings["multipliers"]), settings["blocks"],
                     numbers(settings["attention_at"]), settings["head"], settings["groups"], settings["size"],
@@ -15,21 +15,16 @@ def build_denoiser(settings):
 
 
 def placed(net, device):
-    """Move a denoiser to its device and choose the faster memory layout: channels last on a CPU, first on a GPU.
-
-    On a GPU group normalisation always returns channels first, which each channels-last convolution would convert.
-    """
+    """Move a denoiser to its device, channels last on a CPU; on a GPU group normalisation returns channels first."""
     on_cpu = torch.device(device).type == "cpu"
     return net.to(device, memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
 
 
 class Denoiser(nn.Module):
-    """The network (x_t, t) -> v of the shape of x_t; at initialisation its last convolution, and so v, is exactly 0.
+    """The network (x_t, t) -> v of the shape of x_t; at initialisation v is exactly 0.
 
-    x_t : (N, 1, H, W) float32; H and W are multiples of patch * 2^(levels-1).  t : (N,) integers in 1..T.
-    patch : the image is first folded patch x patch into channels (pixel-unshuffle), which saves time on a CPU.
-    attention_at : edges in pixels of the feature maps with self-attention; the coarsest map always has it.
-    Raises ValueError for a size, base or attention_at that does not fit.
+    x_t : (N, 1, H, W) float32, folded patch x patch into channels; H and W are multiples of patch * 2^(levels-1).
+    t : (N,) in 1..T.  attention_at : edges in pixels of feature maps with self-attention; the coarsest always has it.
     """
 
     def __init__(self, base, multipliers, blocks, attention_at, head, groups, size, patch=1):

@@ -53,8 +53,7 @@ def noised(schedule, x_0, t, eps):
 def diffusion_loss(schedule, net, x_0, generator):
     """Return the weighted mean squared error of the network's v at random times, a scalar (Algorithm 1, Eq. 14).
 
-    x_0 : (N, 1, H, W) float32 in [-1, 1], clean source slices.  net : (x_t, t) -> v (N, 1, H, W), t (N,) int64 in 1..T.
-    generator : CPU generator, from which first t and then eps are drawn.
+    net : (x_t, t) -> v, all (N, 1, H, W) but t (N,) int64 in 1..T.  generator : on the CPU; first t is drawn, then eps.
     """
     t = stratified_t(schedule.T, len(x_0), generator)
     # The copies are `non_blocking`, so that the CPU need not wait for the GPU's previous step.
@@ -97,8 +96,7 @@ def denoise(schedule, net, x, times, noises, distance=None):
     """Run the reverse process (Algorithm 2) from x (N, 1, H, W) at times[0] and return the image at times[-1].
 
     times : decreasing, from `levels`.  noises : standard normal, shaped like x, one for each step.
-    distance : None, or a function from clean images (N, 1, H, W) to their distances (N,) from a reference.  After each
-    step its gradient with respect to x_t, through the network, is subtracted (Gao et al., Back to the Source, 2023).
+    distance : None, or a function of clean images -> (N,), whose gradient at x_t each step subtracts (Gao et al. 2023).
     """
     for t, s, z in zip(times, times[1:], noises):
         with torch.set_grad_enabled(distance is not None):
@@ -127,8 +125,8 @@ def ddpm_step(schedule, x_t, x_0, t, s, z):
 def levels(t_start, steps, spacing="quadratic"):
     """Return the times (integers) that a sampler visits, strictly decreasing from exactly t_start to 0.
 
-    steps : 1 to t_start.  spacing : "uniform", or "quadratic", which is finer at small times to keep texture.
-    Trap: a step leads to the next entry; arithmetic such as t - T // steps is wrong unless steps divides T.
+    spacing : "uniform", or "quadratic", which is finer at small times to keep texture.
+    Trap: a step leads to the next entry; t - T // steps is wrong unless steps divides T.
     """
     left = 1 - np.arange(steps) / steps                           # share of t_start that is still left at each step
     t = {"uniform": np.round(t_start * left), "quadratic": 1 + np.round((t_start - 1) * left ** 2)}[spacing]

@@ -1,7 +1,6 @@
 """Two ways to keep the reference's anatomy while the source-domain diffusion model (SD-DM) redraws its look.
 
-The paper's sampler pulls every step towards the reference by the distance of the low-passed images.  The guided filter,
-which is ours, gives the finished image the reference's edges.  `cmr.sampler` uses the first, the second or neither.
+The paper's `low_pass_distance` pulls at every step; `guided_filter`, which is ours, changes the finished image.
 """
 import functools
 
@@ -53,11 +52,7 @@ def _cubic(distance, width):
 
 
 def guided_filter(guide, image, sigma):
-    """Give `image` the edges of `guide` by the guided filter (He, Sun & Tang 2013) with Gaussian windows.
-
-    guide, image : (D, H, W) in [-1, 1].  sigma : SD of the in-plane windows in pixels.  In every window the result is
-    the linear function of the guide that is closest to the image, so edges and fine detail are those of the guide.
-    """
+    """Give `image` (D, H, W) the edges of `guide` by the guided filter (He et al. 2013); sigma : in-plane pixels."""
     y, x = np.asarray(guide, np.float64), np.asarray(image, np.float64)
     mean = lambda a: ndimage.gaussian_filter(a, (0, sigma, sigma), mode="nearest")
     mean_y, mean_x = mean(y), mean(x)

@@ -1,9 +1,4 @@
-"""The look of an image: how to match the source's intensities, and random changes that leave the anatomy alone.
-
-The sampler may match mean and standard deviation before it projects.  Histogram matching and Fourier domain adaptation
-(FDA) compete with the projection but use no diffusion model.  DG changes the look of some of its references at random
-before they are projected.  All images are in [-1, 1].
-"""
+"""How to match the source's intensities, and random changes of look that keep the anatomy; images are in [-1, 1]."""
 import numpy as np
 from scipy import ndimage
 
@@ -45,10 +40,9 @@ def fda(image, style, beta=0.03):
 
 
 def random_shift(image, spacing_mm, g, amount=1.0):
-    """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) at random.
+    """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) at random, within [-1, 1].
 
     spacing_mm : in-plane.  g : numpy Generator.  amount : size of the changes; 1 is about the step to another vendor.
-    The result is scaled to [-1, 1] by percentiles, as every working volume is; the anatomy stays where it is.
     """
     blurred = lambda volume, mm: ndimage.gaussian_filter(volume, (0, mm / spacing_mm, mm / spacing_mm))
     u = (np.asarray(image, np.float64) + 1) / 2

@@ -1,7 +1,4 @@
-"""The files below a dataset's folder: which there are, and what each contains, whatever its name says.
-
-`cmr.layouts` assigns them to studies, and `cmr.nifti` reads their voxels.
-"""
+"""The files below a dataset's folder: which there are, and what each contains, whatever its name says."""
 import functools
 import gzip
 import logging
@@ -35,7 +32,6 @@ OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://g
 
 @dataclass(frozen=True)
 class Folder:
-    """A dataset folder with its files and two settings that decide what is read (`cmr.studies`)."""
     root: Path
     files: tuple                                 # the NIfTI files below root, sorted, hidden ones left out
     others: tuple = ()                           # all other files, sorted
@@ -44,7 +40,6 @@ class Folder:
     left_out: list = field(default_factory=list)                  # (what, why) of all that becomes no Record
 
     def leave_out(self, what, why):
-        """Note that something becomes no Record, and why."""
         self.left_out.append((str(what), why))
 
     def matches(self, pattern):
@@ -85,7 +80,6 @@ class Folder:
         return sorted(tables, key=lambda table: (_date_in(table.name), table), reverse=True)
 
     def newest_table(self, required):
-        """Return the rows of the newest CSV with the required columns; raises DataError if there is none."""
         newest, problem = None, None
         for path in self.tables:
             try:
@@ -103,7 +97,6 @@ class Folder:
 
 
 def stem(path):
-    """Return the path of a NIfTI file without its suffix."""
     return path.with_name(re.sub(NIFTI + "$", "", path.name))
 
 
@@ -128,7 +121,6 @@ def _date_in(name):
 
 
 def open_folder(root, use_unlabeled_masks=False, all_frames=False):
-    """Open a dataset as a Folder; raises DataError if it does not exist, ResourceError if a file may not be read."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
     found, left_out, refused = _walk(root)
@@ -172,10 +164,7 @@ def _walk(root):
 
 
 def decoded(path):
-    """Return (nibabel image, unchanged header, decompressed bytes) of a NIfTI-1 or -2 file, compressed or not.
-
-    The gzip checksum is tested, which nibabel alone does not do.  Raises DataError for a damaged or foreign file.
-    """
+    """Return (nibabel image, unchanged header, decompressed bytes) of a NIfTI file, whose gzip checksum is tested."""
     raw = read_bytes(path)
     try:
         data = gzip.decompress(raw) if _is_gzip(raw) else raw

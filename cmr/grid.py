@@ -1,8 +1,7 @@
 """The working grid and the way back to the original one: orientation, in-plane resampling, cropping, intensities.
 
 A *working volume* is what every network sees: (D, H, W) float32 in [-1, 1], slices from base to apex, rows and columns
-as in the clinical short-axis view.  Its slices are resampled in-plane to one spacing and centre-cropped or padded to
-one size; no slice is added or moved.  `Geometry` keeps what is needed to go back to the original grid.
+as in the clinical short-axis view, resampled in-plane alone and cropped or padded to one size.
 """
 import functools
 from dataclasses import dataclass, replace
@@ -27,7 +26,6 @@ class Grid:
 
     @classmethod
     def of(cls, settings):
-        """Return the grid that the settings of a model name."""
         return cls(settings["spacing_mm"], settings["size"])
 
 
@@ -86,10 +84,7 @@ def stored(array, geometry):
 
 @functools.lru_cache(maxsize=64)
 def resampler(n_in, spacing_in, n_out, spacing_out):
-    """Return the matrix (n_out, n_in) that interpolates linearly between two axes with one centre; 0 outside.
-
-    Where the output is coarser, the triangle kernel is stretched, which prevents aliasing.
-    """
+    """Return the matrix (n_out, n_in) of linear interpolation between axes of one centre, antialiased; 0 outside."""
     centre_mm = (np.arange(n_out) - (n_out - 1) / 2) * spacing_out
     position = centre_mm / spacing_in + (n_in - 1) / 2            # where output samples lie, in input samples
     width = max(1.0, spacing_out / spacing_in)
@@ -108,8 +103,7 @@ def _resample(array, axes_in, axes_out):
 def to_working(image, nifti, grid, label=None, limits=None):
     """Bring image and label (X, Y, Z) to the working grid: image (D, H, W) in [-1, 1], label uint8 or None, Geometry.
 
-    nifti : gives affine and spacing.  limits : intensities that become -1 and 1, beyond which values are clipped; None
-    means the 0.5 and 99.5 percentiles of those voxels in the field of view that are brighter than the padding.
+    limits : intensities that become -1 and 1; None: percentiles 0.5 and 99.5 of the voxels brighter than the padding.
     """
     affine = tuple(map(tuple, nifti.affine.tolist()))
     geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
@@ -138,10 +132,7 @@ def resample_to_original(array, geometry):
 
 
 def to_original(scores, geometry):
-    """Return labels (X, Y, Z) uint8 on the original grid, where the largest interpolated score (C, D, H, W) wins.
-
-    Outside the working field of view all scores are 0, and the first class, background, wins.
-    """
+    """Return labels (X, Y, Z) uint8 on the original grid by the largest score (C, D, H, W); 0 outside the field."""
     return stored(labels_of(resample_to_original(scores, geometry)), geometry)
 
 

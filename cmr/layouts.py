@@ -1,7 +1,6 @@
 """Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found.
 
-A layout is recognised by the files in the folder, at any depth.  Only names, tables and headers are read here; voxels
-are read by `cmr.nifti`.  To add a layout, write a function that makes `Record`s, and add an entry to LAYOUTS.
+To add a layout, write a function that makes `Record`s from names, tables and headers, and add an entry to LAYOUTS.
 """
 import json
 import re
@@ -25,14 +24,12 @@ VENDOR_LETTERS = {name.lower(): letter for letter, name in VENDOR_NAMES.items()}
 
 
 class Layout(NamedTuple):
-    """One entry of LAYOUTS: how a folder of this layout is recognised and how it is read."""
     name: str
     recognise: Callable                          # Folder -> bool
     read: Callable                               # Folder -> list of Record
 
 
 def read_layout(folder):
-    """Read a Folder's Records by the first layout that recognises it; raises DataError if that gives no Record."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
@@ -137,7 +134,6 @@ def read_acdc(folder):
 
 
 def _acdc_patient(folder, subject, config, frames):
-    """Return the Records of a patient's ED and ES.  frames : {frame number: path}."""
     lines = [line.partition(":") for line in read_text(config).splitlines()]
     row = {name.strip().lower(): value.strip() for name, _, value in lines if name.strip()}
     by_number = "Testing" if int(re.sub(r"\D", "", subject) or 0) > 100 else "Training"
@@ -231,7 +227,6 @@ def _nnunet_labels(folder):
 
 
 def _read(path):
-    """Return the dictionary in a dataset.json; raises DataError if it is not valid or has no labels."""
     try:
         described = json.loads(read_text(path))
     except ValueError as error:
@@ -244,8 +239,7 @@ def _read(path):
 def read_plain(folder):
     """Read the smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz and, if there is one, a CSV.
 
-    NAME is a subject, to which _ED, _ES or _frameNN may be appended.  The CSV has a row for each NAME or subject; its
-    columns Vendor, Centre, Pathology, Split, and ED and ES of a cine are understood, and others can define domains.
+    NAME is a subject, to which _ED, _ES or _frameNN may be appended; the CSV has a row for each NAME or subject.
     """
     root, json_path, records = folder.root, folder.root / "dataset.json", []
     images, labels = ({str(stem(path).relative_to(root / name)) for path in folder.below(name)}

@@ -1,7 +1,4 @@
-"""Read and check NIfTI files, read an image together with its mask, and write results on an image's own grid.
-
-`cmr.grid` turns what is read here to the canonical orientation and resamples it to the working grid.
-"""
+"""Read and check NIfTI files, read an image together with its mask, and write results on an image's own grid."""
 import functools
 import gzip
 import itertools
@@ -86,7 +83,6 @@ def read_stored(path):
 
 
 def _voxels(path, image, n_bytes):
-    """The voxels as float32; raises DataError for an unsuitable data type, no voxels, or a file that is too short."""
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are {kind}, expected one real number each; convert the file to grey values")
@@ -100,7 +96,6 @@ def _voxels(path, image, n_bytes):
 
 
 def _require_short_axis(nifti):
-    """Raise DataError unless voxel size (mm) and shape are plausible for a short-axis stack."""
     spacing_mm, shape = nifti.spacing_mm, nifti.array.shape[:3]
     if not all(0.4 <= s <= 4 for s in spacing_mm[:2]) or not 2 <= spacing_mm[2] <= 25:
         raise DataError(f"{nifti.path}: voxel size {spacing_mm} ({nifti.header.get_xyzt_units()[0]}), expected 0.4-4 "
@@ -112,11 +107,9 @@ def _require_short_axis(nifti):
 
 
 def read_volume(record):
-    """Read a `cmr.records.Record`: (image (X, Y, Z) float32, label (X, Y, Z) uint8 or None, the image's Nifti, notes).
+    """Read a `Record`: (image (X, Y, Z) float32, label (X, Y, Z) uint8 as in VALUES or None, the image's Nifti, notes).
 
-    The label has the project's values.  A label volume of zeros becomes None with a note, as some copies of the
-    datasets store "unlabelled" so.  Raises DataError if image and label do not fit, or for a label value that is not in
-    the table.
+    A label volume of zeros becomes None with a note, as some copies of the datasets store "unlabelled" so.
     """
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
@@ -160,8 +153,7 @@ def _require_contrast(image, record):
 def _without_padding(image):
     """Raise an image's padding to the value of its darkest tissue: (image, notes that name the value of the padding).
 
-    A value is padding if it lies below p5 - (p99.5 - p5) / 4, with the percentiles of all brighter voxels.  Padding
-    measures nothing, and intensities scaled by it would leave the tissues almost without contrast.
+    Padding is below p5 - (p99.5 - p5) / 4 of all brighter voxels; scaled by it, tissues would have hardly any contrast.
     """
     notes = []
     while image.min() < image.max():
@@ -226,7 +218,6 @@ def _why_elsewhere(shape, affine, spacing_mm, nifti):
 
 
 def _our_numbering(label, label_map, path):
-    """Map label values on disk to the project's (uint8); raises DataError for a value outside the table."""
     rounded = np.rint(label)
     off = np.abs(label - rounded)
     if off.max() > 2e-3:
@@ -272,8 +263,7 @@ def without_words(nifti):
 def write_changed(path, values, changed, original):
     """Write the file `original` again atomically with other voxels; everything else in it stays byte for byte.
 
-    values : grey values in the file's shape.  changed : boolean mask of the voxels to write, which are rounded and
-    clipped to what the file's data type and scaling can hold.
+    values : grey values in the file's shape.  changed : mask of the voxels to write, clipped to what the file can hold.
     """
     image, _, data = decoded(str(original))
     proxy = image.dataobj

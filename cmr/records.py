@@ -1,7 +1,4 @@
-"""One volume of a dataset as a `Record`, filters on the metadata of records, and the meaning of label values.
-
-This module reads no files; `cmr.layouts` knows which dataset uses which label values.
-"""
+"""One volume of a dataset as a `Record`, filters on the metadata of records, and the meaning of label values."""
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +24,6 @@ SPLITS = ("Training", "Validation", "Testing")
 
 @dataclass(frozen=True)
 class Record:
-    """One volume: what it is, in which files it lies, and the anomalies that were found when the dataset was read."""
     subject: str
     phase: str                                   # ED, ES, or F<index> for an unlabelled cine frame
     image_path: str
@@ -70,7 +66,6 @@ class Domain:
 
     @classmethod
     def parse(cls, text):
-        """The domain that a text such as `Vendor=A,B` describes; raises UsageError for any other form."""
         column, _, values = text.partition("=")
         values = tuple(v.strip() for v in values.split(",") if v.strip())
         if not column.strip() or not values:
@@ -126,8 +121,7 @@ def structure_called(name):
 def label_map_of(labels, path):
     """{value on disk: value here} from the labels of a dataset.json: {name: value} or, in version 1, {value: name}.
 
-    nnU-Net's label `ignore` may be declared, but no voxel may have it, because nothing here leaves voxels out.  Raises
-    DataError for an unknown name or value (a region, for example), and for one that occurs twice.
+    nnU-Net's label `ignore` may be declared, but no voxel may have it, because nothing here leaves voxels out.
     """
     label_map = {0: 0}
     for name, value in labels.items():

@@ -37,11 +37,8 @@ class Working:
 def prepare(records, grid, work):
     """List of the Working volumes of `records`, in order, from the cache in the folder `work` or made now.
 
-    A blank cine frame other than ED and ES is left out with a note; masks whose LV and RV look swapped are named.
-    Raises DataError for a file that cannot be used.
-    A cache entry depends on the grid and on path, size and time of the files.  Its JSON is written last, so a killed
-    run leaves no half entry, and what is read is checked against a hash of what was written, so a flipped bit is found.
-    Every rank must call this equally often: the first makes what is missing, the others wait.
+    A blank cine frame other than ED and ES is left out with a note.  A cache entry depends on the grid and on path,
+    size and time of the files; its JSON is written last.  Every rank must call this equally often.
     """
     workings = []
     with ranks.first_alone():
@@ -61,7 +58,6 @@ def prepare(records, grid, work):
 
 
 def _prepared(record, grid, work):
-    """One Working from the cache; an entry that is missing or damaged is made first."""
     key = _key(record, grid)
     for _ in range(2):
         if not (work / f"{key}.json").exists():
@@ -93,7 +89,6 @@ def _cached(record, work, key):
 
 
 def _key(record, grid):
-    """Name of a record's entry in the cache."""
     paths = [os.path.realpath(path) if path else None for path in (record.image_path, record.label_path)]
     stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) if path else None for path in paths]
     identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()), record.limits]
@@ -101,7 +96,6 @@ def _key(record, grid):
 
 
 def _make(record, grid, work, key):
-    """Write a record's entry in the cache."""
     image, label, nifti, notes = read_volume(record)
     image, label, geometry = to_working(image, nifti, grid, label, record.limits)
     for name, array in (("image", image), ("label", label)):
@@ -130,10 +124,7 @@ def with_labels(workings):
 
 
 def fully_labelled(workings):
-    """(volumes that label every structure that any of them labels, [(case, why)] of the others), for training.
-
-    A mask that lacks a structure would teach a network not to see it.  Raises DataError if none is fully labelled.
-    """
+    """([fully labelled volumes], [(case, why)] of the others, which would teach a network not to see a structure)."""
     of_any, kept, left_out = labelled(workings), [], []
     for working in workings:
         lacking = [name for name in of_any if name not in labelled([working])]

@@ -75,17 +75,13 @@ def answer(error):
 
 
 def _is_between_ranks(error):
-    """Return whether ranks or their launcher lost their connection, by the error's class or its words."""
     if re.fullmatch(r"(Dist|Rendezvous)\w*Error", type(error).__name__):
         return True
     return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))
 
 
 def run_script(main):
-    """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130.
-
-    Of several ranks (`cmr.ranks`) only the first prints progress, and errors that all of them have.
-    """
+    """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130."""
     signal.signal(signal.SIGTERM, _interrupt)
     print_anything()
     if "WORLD_SIZE" not in os.environ:
@@ -109,7 +105,6 @@ def print_anything():
 
 
 def _exit_code(main, first):
-    """Run `main`, print the line that says why it failed, and return the exit code."""
     try:
         main()
         return 0

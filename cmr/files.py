@@ -1,7 +1,6 @@
 """Text, JSON and CSV files that are written whole or not at all, and folders that are locked for one process.
 
 A *sealed* file has a hash that reveals a flipped bit or an edited digit, after which text still reads well.
-Checkpoints are written by `cmr.checkpoint` and images by `cmr.nifti`.
 """
 import atexit
 import contextlib
@@ -27,10 +26,7 @@ _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.tmp\..+")
 
 @contextlib.contextmanager
 def atomic(path):
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, delete it otherwise.
-
-    It keeps the suffix, by which nibabel and scikit-image choose the format.  Raises ResourceError for a full disk.
-    """
+    """Yield a temporary path with the suffix of `path`; rename it to `path` if the block succeeds, or delete it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The name tells which process of which host writes the file, so that `sweep` deletes only abandoned ones.
@@ -50,7 +46,6 @@ def atomic(path):
 
 
 def sha256(path):
-    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -63,23 +58,19 @@ def encoded(text):
 
 
 def write_text(path, text):
-    """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_bytes(encoded(text))
 
 
 def json_text(content):
-    """Return the text that `write_json` writes for a dictionary; the keys keep their order."""
     return json.dumps(content, indent=1) + "\n"
 
 
 def write_json(path, content):
-    """Write a dictionary as JSON atomically."""
     write_text(path, json_text(content))
 
 
 def read_json(path):
-    """Read a dictionary from JSON; raises DataError if the file is missing, damaged or something else."""
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except PermissionError:
@@ -89,7 +80,6 @@ def read_json(path):
 
 
 def write_sealed_json(path, content):
-    """Write a dictionary and its hash as JSON atomically."""
     write_text(path, json.dumps({"sha256": _hash_of(content), "content": content}) + "\n")
 
 
@@ -130,7 +120,6 @@ def seal(path, text):
 
 
 def require_sealed(path):
-    """Raise DataError if a sealed file was changed or its hash is missing."""
     path, beside = Path(path), Path(f"{path}.sha256")
     expected = beside.read_bytes().split()[:1] if beside.exists() else []
     if expected != [sha256(path).encode()]:
@@ -154,7 +143,6 @@ def read_csv(path, required):
 
 
 def read_bytes(path):
-    """Return the bytes of a user's file; raises DataError if it is missing or cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -179,11 +167,7 @@ def read_text(path):
 # ---- Folders that one process works in ----
 
 def writable_folder(path, data=""):
-    """Make the folder `path` if needed, sweep it, lock it until this process ends, and return it.
-
-    Of several ranks only the first does this.  data : dataset folders, separated by commas.  Raises UsageError if
-    `path` lies in one of them, ResourceError if it cannot be written or another process works in it.
-    """
+    """Make, sweep and lock the folder `path` outside of the datasets `data`; only the first of several ranks does."""
     path = Path(path)
     for folder in filter(None, data.split(",")):
         if path.resolve().is_relative_to(Path(folder).resolve()):
@@ -208,10 +192,9 @@ def sweep(folder):
 
 
 def _lock(path):
-    """Take the lock file `path` until this process ends; raises ResourceError if another process keeps it.
+    """Take the lock file `path`, which only one process can create on every file system, until this process ends.
 
-    On every file system only one process can create a file; it writes its host and process number into it.  The lock of
-    a process that has ended is taken over, and so is, after PATIENCE_S, one that names no process.
+    The lock of a process that has ended is taken over, and so is, after PATIENCE_S, one that names no process.
     """
     given_up = time.monotonic() + PATIENCE_S
     while True:
@@ -256,7 +239,6 @@ def _is_running(process):
 
 
 def unlock(folder):
-    """Delete the lock of a folder if this process holds it."""
     path = Path(folder) / ".lock"
     if _holder(path) == (_HOST, os.getpid()):
         path.unlink(missing_ok=True)

@@ -61,9 +61,8 @@ def in_plane_metrics(pred, ref, spacing_mm):
 
 
 def measure(pred, ref, spacing_mm):
-    """Return every metric of one structure as a dictionary; raises ValueError if the shapes differ.
+    """Return every metric of one structure.  pred, ref : boolean (D, H, W).  spacing_mm : (slice, row, column).
 
-    pred, ref : boolean (D, H, W), segmentation and truth.  spacing_mm : (slice, row, column).
     `status` is ok, missed (pred is empty), spurious (ref is empty) or absent_both.  A missed or spurious structure has
     Dice 0, NSD 0 and infinite distances; one that is absent from both has nan in their place.
     """

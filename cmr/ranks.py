@@ -2,12 +2,10 @@
 
     python -m cmr.ranks 4 train_unet.py ...
 
-starts a script on four ranks with PyTorch's own launcher, like `torchrun --nproc_per_node=4 train_unet.py ...`, but if
-one rank dies, all end with one line of explanation.  A single process is rank 0 of 1.  Only rank 0 writes and prints.
+starts a script on four ranks; if one dies, all end with one line of explanation.  A single process is rank 0 of 1.
 
-In training the batch size does not depend on the number of ranks.  Each rank computes its share of the samples, the
-outputs are gathered, and every rank forms the loss of the *whole* batch and follows its gradient through its own share;
-then the gradients are summed.  So whatever is taken over a batch (soft Dice, batch statistics) stays the same.
+In training each rank computes its share of a batch, the outputs are gathered, and every rank follows the gradient of
+the *whole* batch's loss through its own share.  So soft Dice and batch statistics do not depend on the ranks.
 """
 import contextlib
 import datetime
@@ -34,12 +32,10 @@ USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
 def rank():
-    """Number of this process, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def world():
-    """Number of processes that work together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -48,10 +44,7 @@ def is_first():
 
 
 def join(device):
-    """Wait for the other ranks, if any, and return this rank's device: with several GPUs, one of its own.
-
-    Raises UsageError if there are fewer GPUs than ranks here, or if the environment does not say where ranks meet.
-    """
+    """Wait for the other ranks, if any, and return this rank's device: with several GPUs, one of its own."""
     if world() == 1:
         return device
     if device.type == "cuda":

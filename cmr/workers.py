@@ -1,7 +1,4 @@
-"""Where work is done: the device, and processes that share the volumes or prepare batches ahead of time.
-
-`cmr.ranks` has the ranks, which train one network together.
-"""
+"""Where work is done: the device, and processes that share the volumes or prepare batches ahead of time."""
 import collections
 import contextlib
 import io
@@ -51,11 +48,9 @@ def half_precision(device, bfloat16):
 
 
 def over_volumes(work, build, config, processes=0):
-    """[work.volume(i) for i in range(len(work.jobs))], in order.
+    """[work.volume(i) for i in range(len(work.jobs))]; of several ranks only the first returns, the others exit.
 
-    With ranks each computes its share; only the first gets the results, and the others exit, as it writes all that
-    follows.  Without ranks, each of `processes` worker processes makes its own work by build(config).
-    processes : 0 for one per core, or 1 on a GPU.  Raises ResourceError if a worker dies.
+    Without ranks, each of `processes` (0: one per core, or 1 on a GPU) makes its own work by build(config).
     """
     indices = range(len(work.jobs))
     if ranks.world() > 1:
@@ -74,10 +69,7 @@ def over_volumes(work, build, config, processes=0):
 
 
 def ahead(make, steps, processes):
-    """Iterate over make(step) of every step, in order; `processes` make them ahead of time, or with 0 none does.
-
-    make(step) -> tensors on the CPU, a function of the step alone.  Raises ResourceError if one of the processes dies.
-    """
+    """Iterate over make(step), CPU tensors that depend on the step alone; `processes` (or none) make them early."""
     if not processes:
         return map(make, steps)
     start = (lambda config: make), None, 1
@@ -95,12 +87,7 @@ def spawned(function, jobs, processes, build=None, config=None):
 
 
 def _in_order(function, jobs, processes, method, start, at_a_time, patience_s, flag):
-    """Yield function(job) of every job in order, from processes that first call _start(*start).
-
-    at_a_time : how many jobs are given out before the first is done.  flag : option that sets the number of processes.
-    Raises ResourceError if a process dies, or does not answer for patience_s seconds.  When this ends early, the
-    processes are killed, because nobody needs their results.
-    """
+    """Yield function(job) in order, from processes that first call _start(*start) and are killed if this ends early."""
     try:
         executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), _start, start)
     except OSError as error:                                      # shared memory holds its semaphores
@@ -126,7 +113,6 @@ def _in_order(function, jobs, processes, method, start, at_a_time, patience_s, f
 
 
 def _start(build, config, threads):
-    """Initialise a worker process."""
     global _work
     print_anything()
     signal.signal(signal.SIGINT, signal.SIG_IGN)                  # the parent answers Ctrl-C: it has to save
@@ -165,5 +151,4 @@ def peak_memory_gb(device):
 
 
 def cores():
-    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,11 +1,8 @@
 """Three questions about a diffusion model (SD-DM) and its images, answered without any network trained elsewhere.
 
-1. Does an image still fit its mask?  We measure how far the boundary moved and how much Dice a segmenter lost.
-2. Which domain does it look like?  We ask a small classifier that was trained on real images alone.
-3. Has the SD-DM learnt the source?  Its samples should be as close to held-out slices as training slices are (Fréchet
-   distance, Heusel et al. 2017), and they should not be copies of training slices (Carlini et al. 2023).
-
-Only the first question can exclude an image (`still_fits`); the other answers are figures for the reader.
+1. Does an image still fit its mask?  Only this question can exclude an image (`still_fits`).
+2. Which domain does it look like, to a small classifier that was trained on real images alone?
+3. Has the SD-DM learnt the source (Heusel et al. 2017), or does it copy training slices (Carlini et al. 2023)?
 """
 import math
 from dataclasses import dataclass
@@ -37,8 +34,7 @@ COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "c
 def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
     """Return the figures of one synthetic image, named as in manifest.csv; `kept` says whether it may be trained on.
 
-    segmenter : Segmenter trained on real source images.  classifier : SourceClassifier or None.
-    working : the reference's working volume.  given, image : (D, H, W) in [-1, 1], the sampler's input and its result.
+    given, image : (D, H, W) in [-1, 1], the sampler's input and its result.  classifier : SourceClassifier or None.
     knows_mask : whether the reference's mask may be used; if not, the segmenter's boundary on `given` takes its place.
     may_be_excluded : whether `still_fits` decides; if not, the image is always kept.
     """
@@ -63,9 +59,8 @@ def audit(segmenter, classifier, working, given, image, knows_mask, may_be_exclu
 # ---- 1. Does an image still fit its mask? ----
 
 def boundary_displacement_mm(reference, synthetic, mask, spacing_mm):
-    """Return how far the image moved at the mask's boundary: (median, 95th percentile) in mm, nan without a boundary.
+    """Return (median, 95th percentile) in mm of the movement at the boundary of a mask (D, H, W); nan without one.
 
-    reference, synthetic : (D, H, W) images.  mask : (D, H, W) labels.  spacing_mm : in-plane pixel size.
     Patches are found again by cross-correlation of gradient magnitudes, which depends little on the contrast.
     """
     gradient = lambda image: ndimage.gaussian_gradient_magnitude(np.asarray(image, np.float32), 0.8)
@@ -95,10 +90,7 @@ def _displacements(reference, synthetic, points):
 
 
 def still_fits(displacement_median_mm, dice_change, spacing_mm):
-    """Return whether the mask fits: the median displacement is a pixel at most, and Dice fell by LOST_DICE at most.
-
-    Either figure alone excludes the image.  A figure that is nan could not be measured and excludes nothing.
-    """
+    """Whether the boundary moved by a pixel at most and Dice fell by LOST_DICE at most; a nan excludes nothing."""
     return not displacement_median_mm > spacing_mm and not dice_change < -LOST_DICE
 
 
@@ -113,10 +105,7 @@ def through_plane_correlation(image):
 
 @dataclass(frozen=True)
 class SourceClassifier:
-    """A small network that tells source images from those of another domain by contrast, sharpness and noise.
-
-    It is trained on patches that are cut, turned and flipped at random, on the CPU, where results are reproducible.
-    """
+    """A small network that tells source images from others, trained on the CPU, where results are reproducible."""
     net: nn.Module
 
     @classmethod
@@ -167,8 +156,7 @@ def _random_patches(slices, n, g):
 def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     """Draw samples from a SourceModel and return one row of COLUMNS; without held-out slices only `samples` is known.
 
-    segmenter : Segmenter trained on the source.  training, held_out : source slices (n, H, W) in [-1, 1].
-    spacing_mm : (slice, row, column).  There are as many samples as slices of the smaller set, SAMPLES at most.
+    training, held_out : source slices (n, H, W) in [-1, 1].  spacing_mm : (slice, row, column).
     """
     n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
     calls = min(CALLS, model.schedule.T)
@@ -201,10 +189,7 @@ def draw_samples(schedule, net, n, size, calls, seed, device):
 
 
 def features(segmenter, slices, spacing_mm):
-    """Return a segmenter's coarsest feature map of each slice (n, H, W), averaged over pixels: (n, channels) float64.
-
-    Each slice is seen alone, as a sample has no neighbours.  Of the layer outputs with fewest pixels the last counts.
-    """
+    """Return a segmenter's coarsest feature map of each slice (n, H, W), seen alone, as means (n, channels) float64."""
     seen, means = [], []
     watch = lambda layer, _, output: seen.append(output) if torch.is_tensor(output) else None
     hooks = [layer.register_forward_hook(watch) for layer in segmenter.net.modules() if not list(layer.children())]
@@ -223,8 +208,7 @@ def features(segmenter, slices, spacing_mm):
 def frechet_to_held_out(samples, training, held_out):
     """Return the Fréchet distances (samples to held-out, training to held-out); they agree if the source was learnt.
 
-    Raises ValueError unless all three are features (n, d) of equally many slices: the distance grows as n shrinks.
-    They are reduced to principal components of `training`, so few that n slices determine their covariance.
+    All are (n, d) with one n, as the distance grows when n shrinks, and are reduced to a few components of `training`.
     """
     if not len(samples) == len(training) == len(held_out):
         raise ValueError(f"{len(samples)} samples, {len(training)} training, {len(held_out)} held-out slices: unequal")
@@ -255,9 +239,8 @@ def _square_root(matrix):
 def memorisation(samples, training, held_out):
     """Return for each sample its distance to the nearest training slice over that to the nearest held-out slice: (n,).
 
-    samples (n, H, W), training and held_out (m, H, W) in [-1, 1].  Slices are shrunk, z-scored and compared by the root
-    mean squared difference, the smallest over shifts of up to SHIFT pixels.  The ratio is about 1 for a new image and
-    below COPIED for a copy of a training slice.
+    Slices (n, H, W) are shrunk, z-scored and compared by the smallest RMS difference over shifts of up to SHIFT pixels.
+    The ratio is about 1 for a new image and below COPIED for a copy.
     """
     core = slice(SHIFT, SHRUNK - SHIFT)                           # the pixels that no shift moves out of the slice
     edge = SHRUNK - 2 * SHIFT

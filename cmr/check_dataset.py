@@ -1,7 +1,6 @@
 """Look a dataset over before anything long starts: `python -m cmr.check_dataset DATA`.
 
-The check counts volumes, spacings and labels, and it names every anomaly and every leak between splits (a subject or
-an image that is in two).  It lists all unusable files before it ends with exit code 3.  `cmr.nifti` checks each file.
+It names every anomaly and every leak between splits (a subject or an image that is in two), and all unusable files.
 """
 import hashlib
 import sys
@@ -24,7 +23,6 @@ from cmr.studies import (UNSEEN, in_role, labelled_apart, labelled_splits, left_
 
 @dataclass(frozen=True)
 class Config(DataConfig):
-    """Settings of the check."""
     target: str = opt("", "target domain; each of its values must hold validation and labelled test volumes")
     references: str = opt("", "domain of DG's references, which may be neither in the source nor in a target")
     segmenters: str = opt("", "which will be compared, as network-trainingset: is there a row for each?")
@@ -33,7 +31,6 @@ class Config(DataConfig):
 
 @dataclass(frozen=True)
 class Volume:
-    """What was found in one volume."""
     record: Record
     unusable: str = ""                           # why it cannot be read; the fields below are then empty
     left_out: str = ""                           # why no segmenter is trained or tested on it
@@ -53,7 +50,6 @@ def main(argv=None):
 
 
 def check_dataset(config):
-    """Read all volumes, print the findings and return them as a dictionary; raises DataError as `_refuse` does."""
     source, targets = Domain.parse(config.source), Domain.parse(config.target).each() if config.target else []
     records, grid = studies_of(config), Grid(config.spacing_mm, config.size)
     _require_roles(records, source, targets, config)
@@ -93,7 +89,6 @@ def _require_roles(records, source, targets, c):
 
 
 def _look_at(record, grid):
-    """Read one volume and return what was found as a Volume."""
     try:
         image, label, nifti, notes = read_volume(record)
     except DataError as error:
@@ -160,7 +155,6 @@ def _incomplete(volumes, domains):
 
 
 def _refuse(data, findings):
-    """Raise DataError if files are unusable, if splits share a subject or an image, or if nothing is labelled."""
     unusable, shared = findings["unusable"], findings["subject_in_two_splits"]
     if len(unusable) == 1:
         raise DataError(unusable[0])

@@ -1,11 +1,7 @@
 """Comparison of the experiment's rows over patients: means, tests and shares of the gap.
 
-The unit is the patient: the phases and structures of each are averaged first.  Two rows are measured on the same
-patients, so the tests are paired; the paper's Welch test, which ignores the pairs, is reported beside them.  A missed
-structure has an infinite distance and counts everywhere as the largest diagonal of the test images (`penalised`).
-
-`rows` are lines of metrics.csv after `penalised`: dictionaries of METRIC_COLUMNS with numbers as numbers.  Where
-domains are compared, only the rows of `comparable` are used.
+The unit is the patient: phases and structures are averaged first, and the tests are paired.  `rows` are lines of
+metrics.csv after `penalised`, with numbers as numbers; domains are compared by `comparable` rows alone.
 """
 import math
 
@@ -37,8 +33,7 @@ MARGIN = {"dice": 0.01, "hd95": 1.0, "assd": 0.5}
 def penalised(rows):
     """Return the rows with finite distances, and with `hd95_found`: HD95 in mm, nan where it was not finite.
 
-    The largest diagonal replaces a distance that is infinite (missed or spurious structure) or undefined in-plane (no
-    slice has both masks).  A structure that is absent from both masks keeps its nan and enters no mean.
+    The largest diagonal replaces what is infinite or undefined in-plane; a structure absent from both masks keeps nan.
     """
     penalty_mm, found = largest_diagonal_mm(rows), []
     for row in rows:
@@ -63,7 +58,6 @@ def patient_values(rows, metric):
 
 
 def failures(rows):
-    """Return how many structures were missed or are spurious."""
     return sum(row["status"] in FAILED for row in rows)
 
 
@@ -110,8 +104,7 @@ def all_tests(rows):
 def means(rows):
     """Return {(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS, with POOLED as first domain.
 
-    Three entries more are "hd95_found", the mean HD95 in mm of structures that were found (nan if none was), "missed",
-    the number of structures that were missed or are spurious, and "structures", the number of all.
+    "hd95_found" is nan if no structure was found; "missed" counts missed and spurious ones, "structures" all of them.
     """
     found = {}
     for domain in (POOLED, *distinct(rows, "domain")):
@@ -127,8 +120,7 @@ def means(rows):
 def gap_closed(mean, domain, network, arm, metric):
     """Return the share of the gap from baseline to upper bound that a row closes; negative if the row is worse.
 
-    mean : result of `means`.  Returns None for the baseline, the upper bound and a gap below SMALLEST_GAP, and if there
-    is no upper bound: results on the source do not replace it, because domains differ in difficulty.
+    mean : result of `means`.  Both bounds give None, and so do a gap below SMALLEST_GAP and a missing upper bound.
     """
     if arm in (BASELINE, UPPER_BOUND) or (domain, network, UPPER_BOUND) not in mean:
         return None
@@ -142,8 +134,7 @@ def gap_closed(mean, domain, network, arm, metric):
 def against_controls(rows):
     """Compare DG with each of the CONTROLS, which use no diffusion model, on the patients of all targets.
 
-    Returns a dictionary for each network and control: network, control, the tests "dice" and "hd95" of `compare`, "p"
-    of the Wilcoxon test of HD95 (after Holm over all these comparisons), and the "outcome".
+    Returns [{network, control, "dice" and "hd95" of `compare`, "p" of HD95's Wilcoxon test after Holm, "outcome"}].
     """
     ran = {(network, arm.name) for network, arm in compared_in(rows)}
     found = []
@@ -159,8 +150,7 @@ def against_controls(rows):
 def outcome(test, p):
     """Return what a test of `compare` says: "better", "worse", "equal", "open", or "few" for too few patients.
 
-    p : of its paired test, corrected or not.  If p < ALPHA, the larger rank sum gives the direction.  Otherwise the
-    rows are "equal" if the 90 % interval of the mean difference lies within MARGIN (two one-sided tests at 5 %).
+    Rows are "equal" if the 90 % interval of the mean difference lies within MARGIN (two one-sided tests at 5 %).
     """
     if test["n"] < MINIMUM_PATIENTS:
         return "few"
@@ -227,8 +217,7 @@ def paired_t(a, b):
 def wilcoxon(a, b):
     """Return (rank sum of pairs with a > b, rank sum of pairs with a < b, two-sided p) of the signed-rank test.
 
-    Equal pairs are left out; p = 1 if all are equal; p is exact for small samples without ties.  The larger rank sum
-    gives the direction; the Hodges-Lehmann shift cannot, because it is 0 if most pairs are equal.
+    Equal pairs are left out; p = 1 if all are.  The larger sum gives the direction: the Hodges-Lehmann shift may be 0.
     """
     d = np.asarray(a, float) - np.asarray(b, float)
     d = d[d != 0]
@@ -248,8 +237,7 @@ def hodges_lehmann(a, b):
 def bca_interval(differences, level=0.95, resamples=10_000):
     """Return (low, high) of the mean difference by the bias-corrected and accelerated bootstrap (BCa, Efron 1987).
 
-    If all differences are equal, both ends are that value; fewer than two differences give nan.  scipy's bootstrap is
-    not used, because it resamples differently between versions and returns nan for ties.
+    scipy's is not used, because it resamples differently between versions and returns nan for ties.
     """
     d = np.asarray(differences, float)
     n = len(d)

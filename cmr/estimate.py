@@ -1,7 +1,6 @@
 """What `make reproduce` will take here, measured before it starts: `make estimate`, or `python -m cmr.estimate`.
 
-Each training script runs for a few steps; the resulting networks then make some images of DG and DA and segment and
-score a volume.  The phantom, the check, the images of DG's controls and the report are not counted.
+The phantom, the check, the images of DG's controls and the report are not counted.
 """
 import contextlib
 import io
@@ -127,7 +126,6 @@ def seconds_each(make, n):
 
 
 def table(c, stages):
-    """Return the estimate as Markdown; `stages` are the result of `estimated`."""
     lines = [f"Estimate for preset {c.experiment} on this machine ({pick_device(c.device)}, {cores()} cores):", "",
              "| stage | how many | seconds each | minutes |", "|---|---|---|---|"]
     for name, count, unit, each_s in stages:

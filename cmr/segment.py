@@ -1,7 +1,6 @@
 """Segment image files: `python -m cmr.segment IMAGE... --segmenter final.pt --out FOLDER`.
 
-Each frame is treated as a volume of its own, as in the experiment.  `--diffusion` makes it DA: the image is projected
-to the source too, and the softmax is averaged over the image as it is and its projection.
+Each frame is a volume of its own.  With `--diffusion` the softmax is averaged over the image and its projection (DA).
 
     FOLDER/NAME.nii.gz      the mask, on the image's own grid
     FOLDER/NAME.png         contours on every slice; with DA: without it, the projected image, with it
@@ -39,7 +38,6 @@ COLUMNS = ("file", "frame", "LV_ml", "RV_ml", "MYO_g",
 
 @dataclass(frozen=True)
 class Config(ImagesConfig):
-    """Settings of the command."""
     segmenter: str = opt("", "final.pt of train_unet.py", required("a final.pt"))
     out: str       = opt("masks", "folder for the results")
     diffusion: str = opt("", "final.pt of train_diffusion.py: segment by DA; empty: the image as it is")
@@ -72,11 +70,9 @@ def main(argv=None):
 
 
 def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", seed=0):
-    """Segment one NIfTI file, write the mask to `out` and a picture beside it.
+    """Segment one NIfTI file, write the mask to `out` and a picture beside it; members None: as in the experiment.
 
-    segmenter : Segmenter.  sd_dm : a SourceModel, for DA.  members : Strengths and NONE to average; None: as in the
-    experiment.  labels : numbering of the mask, mms or acdc.  Returns {volumes: LV_ml, RV_ml and MYO_g of each frame,
-    notes: warnings about the file}.  Raises DataError for a file that is not an image.
+    Returns {volumes: LV_ml, RV_ml and MYO_g of each frame, notes: warnings about the file}.
     """
     if members is None:
         members = parse_members(DEFAULT_STRENGTH["da"]) if sd_dm else (NONE,)
@@ -171,10 +167,7 @@ def table(found):
 
 
 def ejected(name, ed, es, which):
-    """EDV, ESV and EF of a ventricle from its rows at ED and ES, which are named by their column `which`.
-
-    Returns {} for a ventricle that the network does not know; EF is None if the ventricle was not found in both.
-    """
+    """EDV, ESV and EF of a ventricle from its rows at ED and ES, which column `which` names; {} if it is not known."""
     edv_ml, esv_ml = ed[f"{name}_ml"], es[f"{name}_ml"]
     if edv_ml is None or esv_ml is None:
         return {}
@@ -184,7 +177,6 @@ def ejected(name, ed, es, which):
 
 
 def notes_on(image, segmenter, labels, geometry):
-    """Warnings about a file: what the network was not trained for, and what looks wrong in the result."""
     notes = coarse_pixels(image, Grid.of(segmenter.settings))
     unknown = [name for name in VALUES if name not in segmenter.structures]
     if unknown:

@@ -2,11 +2,8 @@
 
     image -> working grid -> noised to t0 and denoised by the SD-DM -> what changed is added, on the image's own grid
 
-Any NIfTI file of a slice, a stack or a cine will do, with slices along any axis; no table, split or mask is needed.  A
-result has the size, affine, header and data type of its image, and outside the working field of view the image stays
-as it is.  A cine is scaled and matched as a whole, so that all frames are equally bright; a single volume is projected
-as DA projects it in the experiment.  A picture beside each result shows before, after and difference.  With `--ladder`
-the command only draws three slices at several strengths.  `cmr.segment` uses the same functions.
+Any NIfTI file of a slice, a stack or a cine will do.  A cine is scaled and matched as a whole, so that all frames are
+equally bright.  `cmr.segment` uses the same functions.
 """
 import re
 from dataclasses import dataclass
@@ -39,11 +36,7 @@ class ImagesConfig:
 
 
 def find_images(images, out):
-    """Return {name of the result below `out`: Path of the image} for `images`, a list of files and folders.
-
-    In folders, hidden files and masks (`_gt` after the name of an image beside them) are skipped.  Raises UsageError if
-    there is no image, or if a result would replace an image or another result.
-    """
+    """Return {name of the result below `out`: Path} of files and folders; hidden ones and `_gt` masks are skipped."""
     found = {}
     for start in map(Path, images):
         for path in _below(start) if start.is_dir() else [start]:
@@ -59,7 +52,6 @@ def find_images(images, out):
 
 
 def _below(folder):
-    """Return the sorted NIfTI files below a folder without hidden ones and masks; raises UsageError for none."""
     is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
     files = {path for path in folder.rglob("*.nii*") if SUFFIX.search(path.name) and path.is_file()}
     files = {path for path in files if not is_hidden(path)}
@@ -75,8 +67,7 @@ def one_by_one(images, out, settings, make):
     """Call make(place, path) for each image of `find_images`; return ([its results], [why a file was left out]).
 
     make : writes the results of a file and returns plain values, among them "notes", a list of warnings.
-    settings : everything that decides the results; raises CheckpointError if `out` was made with others.
-    What was finished before is not done again, and an image that cannot be used does not stop the others.
+    settings : everything that decides the results; what was finished with them before is not done again.
     """
     out = writable_folder(out)
     begun = out / "settings.json"
@@ -104,7 +95,6 @@ def one_by_one(images, out, settings, make):
 
 
 def require_all(left_out, n_images):
-    """Raise DataError if images were left out; it is called after all others are done."""
     if left_out:
         others = f" (and {len(left_out) - 1} more, named above)" if len(left_out) > 1 else ""
         raise DataError(f"{len(left_out)} of {n_images} images could not be used: {left_out[0]}{others}")
@@ -117,7 +107,6 @@ def subject_and_phase(path):
 
 
 def picture_of(path, suffix=".png"):
-    """Return the path of a NIfTI file's picture, which has `suffix` in place of .nii or .nii.gz."""
     return Path(path).with_name(SUFFIX.sub("", Path(path).name) + suffix)
 
 
@@ -141,7 +130,6 @@ class ImageFile:
         return in_order.reshape(self.nifti.array.shape)
 
     def write_labels(self, path, labels):
-        """Write labels (X, Y, Z, T) uint8 on the grid of the file, with its header."""
         write_like(path, self.as_stored(labels), self.nifti)
 
     def write_frames(self, path, frames):
@@ -168,10 +156,9 @@ def read_image(path):
 
 
 def _slice_axis(shape, spacing_mm, affine):
-    """Return the axis (0, 1 or 2) along which the slices of a file lie.
+    """Return the axis (0, 1 or 2) along which the slices of a file lie, by the first of these that exists.
 
-    The first of these that exists is taken: the only axis of a single voxel; the clearly coarsest; the clearly
-    shortest; by an oblique affine, the axis nearest to that of a short-axis stack; the last axis.
+    The only one of a single voxel; the clearly coarsest; the clearly shortest; by an oblique affine; the last.
     """
     if shape.count(1) == 1:
         return shape.index(1)
@@ -189,8 +176,7 @@ def _slice_axis(shape, spacing_mm, affine):
 def changed(volume, working, new, geometry):
     """Add to a volume (X, Y, Z) the change on the working grid from `working` to `new` (D, H, W); returns float32.
 
-    As only the change is resampled, detail finer than the working grid and grey values beyond those of -1 and 1 stay.
-    The change fades out over BLEND_MM towards the field's border, and the result keeps the volume's own extremes.
+    Detail finer than the working grid stays, and the change fades out over BLEND_MM towards the field's border.
     """
     step = stored(resample_to_original(new - working, geometry), geometry) * (geometry.high - geometry.low) / 2
     weight = np.clip(depth_mm(geometry) / BLEND_MM, 0, 1)[..., None]
@@ -217,7 +203,6 @@ def grey_view(volume, geometry):
 
 
 def coarse_pixels(image, grid):
-    """Return a list with a warning if an ImageFile is coarser in-plane than the networks' Grid, else an empty list."""
     coarsest = max(image.spacing_mm[:2])
     if coarsest <= grid.spacing_mm:
         return []
@@ -226,7 +211,6 @@ def coarse_pixels(image, grid):
 
 @dataclass(frozen=True)
 class Config(ImagesConfig):
-    """Settings of the command."""
     diffusion: str = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     out: str       = opt("translated", "folder for the results")
     strength: str  = opt(GUIDED, "what is kept of the image; the default is that of DA, guided, in the experiment")
@@ -253,11 +237,7 @@ def main(argv=None):
 
 
 def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
-    """Project one NIfTI file to the source, every frame with the same noise, and write it to `out` with a picture.
-
-    sd_dm : a SourceModel.  Returns a list of warnings.  Raises DataError for a file that is no image, NumericalError if
-    the SD-DM makes no usable image.
-    """
+    """Project a NIfTI file by a SourceModel, all frames with one noise, draw it, and return a list of warnings."""
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
     stack = image.frames.reshape(*image.frames.shape[:2], -1)     # (X, Y, Z * T): each slice is projected by itself
     working, _, geometry = to_working(stack, image, grid)

@@ -66,7 +66,7 @@ def _prepared(record, grid, work):
         if working:
             return working
         print(f"note: {work / key}: damaged entry of the cache; it is made again", flush=True)
-        (work / f"{key}.json").unlink()
+        (work / f"{key}.json").unlink(missing_ok=True)            # another stage may have met it too
     raise ResourceError(f"{work}: what is written there is read back differently; choose another --work")
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cmr import working
 from cmr.errors import DataError
 from cmr.grid import Grid
 from cmr.nifti import BlankImage, read_nifti
@@ -38,6 +39,21 @@ def test_a_damaged_entry_of_the_cache_is_found_and_made_again(tmp_path, capsys):
         assert np.array_equal(again.image, image) and np.array_equal(again.label, label)
         assert again.geometry == first.geometry and again.content == first.content
     assert capsys.readouterr().out.count("damaged entry of the cache") >= 15
+
+
+def test_two_stages_that_meet_the_same_damaged_entry_go_on(tmp_path, monkeypatch):
+    record, grid, work = case(tmp_path, LABEL), Grid(2.5, 32), tmp_path / "work"
+    [first], [entry], cached = prepare([record], grid, work), work.glob("*.json"), working._cached
+    entry.write_text("{}")
+
+    def cached_while_the_other_stage_deletes_it(*key):
+        found = cached(*key)
+        if found is None:
+            entry.unlink()
+        return found
+
+    monkeypatch.setattr(working, "_cached", cached_while_the_other_stage_deletes_it)
+    assert prepare([record], grid, work)[0].content == first.content
 
 
 @pytest.mark.parametrize("name,change", [("image", (b"<f4", b">f4")), ("label", (b"|u1", b"|i1"))])

@@ -18,6 +18,7 @@ TEST_COLUMNS = ("domain", "network", "arm", "metric", "primary", "n", "n_missed_
                 "mean_baseline", "mean_arm", "mean_difference", "bca_low", "bca_high", "bca90_low", "bca90_high",
                 "hodges_lehmann", "hedges_g", "welch_t", "welch_df", "welch_p", "welch_p_holm", "paired_t_p",
                 "rank_sum_larger", "rank_sum_smaller", "wilcoxon_p", "wilcoxon_p_holm")
+P_VALUES = [name for name in TEST_COLUMNS if name.endswith(("_p", "_p_holm"))]
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
 SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
 DISTANCES = ("hd95", "hd95_pooled", "assd", "hd95_in_plane")                         # the distances that are averaged
@@ -99,6 +100,15 @@ def all_tests(rows):
             for test, p in zip(family, holm([t[name] for t in family])):
                 test[name + "_holm"] = float(p)
     return tests
+
+
+def as_written(tests):
+    """Return the lines of tests.csv, where p-values below 0.001 are texts of 6 digits: 6 decimals would make some 0."""
+    lines = []
+    for test in tests:
+        small = {name: f"{test[name]:.6g}" for name in P_VALUES if test.get(name, 1) < 1e-3}
+        lines.append({**test, **small})
+    return lines
 
 
 def means(rows):

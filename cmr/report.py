@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
-from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, comparable, distinct, each_row,
-                            failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values, penalised,
-                            select)
+from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, as_written, comparable, distinct,
+                            each_row, failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values,
+                            penalised, select)
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.files import read_csv, write_csv, write_text
 from cmr.pictures import FULL_COLOUR, example_sheet, forest
@@ -54,7 +54,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
         role = "source test studies" if domain == source else "unseen target"
         sections += [f"## {domain} ({role}, {patients[domain]})", "", tables[domain], "",
                      _structure_table(rows, domain), ""]
-    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
+    write_csv(out / "tests.csv", as_written(tests), TEST_COLUMNS)
     write_text(out / "report.md", PAGE.format(
         source=source, targets=", ".join(targets), networks=", ".join(distinct(rows, "network")),
         seed=settings["seed"], penalty=largest_diagonal_mm(rows), structures=_structures(rows, shared),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cmr.comparison import (
-    DISTANCES, POOLED, TESTED_METRICS, all_tests, bca_interval, comparable, compare, distinct, effect_size,
-    gap_closed, hodges_lehmann, holm, means, outcome, paired_t, patient_values, penalised, welch, wilcoxon)
+    DISTANCES, POOLED, TEST_COLUMNS, TESTED_METRICS, all_tests, as_written, bca_interval, comparable, compare, distinct,
+    effect_size, gap_closed, hodges_lehmann, holm, means, outcome, paired_t, patient_values, penalised, welch, wilcoxon)
 from cmr.experiment import ARMS
+from cmr.files import read_csv, write_csv
 
 
 def row(subject, arm, hd95, status="ok", domain="Vendor=B", role="target", **more):
@@ -94,6 +95,18 @@ def test_holm_runs_over_the_declared_family():
         family = [t for t in primary if (t["domain"] == POOLED) == pooled]
         smallest = min(t["wilcoxon_p"] for t in family)
         assert min(t["wilcoxon_p_holm"] for t in family) == pytest.approx(min(1, len(family) * smallest))
+
+
+def test_a_small_p_value_keeps_its_digits_in_the_table(tmp_path):
+    """Six decimals, as other numbers have, would make a p-value of 6e-9 a 0."""
+    rows = [row(f"p{i}", arm, hd95 + i + i % 3) for i in range(40) for arm, hd95 in (("baseline", 20.0), ("DA", 9.0))]
+    rows += [row(f"p{i}", "DA", 9.3 + i, structure="RV") for i in range(40)]
+    tests = all_tests(rows)
+    write_csv(tmp_path / "tests.csv", as_written(tests), TEST_COLUMNS)
+    for test, line in zip(tests, read_csv(tmp_path / "tests.csv", TEST_COLUMNS)):
+        assert 0 < test["wilcoxon_p"] < 1e-6
+        assert all(float(line[name]) == pytest.approx(test[name], rel=1e-5) for name in ("wilcoxon_p", "paired_t_p"))
+        assert line["mean_difference"] == f"{test['mean_difference']:.6f}".rstrip("0")
 
 
 def test_every_metric_that_is_tested_has_an_outcome():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+GAMMA = 5.0                                      # of the min-SNR weight
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -71,13 +73,13 @@ def stratified_t(T, n, generator):
     return t[torch.randperm(n, generator=generator)]
 
 
-def loss_weight(schedule, t, gamma=5.0):
+def loss_weight(schedule, t):
     """Return the min-SNR weight (Hang et al. 2023) of the squared error of v at times t (N,): float64 (N,).
 
-    Trap: the published weight min(SNR, gamma) is for the error of x_0; the error of v is sqrt(SNR + 1) times as large.
+    Trap: the published weight min(SNR, GAMMA) is for the error of x_0; the error of v is sqrt(SNR + 1) times as large.
     """
     snr = schedule.snr(t)
-    return snr.clamp(max=gamma) / (snr + 1)
+    return snr.clamp(max=GAMMA) / (snr + 1)
 
 
 def target_of(schedule, x_0, eps, t):

@@ -24,10 +24,6 @@ SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Val
 # A folder with such a word in its name is probably meant as a split.
 SPLIT_WORD = re.compile(r"train\w*|valid\w*|val|valset|test\w*|eval\w*|dev|devset|hold(?:out)?|held(?:out)?", re.I)
 SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # made by operating systems
-# Files of other formats begin with these bytes.
-OTHER_FORMATS = {b"<": "a web page", b"PK": "a zip archive", b"version https://git-lfs": "a pointer of git-lfs",
-                 b"/annex/": "a pointer of git-annex", b"NRRD": "an NRRD image", b"ObjectType": "a MetaImage header",
-                 b"\x89HDF": "an HDF5 or MINC file", b"\x93NUMPY": "a NumPy array", b"\x89PNG": "a picture"}
 
 
 @dataclass(frozen=True)
@@ -175,8 +171,7 @@ def decoded(path):
     kind = _nifti_kind(data)
     if kind is None:
         what = "a DICOM file" if data[128:132] == b"DICM" else "no NIfTI header"
-        what = next((name for begin, name in OTHER_FORMATS.items() if data.startswith(begin)), what)
-        raise DataError(f"{path}: begins with {data[:12]!r}, {what}; copy, download or convert it again")
+        raise DataError(f"{path}: begins with {data[:24]!r}, {what}; copy, download or convert it again")
     try:
         with np.errstate(all="ignore"):                           # a damaged header may hold absurd numbers
             image = kind.from_bytes(data)

@@ -3,6 +3,7 @@ import numpy as np
 from scipy import ndimage
 
 QUANTILES = np.linspace(0, 1, 257)
+FDA_SHARE = 0.03                                 # half-width of the swapped window, of the smaller edge
 GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # sizes of `random_shift`
 
 
@@ -24,14 +25,11 @@ def match_quantiles(image, quantiles):
     return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
 
 
-def fda(image, style, beta=0.03):
-    """Give the slice `image` the low-frequency amplitudes of the slice `style` (FDA, Yang & Soatto 2020).
-
-    image, style : (H, W).  beta : half-width of the swapped square window as a share of the smaller edge.
-    """
+def fda(image, style):
+    """Give the slice `image` (H, W) the low-frequency amplitudes of the slice `style` (FDA, Yang & Soatto 2020)."""
     of_image, of_style = (np.fft.fftshift(np.fft.fft2(x)) for x in (image, style))
     h, w = image.shape
-    half = max(1, int(beta * min(h, w)))
+    half = max(1, int(FDA_SHARE * min(h, w)))
     window = np.s_[h // 2 - half:h // 2 + half + 1, w // 2 - half:w // 2 + half + 1]
     amplitude = np.abs(of_image)
     amplitude[window] = np.abs(of_style)[window]

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 SURFACE = ("hd", "hd95", "hd95_pooled", "assd", "masd", "asd_pred_to_ref", "asd_ref_to_pred")
+TOLERANCE_MM = 2.0
 STATUS = {(True, True): "ok", (False, True): "missed", (True, False): "spurious", (False, False): "absent_both"}
 
 
@@ -33,8 +34,8 @@ def border_distances(pred, ref, spacing_mm):
     return to_ref[pred_border], to_pred[ref_border]
 
 
-def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
-    """Return {name: value} of SURFACE, in mm, and of `nsd`, the share of both borders within `tolerance_mm`."""
+def surface_metrics(pred, ref, spacing_mm):
+    """Return {name: value} of SURFACE, in mm, and of `nsd`, the share of both borders within TOLERANCE_MM."""
     d_pr, d_rp = border_distances(pred, ref, spacing_mm)
     both = np.concatenate([d_pr, d_rp])
     quantile = lambda d: float(np.quantile(d, 0.95))
@@ -45,7 +46,7 @@ def surface_metrics(pred, ref, spacing_mm, tolerance_mm=2.0):
             "masd": float((d_pr.mean() + d_rp.mean()) / 2),
             "asd_pred_to_ref": float(d_pr.mean()),
             "asd_ref_to_pred": float(d_rp.mean()),
-            "nsd": float((both <= tolerance_mm).mean())}
+            "nsd": float((both <= TOLERANCE_MM).mean())}
 
 
 def in_plane_metrics(pred, ref, spacing_mm):

@@ -142,12 +142,10 @@ def _abdomen_tissue(s, u, v, w, noise, inner, tissue):
     tissue[(kidney < 0.55) & inner] = Tissue.FAT
 
 
-def fractal(rng, shape, beta, z_scale=1.5):
-    """Random field (D, H, W) float32, uniform in (0, 1), from a Gaussian field with the power spectrum k^-beta.
-
-    z_scale : weight of the frequency along D; 1 makes neighbouring slices as different as neighbouring pixels.
-    """
-    k = np.sqrt((fft.fftfreq(shape[0])[:, None, None] * z_scale) ** 2 + fft.fftfreq(shape[1])[None, :, None] ** 2
+def fractal(rng, shape, beta):
+    """Random field (D, H, W) float32, uniform in (0, 1), from a Gaussian field with the power spectrum k^-beta."""
+    # The factor of 1.5 makes neighbouring slices more alike than neighbouring pixels are.
+    k = np.sqrt((fft.fftfreq(shape[0])[:, None, None] * 1.5) ** 2 + fft.fftfreq(shape[1])[None, :, None] ** 2
                 + fft.rfftfreq(shape[2])[None, None, :] ** 2)
     k[0, 0, 0] = np.inf
     spectrum = fft.rfftn(rng.standard_normal(shape, dtype=np.float32), workers=1) * k.astype(np.float32) ** (-beta / 2)

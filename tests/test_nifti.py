@@ -288,9 +288,9 @@ def test_what_a_file_is_decides_and_not_its_name(tmp_path):
         assert (read_nifti(tmp_path / "out.nii.gz").array == LABEL).all()
         read_nifti.cache_clear()
     dicom = b"\0" * 128 + b"DICM"
-    for data, words in ((b"PK\3\4...", "a zip archive"), (dicom, "a DICOM file"), (b"\x89HDF\r\n", "HDF5"),
-                        (b"version https://git-lfs.github.com", "pointer of git-lfs"), (b"hello", "no NIfTI header"),
-                        (gzip.compress(b"<html>"), "a web page")):
+    for data, words in ((b"PK\3\4...", "PK.*no NIfTI header"), (dicom, "a DICOM file"),
+                        (b"version https://git-lfs.github.com", "version https://git-lfs.*no NIfTI header"),
+                        (gzip.compress(b"<html>"), "<html>.*no NIfTI header")):
         (tmp_path / "x.nii.gz").write_bytes(data)
         with pytest.raises(DataError, match=f"x.nii.gz: begins with .*{words}"):
             read_nifti(tmp_path / "x.nii.gz")

@@ -19,7 +19,7 @@ from cmr.files import atomic
 COLOURS = {1: (230, 60, 60), 2: (70, 200, 90), 3: (70, 130, 250)}                    # LV red, MYO green, RV blue
 FULL_COLOUR = 0.5                                # difference drawn in full colour: a quarter of the range [-1, 1]
 FONT, LINE = 13, 18                              # pixels
-PLOT_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+PLOT_COLOURS = ("#1f77b4", "#d62728")
 
 
 def with_contours(image, label=None, zoom=3):
@@ -78,15 +78,15 @@ def labelled_sheet(rows, columns, names=()):
     left, gap = 8 * max(map(len, names), default=0), 3
     parts = []
     for j, column in enumerate(columns):
-        parts.append(_text(left + j * (width + gap) + width / 2, LINE - 5, column, "middle"))
+        parts.append(svg_text(left + j * (width + gap) + width / 2, LINE - 5, column, "middle"))
     for i, row in enumerate(rows):
         top = LINE + i * (height + gap)
         if names:
-            parts.append(_text(left - 6, top + height / 2, names[i], "end"))
+            parts.append(svg_text(left - 6, top + height / 2, names[i], "end"))
         for j, panel in enumerate(row):
             parts.append(f'<image x="{left + j * (width + gap)}" y="{top}" width="{width}" height="{height}" '
                          f'href="data:image/png;base64,{_png(panel)}"/>')
-    return _svg(left + len(columns) * (width + gap), LINE + len(rows) * (height + gap), parts)
+    return svg(left + len(columns) * (width + gap), LINE + len(rows) * (height + gap), parts)
 
 
 @dataclass(frozen=True)
@@ -122,44 +122,22 @@ def forest(groups):
     at = lambda value: left + width * (value + span) / (2 * span)
     parts, y = [f'<line x1="{at(0)}" x2="{at(0)}" y1="4" y2="{height - 2 * LINE}" stroke="#888"/>'], LINE
     for heading, rows in groups.items():
-        parts.append(_text(4, y, heading, "start", ' font-weight="bold"'))
+        parts.append(svg_text(4, y, heading, "start", ' font-weight="bold"'))
         y += LINE
         for name, difference, low, high, colour in rows:
             paint = PLOT_COLOURS[colour]
             line = f'y1="{y - 4}" y2="{y - 4}" stroke="{paint}" stroke-width="2"'
-            parts += [_text(left - 8, y, name, "end"), f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" {line}/>',
+            parts += [svg_text(left - 8, y, name, "end"), f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" {line}/>',
                       f'<circle cx="{at(difference):.1f}" cy="{y - 4}" r="3.5" fill="{paint}"/>',
-                      _text(left + width + 8, y, f"{difference:+.1f} ({low:+.1f} to {high:+.1f})", "start")]
+                      svg_text(left + width + 8, y, f"{difference:+.1f} ({low:+.1f} to {high:+.1f})", "start")]
             y += LINE
     for value in (-span, 0, span):
-        parts.append(_text(at(value), y, f"{value:+.0f} mm" if value else "0", "middle"))
-    parts += [_text(at(-span / 2), y + LINE, "better", "middle"), _text(at(span / 2), y + LINE, "worse", "middle")]
-    return _svg(left + width + 170, height + LINE, parts)
+        parts.append(svg_text(at(value), y, f"{value:+.0f} mm" if value else "0", "middle"))
+    parts += [svg_text(at(-span / 2), y + LINE, "better", "middle"), svg_text(at(span / 2), y + LINE, "worse", "middle")]
+    return svg(left + width + 170, height + LINE, parts)
 
 
-def curves(panels):
-    """SVG of plots side by side, every line as wide as its plot; panels : {title: {name of a line: its values}}."""
-    width, height, gap = 240, 170, 60
-    most = max(len(lines) for lines in panels.values())
-    parts = []
-    for i, (title, lines) in enumerate(panels.items()):
-        every = np.concatenate([np.asarray(values, float) for values in lines.values()])
-        low, high = every.min(), every.max() + 1e-9
-        left, top = gap + i * (width + gap), 2 * LINE
-        parts += [_text(left, LINE, title, "start", ' font-weight="bold"'),
-                  f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#888"/>',
-                  _text(left - 4, top + 10, f"{high:.3g}", "end"), _text(left - 4, top + height, f"{low:.3g}", "end")]
-        for k, (name, values) in enumerate(lines.items()):
-            x = left + width * np.linspace(0, 1, len(values))
-            y = top + height * (high - np.asarray(values, float)) / (high - low)
-            paint = PLOT_COLOURS[k % len(PLOT_COLOURS)]
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-            parts += [f'<polyline points="{points}" fill="none" stroke="{paint}" stroke-width="1.5"/>',
-                      _text(left, top + height + (k + 1.2) * LINE, name, "start", f' fill="{paint}"')]
-    return _svg(gap + len(panels) * (width + gap), 3 * LINE + height + most * LINE, parts)
-
-
-def _text(x, y, words, anchor, style=""):
+def svg_text(x, y, words, anchor, style=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
@@ -170,7 +148,7 @@ def _png(panel):
         return base64.b64encode(path.read_bytes()).decode()
 
 
-def _svg(width, height, parts):
+def svg(width, height, parts):
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" font-size="{FONT}" '
             'font-family="sans-serif">')
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""])

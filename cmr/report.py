@@ -1,21 +1,25 @@
 """The report of an experiment: makes the tables and pictures, and fills them into the page `cmr/report.md`.
 
-`cmr.comparison` computes the numbers, `cmr.verdict` writes the sentences, and `cmr.pictures` draws.
+`cmr.comparison` computes the numbers, `cmr.verdict` writes the sentences, and `cmr.pictures` draws.  As a script,
+`python -m cmr.report --runs RUN,RUN --out FILE`, it writes the table of the spread over training seeds.
 """
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
-from cmr.comparison import (ALPHA, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests, as_written, comparable, distinct,
-                            each_row, failures, gap_closed, largest_diagonal_mm, means, outcome, patient_values,
-                            penalised, select)
+from cmr.comparison import (ALPHA, DISTANCES, METRIC_COLUMNS, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests,
+                            as_written, comparable, distinct, each_row, failures, gap_closed, largest_diagonal_mm,
+                            means, outcome, patient_values, penalised, select)
+from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.files import read_csv, write_csv, write_text
 from cmr.pictures import FULL_COLOUR, example_sheet, forest
 from cmr.records import Domain
+from cmr.settings import opt, parse, required
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
 
@@ -32,6 +36,20 @@ BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same netw
            "HD95 or 0.2 mm ASSD.")
 UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
              "differ in difficulty.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the table of the spread over training seeds."""
+    runs: str = opt("", "finished runs of one experiment, one per seed, separated by commas", required("run folders"))
+    out: str  = opt("", "file of the table", required("a file"))
+
+
+def main(argv=None):
+    c = parse(Config, {"demo": {}}, argv, "Write the table of the spread over training seeds.")
+    text = spread_over_seeds([Path(run) for run in c.runs.split(",") if run])
+    write_text(c.out, text + "\n")
+    print(text)
 
 
 def write_report(out, rows, examples, source, run, settings, made_of, orphans):
@@ -261,3 +279,51 @@ def _samples(out, run):
         shutil.copyfile(sheets[-1], out / "samples.png")
         sheet = f"Samples, always from the same noise:\n\n{_picture('samples.png')}"
     return {**{name: float(row[name]) for name in COLUMNS}, "sheet": sheet}
+
+
+def spread_over_seeds(runs):
+    """Text and table of the spread over seeds: means, and differences from the same seed's baseline, ± SD.
+
+    runs : folders of one experiment, one per seed.  Rows that some seeds did not run are left out.  Raises UsageError
+    for a single run, and DataError if a run was tested on other volumes than the first.
+    """
+    if len(runs) < 2:
+        raise UsageError("--runs: give at least two, one per seed; one has no spread")
+    tables = [_read_metrics(run / "results" / "metrics.csv") for run in runs]
+    tested = [{(row["domain"], row["subject"], row["phase"], row["structure"]) for row in rows} for rows in tables]
+    for run, of_run in zip(runs, tested):
+        if of_run != tested[0]:
+            raise DataError(f"{run}: tested on other volumes or structures than {runs[0]}; give runs of one experiment")
+    of_seed = [means(comparable(rows)) for rows in tables]
+    lines = [_spread_of(key, of_seed) for key in of_seed[0] if all(key in mean for mean in of_seed)]
+    columns = [column for name, _ in SUMMARISED.values() for column in (name, "to the baseline")]
+    header = ["domain", "network", "row", *columns, "missed", "seeds in which HD95 is better"]
+    return (f"Mean ± SD over {len(runs)} training seeds, of the mean over patients. A missed structure counts as "
+            f"{largest_diagonal_mm(tables[0]):.0f} mm; how many each seed missed stands in the order of the seeds.\n\n"
+            f"{markdown_table(header, lines)}")
+
+
+def _read_metrics(path):
+    """Rows of a metrics.csv, penalised (`cmr.comparison`); an empty cell becomes NaN."""
+    rows = read_csv(path, METRIC_COLUMNS)
+    for row in rows:
+        row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
+    return penalised(rows)
+
+
+def _spread_of(key, of_seed):
+    """Cells of one table row; key : (domain, network, row of the experiment), of_seed : the `means` of each seed."""
+    domain, network, arm = key
+    cells, better = [], "-"
+    for metric, (_, digits) in SUMMARISED.items():
+        value = np.array([mean[key][metric] for mean in of_seed])
+        change = value - [mean[domain, network, BASELINE][metric] for mean in of_seed]
+        cells += [mean_sd(value, digits), "-" if arm == BASELINE else mean_sd(change, digits, "+")]
+        if metric == "hd95" and arm != BASELINE:
+            better = f"{(change < 0).sum()} of {len(of_seed)}"
+    missed = ", ".join(str(mean[key]["missed"]) for mean in of_seed)
+    return [*key, *cells, f"{missed} of {of_seed[0][key]['structures']}", better]
+
+
+if __name__ == "__main__":
+    run_script(main)

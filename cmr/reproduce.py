@@ -155,7 +155,7 @@ def makefile(runs):
     shown = [f"@cat {report}; echo; echo 'figures and per-case numbers: {Path(report).parent}'" for report in reports]
     if len(runs) > 1:
         folders = ",".join(str(run.run) for run in runs)
-        shown.append(f"@{runs[0].python} -m cmr.results --spread --runs {folders} --out {runs[0].run}/results/seeds.md")
+        shown.append(f"@{runs[0].python} -m cmr.report --runs {folders} --out {runs[0].run}/results/seeds.md")
     rules = [rule("reproduce", reports, [], *shown), rule("check", [], [], stages(runs[0])[0].command),
              rule("estimate", [], [], price(runs[0]))]
     for run in runs:

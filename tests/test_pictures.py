@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from skimage.io import imread
 
-from cmr.pictures import curves, forest, labelled_sheet
+from cmr.pictures import forest, labelled_sheet
 
 NAME = "{http://www.w3.org/2000/svg}"
 
@@ -41,17 +41,3 @@ def test_a_forest_of_rows_that_change_nothing_is_drawn():
     picture = ElementTree.fromstring(forest({"Vendor=B": [("vanilla DA", 0.0, 0.0, 0.0, 0)]}))
     zero, interval = [float(line.get("x1")) for line in picture.iter(NAME + "line")]
     assert abs(zero - interval) < 0.1
-
-
-def test_curves_reach_from_their_first_value_to_their_last():
-    picture = ElementTree.fromstring(curves({"a": {"x": [3.0, 2.0, 1.0], "y": [1.0, 1.0]}, "b": {"z": [5.0, 7.0]}}))
-    frames = [[float(frame.get(side)) for side in ("x", "y", "width", "height")]
-              for frame in picture.iter(NAME + "rect") if frame.get("x")]
-    lines = [[tuple(map(float, point.split(","))) for point in line.get("points").split()]
-             for line in picture.iter(NAME + "polyline")]
-    for (left, top, width, height), line in ((frames[0], lines[0]), (frames[1], lines[2])):
-        assert line[0][0] == left and line[-1][0] == left + width
-        assert {round(y) for _, y in (line[0], line[-1])} == {top, top + height}
-    assert lines[0][1] == (frames[0][0] + 120, frames[0][1] + 85) and lines[0][0][1] < lines[0][2][1]
-    words = {text.text for text in picture.iter(NAME + "text")}
-    assert {"a", "b", "x", "y", "z", "3", "1", "7", "5"} <= words

@@ -1,4 +1,4 @@
-"""The report of rows that ran for some networks only, with structures that were missed, on few patients."""
+"""The report of rows that ran for some networks only, with structures that were missed; the spread over seeds."""
 import csv
 import math
 import re
@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from cmr.comparison import DISTANCES, penalised
+from cmr.comparison import DISTANCES, METRIC_COLUMNS, penalised
+from cmr.errors import DataError, UsageError
+from cmr.files import write_csv
 from cmr.pictures import Example
-from cmr.report import draw_examples, write_report
+from cmr.report import draw_examples, main, write_report
 
 NO_NUMBERS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on",
               "test_input", "status")
@@ -85,3 +87,52 @@ def test_a_heart_outside_the_field_of_view_is_drawn_and_said(tmp_path):
     assert f"worst case by the baseline's HD95 ({outside})" in text
     assert {path.name for path in tmp_path.iterdir()} == {"median_Vendor-A.svg", "worst_Vendor-A.svg"}
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+
+
+def row(subject, arm, dice):
+    found = dice > 0
+    return {"domain": "Vendor=B", "role": "target", "subject": subject, "phase": "ED", "network": "vanilla", "arm": arm,
+            "structure": "LV", "status": "ok" if found else "missed", "dice": dice,
+            "hd95": 10 - 10 * dice if found else math.inf, "assd": 1.0, "hd95_in_plane": 2.0, "diagonal_mm": 101.9}
+
+
+def spread_of(tmp_path, *tables):
+    """What is written of runs with these rows, and the lines of its table."""
+    runs = [tmp_path / f"run{seed}" for seed in range(len(tables))]
+    for run, rows in zip(runs, tables):
+        write_csv(run / "results" / "metrics.csv", rows, METRIC_COLUMNS)
+    main(["--runs", ",".join(map(str, runs)), "--out", str(tmp_path / "spread.md")])
+    text = (tmp_path / "spread.md").read_text()
+    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    change = header.index("HD95 mm") + 1
+    return text, [dict(zip(header, line)) | {"change of HD95": line[change]} for line in lines]
+
+
+def test_spread_is_over_seeds_of_the_mean_over_patients(tmp_path):
+    tables = [
+        [row("p", "baseline", 0.6), row("q", "baseline", 0.8), row("p", "DA", 0.7 + s), row("q", "DA", 0.9 + s)]
+        for s in (0.0, 0.02)
+    ]
+    text, found = spread_of(tmp_path, *tables)
+    assert "A missed structure counts as 102 mm" in text
+    assert [line["domain"] for line in found] == ["all targets", "all targets", "Vendor=B", "Vendor=B"]
+    da = found[3]
+    assert (da["row"], da["Dice"], da["HD95 mm"], da["change of HD95"]) == (
+        "DA", "0.810 ± 0.014", "1.9 ± 0.1", "-1.1 ± 0.1")
+    assert da["seeds in which HD95 is better"] == "2 of 2" and found[2]["seeds in which HD95 is better"] == "-"
+    assert (found[2]["Dice"], found[2]["to the baseline"], found[2]["missed"]) == ("0.700 ± 0.000", "-", "0, 0 of 2")
+
+
+def test_what_a_seed_missed_counts_and_stands_beside(tmp_path):
+    first, second = ([row("p", "baseline", 0.6), row("p", "DA", dice)] for dice in (0.6, 0.0))
+    _, found = spread_of(tmp_path, first, second)
+    assert (found[1]["missed"], found[1]["HD95 mm"]) == ("0, 1 of 1", "53.0 ± 69.2")
+
+
+def test_rows_of_some_seeds_are_left_out_and_other_test_volumes_or_one_seed_refused(tmp_path):
+    first, second = [row("p", "baseline", 0.6), row("p", "DG", 0.7)], [row("p", "baseline", 0.7)]
+    assert {line["row"] for line in spread_of(tmp_path, first, second)[1]} == {"baseline"}
+    with pytest.raises(DataError, match="run1: tested on other volumes"):
+        spread_of(tmp_path, first, [row("q", "baseline", 0.7)])
+    with pytest.raises(UsageError, match="give at least two"):
+        spread_of(tmp_path, first)

@@ -83,7 +83,7 @@ def test_several_seeds_are_runs_of_their_own_and_end_in_a_table_of_their_spread(
     asked = (tmp_path / "asked").read_text()
     assert all(asked.count(f"--seed {seed} ") == 1 + 1 + 2 + 2 + 2 + 1 for seed in (3, 4))
     spread = commands["seeds.md"]
-    assert "-m cmr.results --spread --runs" in spread and "-seed3," in spread and "-seed4 " in spread
+    assert "-m cmr.report --runs" in spread and "-seed3," in spread and "-seed4 " in spread
 
 
 def test_a_dataset_that_was_changed_is_checked_again(tmp_path):

@@ -64,7 +64,7 @@ test: $(VENV) ## run the tests
 	$(PY) -m pytest -q tests
 
 bench: $(VENV) ## measure the speed of the parts on this machine
-	$(PY) -m cmr.bench
+	$(PY) tests/bench.py
 
 clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
 	rm -rf $(RUNS)/*/*.mk $(RUNS)/*/work

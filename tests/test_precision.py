@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import train_unet
-from cmr.bench import noise_volume
+from bench import noise_volume
 from cmr.denoiser import Denoiser, placed
 from cmr.diffusion import Schedule, diffusion_loss
 from cmr.network import TrainingData

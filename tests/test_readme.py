@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 EACH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = "".join(path.read_text() for path in EACH)
 ALLOWED = {"torch", "nibabel", "numpy", "scipy", "skimage", "tqdm", "pytest"}
-OPTIONAL = {"medpy", "monai", "surface_distance", "diffusers", "dynamic_network_architectures"}
+OPTIONAL = {"medpy", "monai", "surface_distance"}
 
 
 def names(path):
@@ -105,7 +105,7 @@ def test_the_map_holds_every_room_once_and_every_test_file_mirrors_one():
     rooms = {path.stem for path in (ROOT / "cmr").glob("*.py")} - {"__init__"}
     assert len(mapped) == len(set(mapped)) and set(mapped) == rooms
     tested = {path.stem[len("test_"):] for path in (ROOT / "tests").glob("test_*.py")}
-    others = {"train_unet", "train_diffusion", "pipeline", "faults", "precision", "readme", "results_page"}
+    others = {"train_unet", "train_diffusion", "pipeline", "faults", "precision", "readme", "bench", "results_page"}
     assert tested <= rooms | others, "a test file mirrors no room"
 
 

@@ -9,6 +9,7 @@ For the audit alone, DG also makes images of the source's validation patients: `
 """
 import functools
 from dataclasses import asdict, dataclass
+from itertools import cycle
 
 import numpy as np
 
@@ -25,11 +26,13 @@ from cmr.records import Domain
 from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
-from cmr.settings import FULL_GRID, DataConfig, at_least, one_of, opt, parse, required
+from cmr.settings import GRIDS, DataConfig, at_least, matching, one_of, opt, parse, required
 from cmr.studies import UNSEEN, in_role, labelled_apart, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, fully_labelled, prepare
+
+_SHIFT = r" *([0-4](\.\d*)?|5(\.0*)?) *"         # a number from 0 to 5
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Config(DataConfig):
     diffusion: str  = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     segmenter: str  = opt("", "final.pt of train_unet.py on real source data, for the audit", required("a final.pt"))
     shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected, 1: about "
-                               "as far as another vendor; several, separated by ';', are taken in turn by the samples")
+                               "as far as another vendor; several are taken in turn by the samples",
+                          matching(f"{_SHIFT}(;{_SHIFT})*", "numbers from 0 to 5, separated by ';'"))
     strength: str   = opt(DEFAULT_STRENGTH["dg"], "what is kept of the reference, none: all, nothing is projected; "
                                                   "several, separated by ';': dg: are taken in turn by the samples, "
                                                   "da: every image is made with each")
@@ -52,14 +56,10 @@ class Config(DataConfig):
 
 
 # DG: one sample near the source, one with a changed look; a larger change harms an nnU-Net, which augments by itself.
-_DG = dict(samples=2, shift="0;0.5")
-_da = lambda preset: dict(strength=f"{PROJECTED[preset]};{GUIDED}")                  # both ways to project
-PRESETS = {"tiny": {"dg": dict(_DG, samples=1, strength=PROJECTED["tiny"]), "da": _da("tiny")},
-           "demo": {"dg": _DG, "da": _da("demo")},
-           "small": {"dg": dict(FULL_GRID, **_DG), "da": dict(FULL_GRID, **_da("small"))},
-           "lab": {"dg": dict(FULL_GRID, **_DG), "da": dict(FULL_GRID, **_da("lab"))},
-           "paper": {"dg": dict(FULL_GRID, shift="0;0.5", samples=4, strength=PROJECTED["paper"]),
-                     "da": dict(FULL_GRID, **_da("paper"))}}
+# DA: both ways to project.
+SAMPLES = {"tiny": 1, "demo": 2, "small": 2, "lab": 2, "paper": 4}
+PRESETS = {preset: {"dg": dict(grid, samples=SAMPLES[preset], shift="0;0.5", strength=PROJECTED[preset]),
+                    "da": dict(grid, strength=f"{PROJECTED[preset]};{GUIDED}")} for preset, grid in GRIDS.items()}
 SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
               "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 
@@ -101,7 +101,8 @@ class Synthesis:
 
     def __init__(self, c):
         self.c, self.device = c, pick_device(c.device)
-        self.shifts, self.strengths = numbers(c.shift), [parse_strength(text) for text in c.strength.split(";")]
+        self.shifts = [float(text) for text in c.shift.split(";")]
+        self.strengths = [parse_strength(text) for text in c.strength.split(";")]
         self.source, self.grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         self.sd_dm = SourceModel.load(c.diffusion, self.device)
         self.segmenter = Segmenter.load(c.segmenter, self.device)
@@ -119,6 +120,11 @@ class Synthesis:
     def read(self, records):
         """Working volumes of the records."""
         return prepare(records, self.grid, self.c.work)
+
+    def jobs_of(self, references, domain, held_out=False):
+        """The jobs of all references of a domain: each is made in all of `ways`, [(sample, shift, strength)]."""
+        return [Job(reference, domain, *way, f"{reference.record.case}_s{number}", held_out)
+                for reference in references for number, way in enumerate(self.ways)]
 
     def begin(self, jobs):
         """Open the set's folder; raises CheckpointError if it has other settings or an image that no job asks for."""
@@ -185,16 +191,8 @@ class Generalisation(Synthesis):
             self.references, _ = fully_labelled(self.read(labelled_apart(self.records, self.domain, [self.source])))
         self.unseen = self.read([r for r in self.source.select(self.frames) if r.split == "Validation"])
         judged, _ = fully_labelled(self.unseen)
+        self.ways = list(zip(range(c.samples), cycle(self.shifts), cycle(self.strengths)))
         self.begin([*self.jobs_of(self.references, self.domain), *self.jobs_of(judged, self.source, held_out=True)])
-
-    def jobs_of(self, references, domain, held_out=False):
-        """The jobs of all references; the samples of one take the changes of look and the strengths in turn."""
-        jobs = []
-        for reference in references:
-            for n in range(self.c.samples):
-                shift, strength = self.shifts[n % len(self.shifts)], self.strengths[n % len(self.strengths)]
-                jobs.append(Job(reference, domain, n, shift, strength, f"{reference.record.case}_s{n}", held_out))
-        return jobs
 
     @functools.cached_property
     def classifiers(self):
@@ -249,25 +247,15 @@ class Adaptation(Synthesis):
         super().__init__(c)
         self.targets = Domain.parse(c.target).each()
         require_apart(self.records, self.source, self.targets, UNSEEN)
-        jobs, self.references = [], []
+        samples = list(zip(range(c.samples), cycle(self.shifts)))
+        self.ways = [(n, shift, strength) for strength in self.strengths for n, shift in samples]
+        jobs = []
         for domain in (self.source, *self.targets):
             tested = in_role(self.records, domain, "Testing")
             require_unseen(tested, self.segmenter.subjects, c.segmenter)
             require_unseen(tested, self.sd_dm.subjects, c.diffusion)
-            volumes = self.read(tested)
-            self.references += volumes
-            jobs += self.jobs_of(volumes, domain)
+            jobs += self.jobs_of(self.read(tested), domain)
         self.begin(jobs)
-
-    def jobs_of(self, volumes, domain):
-        """The jobs of all volumes, each with every strength."""
-        made = [(strength, n) for strength in self.strengths for n in range(self.c.samples)]
-        jobs = []
-        for volume in volumes:
-            for number, (strength, n) in enumerate(made):
-                shift = self.shifts[n % len(self.shifts)]
-                jobs.append(Job(volume, domain, n, shift, strength, f"{volume.record.case}_s{number}"))
-        return jobs
 
     @functools.cached_property
     def classifiers(self):
@@ -282,17 +270,6 @@ class Adaptation(Synthesis):
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)
         return rows
-
-
-def numbers(text):
-    """The numbers in the text of --shift; raises UsageError for anything outside 0 to 5."""
-    try:
-        shifts = [float(part) for part in text.split(";")]
-    except ValueError as error:
-        raise UsageError(f"--shift {text!r}: use numbers, separated by ';'") from error
-    if not all(0 <= shift <= 5 for shift in shifts):
-        raise UsageError(f"--shift {text!r}: use 0 to 5; 1 is about as far as another vendor")
-    return shifts
 
 
 def print_summary(what, rows):

@@ -232,7 +232,6 @@ def _synthetic_set(out, run):
     """The report's words on DG's pairs, {name in the page: text}: how many fit their masks, the worst, continuity."""
     pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
     excluded = len(select(pairs, kept="0"))
-    shutil.copyfile(run / "dg" / "through_plane.png", out / "through_plane.png")
     worst, correlations = "", []
     for name in ("worst_kept.png", "worst_excluded.png"):
         if (run / "dg" / name).exists():

@@ -8,6 +8,7 @@ For the audit alone, DG also makes images of the source's validation patients: `
 `sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
 """
 import functools
+import math
 from dataclasses import asdict, dataclass
 from itertools import cycle
 
@@ -28,7 +29,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import GRIDS, DataConfig, at_least, matching, one_of, opt, parse, required
 from cmr.studies import UNSEEN, in_role, labelled_apart, require_apart, require_unseen, studies_of
-from cmr.synthetic_set import COLUMNS, draw_long_axes, draw_worst, write_dataset_json, write_pair
+from cmr.synthetic_set import COLUMNS, draw_worst, write_dataset_json, write_pair
 from cmr.workers import over_volumes, pick_device
 from cmr.working import Working, fully_labelled, prepare
 
@@ -60,8 +61,6 @@ class Config(DataConfig):
 SAMPLES = {"tiny": 1, "demo": 2, "small": 2, "lab": 2, "paper": 4}
 PRESETS = {preset: {"dg": dict(grid, samples=SAMPLES[preset], shift="0;0.5", strength=PROJECTED[preset]),
                     "da": dict(grid, strength=f"{PROJECTED[preset]};{GUIDED}")} for preset, grid in GRIDS.items()}
-SUMMARISED = ("dice_change", "displacement_median_mm", "displacement_p95_mm", "through_plane_reference",
-              "through_plane_synthetic", "of_source_reference", "of_source_synthetic")
 
 
 def main(argv=None):
@@ -78,8 +77,7 @@ def synthesize(c):
         print(f"note: {c.out}: {earlier} of {len(made)} images were audited by another segmenter than {c.segmenter}; "
               "delete the folder to have all audited by this one", flush=True)
     rows = [row for row, job in zip(made, synthesis.jobs) if not job.held_out]
-    kept = synthesis.finish(rows, [row for row, job in zip(made, synthesis.jobs) if job.held_out])
-    draw_long_axes(synthesis.out, c.use, synthesis.references, kept)
+    synthesis.finish(rows, [row for row, job in zip(made, synthesis.jobs) if job.held_out])
     write_csv(synthesis.out / "manifest.csv", rows, COLUMNS, sealed=True)
     print_summary(synthesis.out.name, rows)
 
@@ -209,7 +207,10 @@ class Generalisation(Synthesis):
         return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others))
 
     def finish(self, rows, held_out):
-        """Print and draw which pairs fit, audit the SD-DM, write the dataset; return the rows that are kept."""
+        """Print and draw which pairs fit, audit the SD-DM and write the dataset's description.
+
+        rows : of the manifest.  held_out : rows of images of held-out patients.  Raises DataError if no pair fits.
+        """
         kept, excluded = ([row for row in rows if bool(row["kept"]) == fits] for fits in (True, False))
         names = ", ".join(row["case"] for row in excluded) or "none"
         print(f"{self.out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: "
@@ -225,7 +226,6 @@ class Generalisation(Synthesis):
         if any(job.strength != NONE for job in self.jobs):
             self.audit_sd_dm()
         write_dataset_json(self.out, self.segmenter.structures, len(kept))
-        return kept
 
     def audit_sd_dm(self):
         """Write `sd_dm.csv`: whether the SD-DM's samples are like slices of patients that it has not seen."""
@@ -269,17 +269,18 @@ class Adaptation(Synthesis):
 
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)
-        return rows
 
 
 def print_summary(what, rows):
-    """Print mean, SD and worst of each audit figure."""
-    for name in SUMMARISED:
-        values = np.array([row[name] for row in rows if row.get(name) is not None and np.isfinite(row[name])])
-        if len(values):
-            worst = values.max() if name.startswith("displacement") else values.min()
-            print(f"{what}: {name} mean {values.mean():.3f}, SD {values.std():.3f}, worst {worst:.3f} "
-                  f"(n {len(values)})")
+    """Print how many images a set has, and the means of the audit's answers before and after."""
+    said = [f"{len(rows)} images"]
+    for name, words in (("dice", "Dice"), ("of_source", "probability of the source")):
+        pairs = [[row.get(f"{name}_{kind}", math.nan) for kind in ("reference", "synthetic")] for row in rows]
+        known = [pair for pair in pairs if np.isfinite(pair).all()]
+        if known:
+            before, after = np.mean(known, 0)
+            said.append(f"mean {words} {before:.3f} before, {after:.3f} after")
+    print(f"{what}: {'; '.join(said)}")
 
 
 if __name__ == "__main__":

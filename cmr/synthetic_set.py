@@ -70,13 +70,6 @@ def write_pair(out, use, row, image, working, structures):
         write_nifti(path, stored(classes), affine, spacing_mm, "mask of the reference")
 
 
-def _read_image(out, use, row):
-    """Read a synthetic volume (D, H, W) in [-1, 1]."""
-    images, _ = _folders(use, row["kept"])
-    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
-    return from_integers(read_nifti(path).array.transpose(2, 1, 0))
-
-
 def write_dataset_json(out, structures, n_training):
     """Write the dataset.json that nnU-Net needs."""
     labels = {"background": 0, **{name: i for i, name in enumerate(structures, 1)}}
@@ -95,20 +88,14 @@ def draw_worst(path, out, rows, workings):
     for row in worst:
         working = workings[row["reference"]]
         k = (working.label > 0).sum((1, 2)).argmax()
-        images = working.image[k], _read_image(out, "dg", row)[k]
+        images = working.image[k], _read_image(out, row)[k]
         panels.append([with_contours(image, mask) for mask in (None, working.label[k]) for image in images])
     if panels:
         save_png(path, sheet(two_a_row(panels)))
 
 
-def draw_long_axes(out, use, workings, rows):
-    """Write `through_plane.png`: three references, cut across their slices, each beside its synthetic volumes."""
-    cuts = []
-    for working in workings[::max(1, len(workings) // 3)][:3]:
-        synthetic = [_read_image(out, use, row) for row in rows if row["reference"] == working.record.case]
-        middle, stretch = working.image.shape[1] // 2, round(working.spacing_mm[0] / working.spacing_mm[1])
-        volumes = [np.asarray(working.image), *synthetic]
-        cuts.append([with_contours(np.repeat(volume[:, middle], stretch, 0)) for volume in volumes])
-    height = max(row[0].shape[0] for row in cuts)
-    pad = lambda panel: np.pad(panel, ((0, height - len(panel)), (0, 0), (0, 0)))
-    save_png(Path(out) / "through_plane.png", sheet([[pad(panel) for panel in row] for row in cuts]))
+def _read_image(out, row):
+    """Read an image of DG (D, H, W) in [-1, 1]."""
+    images, _ = _folders("dg", row["kept"])
+    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
+    return from_integers(read_nifti(path).array.transpose(2, 1, 0))

@@ -23,7 +23,7 @@ PLOT_COLOURS = ("#1f77b4", "#d62728")
 
 
 def with_contours(image, label=None, zoom=3):
-    """The panel of a slice; if a label (H, W) is given, the inner boundary of each structure is drawn on it."""
+    """Return the panel of a slice; if a label (H, W) is given, each structure's inner boundary is drawn on it."""
     grey = (np.clip(_enlarged(image, zoom) + 1, 0, 2) * 127.5).astype(np.uint8)
     panel = np.repeat(grey[..., None], 3, 2)
     if label is not None:
@@ -33,9 +33,9 @@ def with_contours(image, label=None, zoom=3):
     return panel
 
 
-def difference(a, b, full, zoom=3):
-    """The panel of b - a, blue if b is darker, red if brighter; `full` is the difference that has the full colour."""
-    d = _enlarged((b - a) / full, zoom)
+def difference(a, b, zoom=3):
+    """Return the panel of b - a: blue where b is darker, red where it is brighter."""
+    d = _enlarged((b - a) / FULL_COLOUR, zoom)
     return (np.clip(np.stack([d, np.abs(d) * 0.3, -d], -1), 0, 1) * 255).astype(np.uint8)
 
 
@@ -45,7 +45,7 @@ def _enlarged(image, zoom):
 
 
 def enlargement(slices):
-    """The whole-number zoom at which panels of these slices (D, H, W) are about 200 pixels high."""
+    """Return the whole-number zoom at which panels of these slices (D, H, W) are about 200 pixels high."""
     return max(1, round(200 / slices.shape[1]))
 
 
@@ -73,7 +73,7 @@ def save_png(path, picture):
 
 
 def labelled_sheet(rows, columns, names=()):
-    """SVG of rows of panels of equal size, with column names above them and, if given, row names on their left."""
+    """Return the SVG of rows of panels of equal size, with column names above and, if given, row names on the left."""
     height, width = rows[0][0].shape[:2]
     left, gap = 8 * max(map(len, names), default=0), 3
     parts = []
@@ -100,7 +100,7 @@ class Example:
 
 
 def example_sheet(example, found):
-    """SVG of the first, middle and last labelled slice of an example, or of all slices if none is labelled.
+    """Return the SVG of the first, middle and last labelled slice of an example; of all slices if none is labelled.
 
     Each row has the slice, its translation, their difference, and contours of the truth and of `found`, {name: labels}.
     """
@@ -109,13 +109,16 @@ def example_sheet(example, found):
     rows = []
     for k in among[np.linspace(0, len(among) - 1, min(3, len(among))).round().astype(int)]:
         image, translated = example.image[k], example.translated[k]
-        rows.append([with_contours(image), with_contours(translated), difference(image, translated, FULL_COLOUR),
+        rows.append([with_contours(image), with_contours(translated), difference(image, translated),
                      *(with_contours(image, labels[k]) for labels in (example.truth, *found.values()))])
     return labelled_sheet(rows, ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *found])
 
 
 def forest(groups):
-    """SVG of differences in mm (left is better); groups : {heading: [(name, difference, low, high, colour)]}."""
+    """Return the SVG of differences in mm with their intervals; what lies left of the line at 0 is better.
+
+    groups : {heading: [(name, difference, low, high, index in PLOT_COLOURS)]}.
+    """
     every = [row for rows in groups.values() for row in rows]
     span = 1.05 * (max(abs(value) for _, *values, _ in every for value in values) or 1.0)       # 1 if all are 0
     left, width, height = 190, 420, LINE * (len(every) + len(groups) + 2)
@@ -133,11 +136,13 @@ def forest(groups):
             y += LINE
     for value in (-span, 0, span):
         parts.append(svg_text(at(value), y, f"{value:+.0f} mm" if value else "0", "middle"))
-    parts += [svg_text(at(-span / 2), y + LINE, "better", "middle"), svg_text(at(span / 2), y + LINE, "worse", "middle")]
+    for value, word in ((-span / 2, "better"), (span / 2, "worse")):
+        parts.append(svg_text(at(value), y + LINE, word, "middle"))
     return svg(left + width + 170, height + LINE, parts)
 
 
 def svg_text(x, y, words, anchor, style=""):
+    """Return an SVG element of words at a place in pixels; anchor : what of them lies there, start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
@@ -149,6 +154,7 @@ def _png(panel):
 
 
 def svg(width, height, parts):
+    """Return the SVG picture of some elements on white; width, height : in pixels."""
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" font-size="{FONT}" '
             'font-family="sans-serif">')
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""])

@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def write_report(out, rows, examples, source, run, settings, made_of, orphans):
-    """Write tests.csv, report.md and its pictures into `out`; print the main tables.
+    """Write tests.csv, report.md and its pictures into `out`; print the verdict and the table of all targets.
 
     rows : of metrics.csv.  examples : {domain: list of cmr.pictures.Example}.  source : name of the source domain.
     run : folder of the experiment.  settings : those of evaluate.py.  made_of : from cmr.checkpoint.provenance.
@@ -65,12 +65,11 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     tests = all_tests(shared)
     verdict = sentences(shared, tests, source)
     summary = "\n".join([_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)])
-    patients = {domain: f"{len(distinct(select(rows, domain=domain), 'subject'))} patients" for domain in domains}
-    tables = {domain: _domain_table(shared, domain) for domain in domains}
     sections = []
     for domain in domains:
         role = "source test studies" if domain == source else "unseen target"
-        sections += [f"## {domain} ({role}, {patients[domain]})", "", tables[domain], "",
+        patients = len(distinct(select(rows, domain=domain), "subject"))
+        sections += [f"## {domain} ({role}, {patients} patients)", "", _domain_table(shared, domain), "",
                      _structure_table(rows, domain), ""]
     write_csv(out / "tests.csv", as_written(tests), TEST_COLUMNS)
     write_text(out / "report.md", PAGE.format(
@@ -87,18 +86,16 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
         left_out="\n".join(f"- {what}: {why}" for what, why in orphans) or "Nothing."))
     print("\n" + "\n".join(verdict))
     print(f"\nall unseen targets\n{summary}")
-    for domain, table in tables.items():
-        print(f"\n{domain} ({patients[domain]})\n{table}")
 
 
 def markdown_table(header, rows):
-    """A Markdown table as text; header : column names, rows : lists of cells."""
+    """Return a Markdown table as text; header : column names, rows : lists of cells."""
     lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def mean_sd(values, digits, sign=""):
-    """Mean ± SD as text; of one value without the SD, of none `-`.  sign : "+" to show the sign of the mean."""
+    """Return "mean ± SD"; one value has no SD, and "-" stands for no value.  sign : "+" also shows the mean's sign."""
     if not len(values):
         return "-"
     sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -106,14 +103,10 @@ def mean_sd(values, digits, sign=""):
 
 
 def _measured(rows, metrics):
-    """Cells of a table: each metric's mean ± SD over patients; for "missed", how many structures were missed."""
-    cells = []
-    for metric in metrics:
-        if metric == "missed":
-            cells.append(f"{failures(rows)} of {len(rows)}")
-        else:
-            cells.append(mean_sd(list(patient_values(rows, metric).values()), 3 if metric == "dice" else 1))
-    return cells
+    """Return table cells: each metric's mean ± SD over patients; for "missed", how many structures were missed."""
+    missed = f"{failures(rows)} of {len(rows)}"
+    averaged = lambda metric: mean_sd(list(patient_values(rows, metric).values()), 3 if metric == "dice" else 1)
+    return [missed if metric == "missed" else averaged(metric) for metric in metrics]
 
 
 def _or_dash(value, form):
@@ -121,21 +114,26 @@ def _or_dash(value, form):
 
 
 def _picture(name):
-    """Markdown that shows a picture file beside the report, with the blank line after it."""
+    """Return the Markdown of a picture that lies beside the report, with the blank line after it."""
     return f"![{name[:-4].replace('_', ' ')}]({name})\n\n"
 
 
+def _copied(path, out, name):
+    """Copy a picture of another stage to the report's folder `out`; return its Markdown."""
+    shutil.copyfile(path, out / name)
+    return _picture(name)
+
+
 def _structures(rows, shared):
-    """Say which structures were measured, and which of them enter the averages."""
+    """Return which structures were measured, and which of them enter the averages, in words."""
     every, averaged = distinct(rows, "structure"), distinct(shared, "structure")
-    partial = " (the dataset labels no others)" if len(every) < 3 else ""
     if len(averaged) < len(every):
-        partial = f"; averaged are {', '.join(averaged)}, which every domain labels"
-    return ", ".join(every) + partial
+        return f"{', '.join(every)}; averaged are {', '.join(averaged)}, which every domain labels"
+    return ", ".join(every) + (" (the dataset labels no others)" if len(every) < 3 else "")
 
 
 def _summary(rows, domains, arms):
-    """Table of means over patients, of missed structures and, with an upper bound, of the shares of the gap closed."""
+    """Return the table of means over patients, of missed structures and, with an upper bound, of the gap closed."""
     mean, bounded = means(rows), UPPER_BOUND in distinct(rows, "arm")
     header = ["target", "network", "row", *(name for name, _ in SUMMARISED.values()), "missed", TABULATED["hd95_found"]]
     if bounded:
@@ -153,14 +151,14 @@ def _summary(rows, domains, arms):
 
 
 def _domain_table(rows, domain):
-    """Table of every row of the experiment on a domain."""
+    """Return the table of every row of the experiment on a domain."""
     lines = [[network, arm.name, arm.trained_on, arm.test_input, *_measured(of_row, TABULATED)]
              for network, arm, of_row in each_row(rows, domain)]
     return markdown_table(["network", "row", "trained on", "test input", *TABULATED.values()], lines)
 
 
 def _structure_table(rows, domain):
-    """Table of the main rows of the experiment on a domain, by structure."""
+    """Return the table of the main rows of the experiment on a domain, by structure."""
     structures = distinct(select(rows, domain=domain), "structure")
     shown, lines = ("dice", "hd95", "assd", "missed"), []
     for network, arm, of_row in each_row(rows, domain):
@@ -173,7 +171,7 @@ def _structure_table(rows, domain):
 
 
 def _forest(out, tests):
-    """Draw how DA and DG change HD95, with intervals; returns Markdown, "" if every test has too few patients."""
+    """Draw how DA and DG change HD95; return Markdown, which is empty if every test has too few patients."""
     groups = {}
     for test in select(tests, metric="hd95"):
         values = test["mean_difference"], test["bca_low"], test["bca_high"]
@@ -188,6 +186,7 @@ def _forest(out, tests):
 
 
 def _test_table(tests):
+    """Return the table of the primary tests, those of DA and DG against the baseline."""
     lines = []
     for t in select(tests, primary=1):
         interval = f"{t['bca_low']:+.1f} to {t['bca_high']:+.1f}"
@@ -203,7 +202,7 @@ def _test_table(tests):
 
 
 def _ledger(rows):
-    """Table of which domain's images and masks each row of the experiment has used."""
+    """Return the table of the images and masks of source and target that each row of the experiment has used."""
     ran = distinct(rows, "arm")
     return markdown_table(["row", "source images", "source masks", "target images", "target masks"],
                           [[arm.name, arm.source, arm.source, arm.access, arm.target_masks]
@@ -211,7 +210,7 @@ def _ledger(rows):
 
 
 def draw_examples(out, rows, examples):
-    """Draw each domain's median and worst case by the HD95 of the first network's baseline; returns Markdown."""
+    """Draw each domain's median and worst case by the HD95 of the first network's baseline; return Markdown."""
     network, text = rows[0]["network"], ""
     for domain, of_domain in examples.items():
         of_baseline = select(rows, domain=domain, network=network, arm=BASELINE)
@@ -229,14 +228,11 @@ def draw_examples(out, rows, examples):
 
 
 def _synthetic_set(out, run):
-    """The report's words on DG's pairs, {name in the page: text}: how many fit their masks, the worst, continuity."""
+    """Return {name in the page: value} on DG's pairs: how many fit their masks, the worst, correlation of slices."""
     pairs = read_manifest(run / "dg", ("kept", "through_plane_reference", "through_plane_synthetic"))
-    excluded = len(select(pairs, kept="0"))
-    worst, correlations = "", []
-    for name in ("worst_kept.png", "worst_excluded.png"):
-        if (run / "dg" / name).exists():
-            shutil.copyfile(run / "dg" / name, out / name)
-            worst += _picture(name)
+    excluded, correlations = len(select(pairs, kept="0")), []
+    drawn = [run / "dg" / name for name in ("worst_kept.png", "worst_excluded.png")]
+    worst = "".join(_copied(path, out, path.name) for path in drawn if path.exists())
     for kind in ("reference", "synthetic"):
         r = np.array([float(row[f"through_plane_{kind}"] or "nan") for row in pairs])
         r = r[np.isfinite(r)]                                     # undefined for a volume of one slice
@@ -246,7 +242,7 @@ def _synthetic_set(out, run):
 
 
 def _likeness_table(run):
-    """Table: volumes that a classifier takes for the source, and the auditing segmenter's Dice, before and after."""
+    """Return the table of volumes taken for the source, and of the auditing segmenter's Dice, before and after."""
     columns = ("domain", "shift", "strength", "of_source_reference", "of_source_synthetic", "dice_reference",
                "dice_synthetic")
     sets = {"DG": read_manifest(run / "dg", columns), "DA": read_manifest(run / "da", columns),
@@ -270,18 +266,16 @@ def _likeness_table(run):
 
 
 def _samples(out, run):
-    """The report's words on the SD-DM's unconditional samples, {name in the page: value}, with their last sheet."""
+    """Return {name in the page: value} on the SD-DM's unconditional samples, with the last sheet of them."""
     [row] = read_csv(run / "dg" / "sd_dm.csv", COLUMNS)
-    sheets = sorted((run / "diffusion").glob("samples_*.png"))
-    sheet = ""
+    sheet, sheets = "", sorted((run / "diffusion").glob("samples_*.png"))
     if sheets:
-        shutil.copyfile(sheets[-1], out / "samples.png")
-        sheet = f"Samples, always from the same noise:\n\n{_picture('samples.png')}"
+        sheet = f"Samples, always from the same noise:\n\n{_copied(sheets[-1], out, 'samples.png')}"
     return {**{name: float(row[name]) for name in COLUMNS}, "sheet": sheet}
 
 
 def spread_over_seeds(runs):
-    """Text and table of the spread over seeds: means, and differences from the same seed's baseline, ± SD.
+    """Return the table of the spread over seeds: means, and differences from the same seed's baseline, ± SD.
 
     runs : folders of one experiment, one per seed.  Rows that some seeds did not run are left out.  Raises UsageError
     for a single run, and DataError if a run was tested on other volumes than the first.
@@ -303,7 +297,7 @@ def spread_over_seeds(runs):
 
 
 def _read_metrics(path):
-    """Rows of a metrics.csv, penalised (`cmr.comparison`); an empty cell becomes NaN."""
+    """Return the rows of a metrics.csv, penalised (`cmr.comparison`); an empty cell becomes nan."""
     rows = read_csv(path, METRIC_COLUMNS)
     for row in rows:
         row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
@@ -311,7 +305,7 @@ def _read_metrics(path):
 
 
 def _spread_of(key, of_seed):
-    """Cells of one table row; key : (domain, network, row of the experiment), of_seed : the `means` of each seed."""
+    """Return the cells of one line; key : (domain, network, row of the experiment), of_seed : each seed's `means`."""
     domain, network, arm = key
     cells, better = [], "-"
     for metric, (_, digits) in SUMMARISED.items():

@@ -8,7 +8,6 @@ For the audit alone, DG also makes images of the source's validation patients: `
 `sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
 """
 import functools
-import math
 from dataclasses import asdict, dataclass
 from itertools import cycle
 
@@ -64,11 +63,7 @@ PRESETS = {preset: {"dg": dict(grid, samples=SAMPLES[preset], shift="0;0.5", str
 
 
 def main(argv=None):
-    synthesize(parse(Config, PRESETS, argv, __doc__.splitlines()[0], by="use"))
-
-
-def synthesize(c):
-    """Make every missing image of the set, then write its pictures and its manifest."""
+    c = parse(Config, PRESETS, argv, __doc__.splitlines()[0], by="use")
     kind = Generalisation if c.use == "dg" else Adaptation
     synthesis = kind(c)                                           # checks everything before the long work
     made = over_volumes(synthesis, kind, c, processes=1)
@@ -76,10 +71,9 @@ def synthesize(c):
     if earlier:
         print(f"note: {c.out}: {earlier} of {len(made)} images were audited by another segmenter than {c.segmenter}; "
               "delete the folder to have all audited by this one", flush=True)
-    rows = [row for row, job in zip(made, synthesis.jobs) if not job.held_out]
-    synthesis.finish(rows, [row for row, job in zip(made, synthesis.jobs) if job.held_out])
+    rows, held_out = ([row for row, job in zip(made, synthesis.jobs) if job.held_out == held] for held in (False, True))
+    synthesis.finish(rows, held_out)
     write_csv(synthesis.out / "manifest.csv", rows, COLUMNS, sealed=True)
-    print_summary(synthesis.out.name, rows)
 
 
 @dataclass(frozen=True)
@@ -116,11 +110,11 @@ class Synthesis:
             self.sd_dm.require_usable(strength)
 
     def read(self, records):
-        """Working volumes of the records."""
+        """Return the working volumes of the records."""
         return prepare(records, self.grid, self.c.work)
 
     def jobs_of(self, references, domain, held_out=False):
-        """The jobs of all references of a domain: each is made in all of `ways`, [(sample, shift, strength)]."""
+        """Return the jobs of references of a domain; each is made in all `self.ways`, [(sample, shift, strength)]."""
         return [Job(reference, domain, *way, f"{reference.record.case}_s{number}", held_out)
                 for reference in references for number, way in enumerate(self.ways)]
 
@@ -141,7 +135,7 @@ class Synthesis:
                                   f"delete {self.out} and make it again")
 
     def volume(self, index):
-        """The manifest row of one image, which is made unless an earlier run has made it."""
+        """Return the manifest row of one image, which is made unless an earlier run has made it."""
         job = self.jobs[index]
         item = self.out / "items" / f"{job.case}.json"
         row = read_sealed_json(item)
@@ -170,9 +164,9 @@ class Synthesis:
                "pathology": record.pathology, "split": record.split, "reference": record.case,
                "reference_content": working.content[:16], "shift": job.shift, "strength": str(job.strength),
                "seed": c.seed, "sd_dm": self.sd_dm.hash, "segmenter": self.segmenter.hash, "redrawn": redrawn}
-        may_be_excluded = c.use == "dg" and job.strength != NONE
+        for_training = c.use == "dg"
         row.update(audit(self.segmenter, self.classifiers.get(job.domain), working, shifted, image,
-                         knows_mask=c.use == "dg", may_be_excluded=may_be_excluded))
+                         knows_mask=for_training, may_be_excluded=for_training and job.strength != NONE))
         if not job.held_out:
             write_pair(c.out, c.use, row, image, working, self.segmenter.structures)
         return row
@@ -194,16 +188,14 @@ class Generalisation(Synthesis):
 
     @functools.cached_property
     def classifiers(self):
-        """{domain: SourceClassifier}: the source's training volumes against others; fitted when first used.
+        """Return {domain: SourceClassifier} of the source's training volumes against others; fitted when first used.
 
         DG knows no target: the others are the same volumes with their look changed, or references of another domain.
         """
-        real = [np.asarray(w.image) for w in self.real]
+        real, others = images(self.real), images(self.references)
         if self.domain == self.source:
             streams = [rng(self.c.seed, "classifier", i) for i in range(len(real))]
             others = [random_shift(image, self.c.spacing_mm, stream) for image, stream in zip(real, streams)]
-        else:
-            others = [np.asarray(w.image) for w in self.references]
         return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others))
 
     def finish(self, rows, held_out):
@@ -213,22 +205,22 @@ class Generalisation(Synthesis):
         """
         kept, excluded = ([row for row in rows if bool(row["kept"]) == fits] for fits in (True, False))
         names = ", ".join(row["case"] for row in excluded) or "none"
-        print(f"{self.out.name}: {len(kept)} of {len(rows)} pairs kept; excluded, as they no longer fit their mask: "
-              f"{names}")
+        before, after = (np.nanmean([row[f"dice_{kind}"] for row in rows]) for kind in ("reference", "synthetic"))
+        taken = np.mean([row["of_source_synthetic"] > 0.5 for row in rows])
+        print(f"{self.out.name}: {len(kept)} of {len(rows)} pairs kept, mean Dice {before:.3f} before and {after:.3f} "
+              f"after, {taken:.0%} taken for the source; excluded, as they no longer fit their mask: {names}")
         if not kept:
             raise DataError(f"{self.out}: not one of {len(rows)} synthetic images fits its mask; train the diffusion "
                             "model longer or choose a weaker --strength")
-        references = {w.record.case: w for w in self.references}
-        draw_worst(self.out / "worst_kept.png", self.out, kept, references)
-        draw_worst(self.out / "worst_excluded.png", self.out, excluded, references)
+        draw_worst(self.out, "worst_kept.png", kept, self.references)
+        draw_worst(self.out, "worst_excluded.png", excluded, self.references)
         write_csv(self.out / "held_out.csv", held_out, COLUMNS)
-        print_summary(f"{self.out.name}, held-out patients", held_out)
         if any(job.strength != NONE for job in self.jobs):
             self.audit_sd_dm()
         write_dataset_json(self.out, self.segmenter.structures, len(kept))
 
     def audit_sd_dm(self):
-        """Write `sd_dm.csv`: whether the SD-DM's samples are like slices of patients that it has not seen."""
+        """Write and print whether the SD-DM's samples are like slices of patients that it has not seen."""
         slices = [np.concatenate([w.image for w in pool]) if pool else np.zeros((0, 1, 1))
                   for pool in (self.learnt, self.unseen)]
         row = audit_samples(self.sd_dm, self.segmenter, *slices, self.learnt[0].spacing_mm, self.c.seed)
@@ -259,28 +251,23 @@ class Adaptation(Synthesis):
 
     @functools.cached_property
     def classifiers(self):
-        """{target: SourceClassifier}: source training volumes against the target's validation volumes, unlabelled."""
-        real, found = [np.asarray(w.image) for w in self.real], {}
+        """Return {target: SourceClassifier} of the source's training volumes against the target's validation volumes.
+
+        A target without validation volumes has none.  Masks are not read.
+        """
+        found = {}
         for domain in self.targets:
             unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
             if unlabelled:
-                found[domain] = SourceClassifier.fit(real, [np.asarray(w.image) for w in self.read(unlabelled)])
+                found[domain] = SourceClassifier.fit(images(self.real), images(self.read(unlabelled)))
         return found
 
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)
 
 
-def print_summary(what, rows):
-    """Print how many images a set has, and the means of the audit's answers before and after."""
-    said = [f"{len(rows)} images"]
-    for name, words in (("dice", "Dice"), ("of_source", "probability of the source")):
-        pairs = [[row.get(f"{name}_{kind}", math.nan) for kind in ("reference", "synthetic")] for row in rows]
-        known = [pair for pair in pairs if np.isfinite(pair).all()]
-        if known:
-            before, after = np.mean(known, 0)
-            said.append(f"mean {words} {before:.3f} before, {after:.3f} after")
-    print(f"{what}: {'; '.join(said)}")
+def images(workings):
+    return [np.asarray(working.image) for working in workings]
 
 
 if __name__ == "__main__":

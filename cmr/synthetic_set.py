@@ -25,7 +25,7 @@ WORST = 10                                       # number of pairs in a picture
 
 
 def find_set(folder):
-    """Records of a finished set with manifest rows as metadata; raises DataError if a MADE_OF column is missing."""
+    """Return a finished set's records, whose metadata are manifest rows; raises DataError without MADE_OF columns."""
     records = find(folder)
     for record in records:
         missing = [name for name in MADE_OF if name not in record.metadata]
@@ -36,19 +36,19 @@ def find_set(folder):
 
 
 def made_by(records):
-    """Hashes of the SD-DMs that made the images of a set; images that were not projected have none."""
+    """Return the hashes of the SD-DMs that made the images of a set; images that were not projected have none."""
     return sorted({record.metadata["sd_dm"] for record in records if record.metadata["strength"] != NONE})
 
 
 def read_manifest(folder, columns):
-    """Rows of a set's manifest.csv as text; raises DataError if it was changed or lacks one of `columns`."""
+    """Return the rows of a set's manifest.csv as text; raises DataError if it was changed or lacks a column."""
     path = Path(folder) / "manifest.csv"
     require_sealed(path)
     return read_csv(path, columns)
 
 
 def _folders(use, kept):
-    """(folder of images, folder of masks or None): DA has no masks; excluded pairs stay out of the training folders."""
+    """Return (folder of images, folder of masks or None): excluded pairs have their own, and DA has no masks."""
     if use == "da":
         return "imagesTs", None
     return ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
@@ -78,20 +78,22 @@ def write_dataset_json(out, structures, n_training):
                 "file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"})
 
 
-def draw_worst(path, out, rows, workings):
+def draw_worst(out, name, rows, references):
     """Draw the pairs whose boundary moved furthest: reference and synthetic image, without and with the mask.
 
-    Each is shown in the slice where its mask is largest.  rows : DG's manifest.  workings : {case: reference}.
+    Each is shown in the slice where its mask is largest.  out : folder of the set, to which the picture `name` is
+    written if there is a pair.  rows : of DG's manifest.  references : working volumes.
     """
+    working_of = {working.record.case: working for working in references}
     worst = sorted(rows, key=lambda row: (-np.nan_to_num(row["displacement_p95_mm"]), row["dice_change"]))[:WORST]
     panels = []
     for row in worst:
-        working = workings[row["reference"]]
+        working = working_of[row["reference"]]
         k = (working.label > 0).sum((1, 2)).argmax()
         images = working.image[k], _read_image(out, row)[k]
         panels.append([with_contours(image, mask) for mask in (None, working.label[k]) for image in images])
     if panels:
-        save_png(path, sheet(two_a_row(panels)))
+        save_png(Path(out) / name, sheet(two_a_row(panels)))
 
 
 def _read_image(out, row):

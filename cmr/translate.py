@@ -16,7 +16,7 @@ from cmr.errors import DataError, NumericalError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.nifti import Nifti, read_stored, write_changed, write_like
-from cmr.pictures import FULL_COLOUR, difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
+from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import GUIDED, SourceModel, Strength, translate
 from cmr.settings import DEVICE, at_least, opt, parse, required
 from cmr.workers import pick_device
@@ -246,7 +246,7 @@ def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
     image.write_frames(out, result.reshape(image.frames.shape))
     before, after = (grey_view(volume[..., ::image.n_frames], geometry) for volume in (stack, result))
     zoom = enlargement(before)
-    panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, FULL_COLOUR, zoom)]
+    panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, zoom)]
               for a, b in zip(before, after)]
     save_png(picture_of(out), sheet(two_a_row(panels)))
     return coarse_pixels(image, grid)

@@ -21,9 +21,9 @@ from cmr.segmenter import split_name  # noqa: E402
 
 SHOWN = ("All unseen targets", "Tests against the baseline", "Does it look like the source?")
 LINE_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
-HEALTHY = ("The loss of every training over its steps, from the first row of its log to the last. That of the diffusion "
-           "model falls steeply in its first twentieth and slowly from then on; that of a segmenter, cross-entropy "
-           "minus Dice, ends between -0.5 and -0.9.")
+HEALTHY = ("The loss of every training over its steps, from the first row of its log to the last. That of the "
+           "diffusion model falls steeply in its first twentieth and slowly from then on; that of a segmenter, "
+           "cross-entropy minus Dice, ends between -0.5 and -0.9.")
 
 
 def main(argv=None):

@@ -196,7 +196,7 @@ class Generalisation(Synthesis):
         if self.domain == self.source:
             streams = [rng(self.c.seed, "classifier", i) for i in range(len(real))]
             others = [random_shift(image, self.c.spacing_mm, stream) for image, stream in zip(real, streams)]
-        return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others))
+        return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others, self.c.seed))
 
     def finish(self, rows, held_out):
         """Print and draw which pairs fit, audit the SD-DM and write the dataset's description.
@@ -259,7 +259,7 @@ class Adaptation(Synthesis):
         for domain in self.targets:
             unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
             if unlabelled:
-                found[domain] = SourceClassifier.fit(images(self.real), images(self.read(unlabelled)))
+                found[domain] = SourceClassifier.fit(images(self.real), images(self.read(unlabelled)), self.c.seed)
         return found
 
     def finish(self, rows, held_out):

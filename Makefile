@@ -5,7 +5,7 @@ SHELL         := bash
 .SHELLFLAGS   := -eu -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce example estimate rehearse plan test check bench clean
+.PHONY: help reproduce example estimate rehearse plan test test-whole test-parts check bench clean
 
 # The interpreter: .venv, made from requirements.txt, unless PYTHON names one that already has the packages.
 ifdef PYTHON
@@ -60,8 +60,17 @@ SMALL := $(or $(DATA),data/phantom-tiny$(if $(filter 1,$(UPPER)),-upper))
 rehearse: $(VENV) $(if $(DATA),,$(SMALL)/phantom_params.json) ## two steps of every stage at full size
 	+@$(EXPERIMENT) --rehearse --data "$(SMALL)" --target "$(or $(TARGET),Vendor=B)"
 
+# Tests that look at a whole short run, which is made once for them, and all others: a core each.
+NAMES := checkpoint faults files pipeline ranks report results_page segment segmenter synthesize train_unet translate
+WHOLE := $(NAMES:%=tests/test_%.py)
 test: $(VENV) ## run the tests
-	$(PY) -m pytest -q tests
+	+@$(MAKE) --no-print-directory -j 2 test-whole test-parts
+
+test-whole:
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WHOLE)
+
+test-parts:
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(filter-out $(WHOLE),$(wildcard tests/test_*.py))
 
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) tests/bench.py

@@ -113,7 +113,6 @@ class Evaluation:
         self.domains = [self.source, *Domain.parse(c.target).each()]
         self.strengths = {"raw": NONE, "projected": parse_strength(c.projected), "guided": parse_strength(c.guided)}
         names = {split_name(name): name for name in c.segmenters.split(",")}
-        self.networks = list(dict.fromkeys(network for network, _ in names))
         self.compared = rows_to_measure(list(names), self.domains, c.every_row_of)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
         self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
@@ -199,10 +198,6 @@ class Evaluation:
             parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
-    def members(self, test_input):
-        """The keys in `images` of a row's test input; the softmax is averaged over them."""
-        return tuple(self.strengths.get(name, name) for name in test_input.split("+"))
-
     def images(self, working):
         """{name or Strength: [image (D, H, W)]}, all members of test inputs; the case name draws FDA's style image."""
         image, case = np.asarray(working.image), working.record.case
@@ -241,7 +236,8 @@ class Evaluation:
 
         rows, found = [], {}
         for network, arm in self.compared:
-            trained_on, members = training_set(arm, domain, self.source), self.members(arm.test_input)
+            trained_on = training_set(arm, domain, self.source)
+            members = tuple(self.strengths.get(name, name) for name in arm.test_input.split("+"))
             found[network, arm.name], labels, metrics = result(network, trained_on, members)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}

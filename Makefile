@@ -67,10 +67,10 @@ test: $(VENV) ## run the tests
 	+@$(MAKE) --no-print-directory -j 2 test-whole test-parts
 
 test-whole:
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WHOLE)
+	MAKEFLAGS= OMP_NUM_THREADS=1 $(PY) -m pytest -q $(WHOLE)
 
 test-parts:
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(filter-out $(WHOLE),$(wildcard tests/test_*.py))
+	MAKEFLAGS= OMP_NUM_THREADS=1 $(PY) -m pytest -q $(filter-out $(WHOLE),$(wildcard tests/test_*.py))
 
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) tests/bench.py

@@ -67,5 +67,5 @@ def run(phantom, tmp_path_factory):
     for vendor in "BD":
         train(f"vanilla-Vendor-{vendor}", "vanilla", "--domain", f"Vendor={vendor}")
     evaluate.main([*on(phantom, root), *targets, "--run", str(root), "--segmenters", ",".join(SEGMENTERS),
-                   "--processes", "1", "--out", str(root / "results")])
+                   "--out", str(root / "results")])
     return root

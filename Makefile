@@ -24,7 +24,8 @@ GPUS   ?= 1
 RUNS   ?= runs
 
 # The dataset: DATA, or the phantom of the preset, made when it is needed.  Upper bounds need more of its studies.
-PHANTOM := data/phantom-$(PRESET)$(if $(filter 1,$(UPPER)),-upper)
+phantom  = data/phantom-$(1)$(if $(filter 1,$(UPPER)),-upper)
+PHANTOM := $(call phantom,$(PRESET))
 DATASET := $(or $(DATA),$(PHANTOM))
 MADE    := $(if $(DATA),,$(PHANTOM)/phantom_params.json)
 
@@ -56,7 +57,7 @@ estimate: $(VENV) $(MADE) ## what reproduce will take here: hours by stage
 check: $(VENV) $(MADE) ## look the dataset over: counts, spacings, labels, anomalies, leakage
 	+@$(EXPERIMENT) --goal check
 
-SMALL := $(or $(DATA),data/phantom-tiny$(if $(filter 1,$(UPPER)),-upper))
+SMALL := $(or $(DATA),$(call phantom,tiny))
 rehearse: $(VENV) $(if $(DATA),,$(SMALL)/phantom_params.json) ## two steps of every stage at full size
 	+@$(EXPERIMENT) --rehearse --data "$(SMALL)" --target "$(or $(TARGET),Vendor=B)"
 

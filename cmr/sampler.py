@@ -83,8 +83,8 @@ PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
 # The guided projection has the source's brightness over wide windows and every edge of the reference.
 GUIDED = "t0=500,match=mean_std,guide_mm=30,steps=2"
-# The default strength of DG, and the default members of a test input of DA.
-DEFAULT_STRENGTH = {"dg": _SAMPLER, "da": f"{NONE}+{GUIDED}"}
+# The default members of DA's test input.
+DEFAULT_MEMBERS = f"{NONE}+{GUIDED}"
 
 
 @dataclass(frozen=True)

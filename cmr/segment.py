@@ -20,7 +20,7 @@ from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
-from cmr.sampler import DEFAULT_STRENGTH, NONE, SourceModel, parse_members, translate
+from cmr.sampler import DEFAULT_MEMBERS, NONE, SourceModel, parse_members, translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import one_of, opt, parse, required
 from cmr.translate import (
@@ -41,7 +41,7 @@ class Config(ImagesConfig):
     segmenter: str = opt("", "final.pt of train_unet.py", required("a final.pt"))
     out: str       = opt("masks", "folder for the results")
     diffusion: str = opt("", "final.pt of train_diffusion.py: segment by DA; empty: the image as it is")
-    strength: str  = opt(DEFAULT_STRENGTH["da"], "DA: what is averaged, `none` the image as it is, with a + between "
+    strength: str  = opt(DEFAULT_MEMBERS, "DA: what is averaged, `none` the image as it is, with a + between "
                                                  "them; the default is that of the experiment")
     labels: str    = opt("mms", "numbers in the mask: mms LV 1, MYO 2, RV 3; acdc RV 1, MYO 2, LV 3",
                          one_of(*NUMBERING))
@@ -75,7 +75,7 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     Returns {volumes: LV_ml, RV_ml and MYO_g of each frame, notes: warnings about the file}.
     """
     if members is None:
-        members = parse_members(DEFAULT_STRENGTH["da"]) if sd_dm else (NONE,)
+        members = parse_members(DEFAULT_MEMBERS) if sd_dm else (NONE,)
     image, (subject, _) = read_image(path), subject_and_phase(path)
     way = _Way(image, segmenter, sd_dm, (seed, subject, 0))
     frames = tqdm(np.moveaxis(image.frames, 3, 0), "frames", leave=False, disable=not sys.stderr.isatty())

@@ -23,7 +23,7 @@ from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.nifti import as_integers, from_integers
 from cmr.records import Domain
-from cmr.sampler import DEFAULT_STRENGTH, GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
+from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength, translate
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.settings import GRIDS, DataConfig, at_least, matching, one_of, opt, parse, required
@@ -48,9 +48,9 @@ class Config(DataConfig):
     shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected, 1: about "
                                "as far as another vendor; several are taken in turn by the samples",
                           matching(f"{_SHIFT}(;{_SHIFT})*", "numbers from 0 to 5, separated by ';'"))
-    strength: str   = opt(DEFAULT_STRENGTH["dg"], "what is kept of the reference, none: all, nothing is projected; "
-                                                  "several, separated by ';': dg: are taken in turn by the samples, "
-                                                  "da: every image is made with each")
+    strength: str   = opt(PROJECTED["demo"], "what is kept of the reference, none: all, nothing is projected; "
+                                             "several, separated by ';': dg: are taken in turn by the samples, "
+                                             "da: every image is made with each")
     samples: int    = opt(1, "synthetic images per reference", at_least(1))
     out: str        = opt("runs/synthetic", "folder of the dataset")
 

@@ -106,11 +106,12 @@ def example_sheet(example, found):
     """
     labelled = np.flatnonzero(example.truth.any((1, 2)))
     among = labelled if len(labelled) else np.arange(len(example.truth))
-    rows = []
+    rows, zoom = [], enlargement(example.image)
     for k in among[np.linspace(0, len(among) - 1, min(3, len(among))).round().astype(int)]:
         image, translated = example.image[k], example.translated[k]
-        rows.append([with_contours(image), with_contours(translated), difference(image, translated),
-                     *(with_contours(image, labels[k]) for labels in (example.truth, *found.values()))])
+        contours = [with_contours(image, labels[k], zoom) for labels in (example.truth, *found.values())]
+        rows.append([with_contours(image, None, zoom), with_contours(translated, None, zoom),
+                     difference(image, translated, zoom), *contours])
     return labelled_sheet(rows, ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *found])
 
 

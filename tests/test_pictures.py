@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from skimage.io import imread
 
-from cmr.pictures import forest, labelled_sheet
+from cmr.pictures import Example, example_sheet, forest, labelled_sheet
 
 NAME = "{http://www.w3.org/2000/svg}"
 
@@ -41,3 +41,13 @@ def test_a_forest_of_rows_that_change_nothing_is_drawn():
     picture = ElementTree.fromstring(forest({"Vendor=B": [("vanilla DA", 0.0, 0.0, 0.0, 0)]}))
     zero, interval = [float(line.get("x1")) for line in picture.iter(NAME + "line")]
     assert abs(zero - interval) < 0.1
+
+
+def test_an_example_of_any_grid_is_drawn_at_about_200_pixels_a_panel():
+    for size, drawn in ((64, 192), (128, 256), (320, 320)):
+        image = np.zeros((4, size, size))
+        truth = np.zeros(image.shape, np.uint8)
+        truth[1:3] = 1
+        picture = ElementTree.fromstring(example_sheet(Example("x_ED", image, image, truth, {}), {"baseline": truth}))
+        panels = [int(panel.get("height")) for panel in picture.iter(NAME + "image")]
+        assert panels == [drawn] * 10                             # two labelled slices, five panels each

@@ -117,11 +117,7 @@ def require_consistent(c):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
     if c.domain and c.train_on != "real":
         raise UsageError(f"--domain {c.domain}: has real volumes alone; use it with --train-on real")
-    if c.network == "vanilla" and c.size % 2 ** (c.levels - 1):
-        raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
-    if c.network.startswith("nnunet") and c.steps % c.epoch_steps:
-        raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
-                         f"{c.epoch_steps}")
+    NETWORKS[c.network].check(c)
 
 
 def fully_labelled_of(records, c):

@@ -15,6 +15,7 @@ class Network:
     recipe: Callable                             # (train_unet.Config, TrainingData, device) -> Recipe
     logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
     presets: dict                                # preset -> {setting of train_unet.py: value}
+    check: Callable = lambda settings: None      # raises UsageError for settings that make no such network or training
 
 
 @dataclass(frozen=True)

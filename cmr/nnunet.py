@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmr.errors import UsageError
 from cmr.network import Network, Recipe, deep_supervision_loss, predict
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_plan import Plan, make_plan
@@ -75,6 +76,12 @@ def _he_normal(module):
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         nn.init.zeros_(module.bias)
+
+
+def check(c):
+    if c.steps % c.epoch_steps:
+        raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
+                         f"{c.epoch_steps}")
 
 
 def build(settings, n_classes, plan):
@@ -167,5 +174,5 @@ def _presets(short_steps, short_lr):
         "paper": full_size}
 
 
-NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(4200, 2e-3))
-NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(4680, 1e-3))
+NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(4200, 2e-3), check)
+NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(4680, 1e-3), check)

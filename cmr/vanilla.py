@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cmr import ranks
+from cmr.errors import UsageError
 from cmr.network import Network, Recipe, dice_ce_loss, predict
 from cmr.nnunet_augment import Augmentation
 from cmr.nnunet_preprocess import zscore
@@ -66,6 +67,11 @@ class BatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+def check(c):
+    if c.size % 2 ** (c.levels - 1):
+        raise UsageError(f"--size {c.size}: {c.levels} levels halve it to multiples of {2 ** (c.levels - 1)}")
+
+
 def build(settings, n_classes, plan=None):
     return UNet(n_classes, settings["features"], settings["levels"]).to(memory_format=torch.channels_last)
 
@@ -100,7 +106,7 @@ def logits(net, image, spacing_mm, plan, mirror):
 
 
 FULL_SIZE = dict(**FULL_GRID, levels=5, batch=32, lr=1e-3, bfloat16=True, workers=6, log_every=250, save_minutes=10)
-VANILLA = Network(build, recipe, logits, presets={
+VANILLA = Network(build, recipe, logits, check=check, presets={
     "tiny": dict(features=8, levels=3, steps=60, batch=8, lr=2e-3, log_every=20, save_minutes=0.1),
     "demo": dict(features=8, steps=2400, lr=2e-3),
     "small": dict(**FULL_GRID, features=8, levels=5, steps=2400, lr=2e-3),

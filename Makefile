@@ -62,7 +62,7 @@ rehearse: $(VENV) $(if $(DATA),,$(SMALL)/phantom_params.json) ## two steps of ev
 	+@$(EXPERIMENT) --rehearse --data "$(SMALL)" --target "$(or $(TARGET),Vendor=B)"
 
 # Tests that look at a whole short run, which is made once for them, and all others: a core each.
-NAMES := checkpoint faults files pipeline ranks report results_page segment segmenter synthesize train_unet translate
+NAMES := checkpoint faults files pipeline report results_page segment segmenter synthesize train_unet translate
 WHOLE := $(NAMES:%=tests/test_%.py)
 test: $(VENV) ## run the tests
 	+@$(MAKE) --no-print-directory -j 2 test-whole test-parts

@@ -21,10 +21,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def short_audit():
-    """A diffusion model of a handful of steps draws nothing: its samples are audited with few, of few calls."""
+    """Models of a handful of steps are audited by few samples, of few calls, and by a classifier of few steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit, "SAMPLES", 16)
         patch.setattr(audit, "CALLS", 2)
+        patch.setattr(audit, "STEPS", 30)
         yield
 
 

@@ -41,11 +41,20 @@ def script(*arguments):
     return code, out.getvalue(), errors.getvalue()
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}             # of processes that are started
+
+
 def process(*arguments, **env):
     """The same in a process of its own; env : variables that it has beside ours."""
     done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+                          env={**ENVIRONMENT, **env})
     return done.returncode, done.stdout, done.stderr
+
+
+def launch(n, *command):
+    """A started script on n ranks."""
+    return subprocess.Popen([sys.executable, "-m", "cmr.ranks", str(n), *map(str, command)], cwd=ROOT, text=True,
+                            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def one_line(errors):
@@ -74,7 +83,7 @@ def training(phantom, root, network):
     """Arguments of a training run of a handful of steps."""
     steps = [*on(phantom, root), "--steps", "8", "--save-minutes", "0", "--log-every", "4"]
     if network == "diffusion":
-        return [*steps, "--ema", "0.5"]
+        return [*steps, "--ema", "0.5", "--sheet", "2", "--sheet-steps", "4"]
     return [*steps, "--network", network, *(["--epoch-steps", "2"] if network.startswith("nnunet") else [])]
 
 

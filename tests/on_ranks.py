@@ -45,7 +45,7 @@ def main():
         NETWORKS[name] = in_double(NETWORKS[name])
         epochs = ["--epoch-steps", "2"] if name != "vanilla" else []
         train_unet.main([*of_any, "--network", name, *flags, *epochs, "--out", f"{out}/{name}"])
-    train_diffusion.main([*of_any, "--batch", "6", "--out", f"{out}/diffusion"])
+    train_diffusion.main([*of_any, "--batch", "6", "--sheet", "1", "--sheet-steps", "2", "--out", f"{out}/diffusion"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ A single command takes each setting as a flag, and `--help` says what is allowed
 experiment alone: to change another setting for a whole run, such as the steps of a training, edit the presets in
 `train_diffusion.py`, `cmr/vanilla.py`, `cmr/nnunet.py` or `cmr/synthesize.py` before it starts. The strength of the
 projection (t0, the low-pass D, `pull`) is `_SAMPLER`, `PROJECTED` and `GUIDED` in `cmr/sampler.py`, from which both
-synthesis and evaluation take it.
+synthesis and evaluation take it; images that were made with another are refused by name, so delete `dg`, `da` and what
+is made from them. How many parameters each network has in each preset is said [beside the costs](cost.md#presets).
 """
 HOW_ASKED = {"experiment", "shuffle_masks", "augment", "data", "source", "target", "goal", "runs", "python", "rehearse",
              "seed", "seeds", "diffusion", "segmenter", "use", "network", "domain", "train_on", "pseudonyms",

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 
 from cmr.audit import (
-    SourceClassifier, audit_samples, boundary_displacement_mm, draw_samples, features, frechet_distance,
+    STEPS, SourceClassifier, audit_samples, boundary_displacement_mm, draw_samples, features, frechet_distance,
     frechet_to_held_out, memorisation, still_fits, through_plane_correlation)
 from cmr.diffusion import Schedule
 from cmr.seeds import rng
@@ -57,18 +57,25 @@ def volumes(seed, n, blur=(2, 2), edge=40):
     return [np.clip(x / x.std() / 2, -1, 1).astype(np.float32) for x in drawn]
 
 
+@pytest.fixture
+def classifier_at_full_length(monkeypatch):
+    """The short runs of other tests train it for fewer steps (conftest.short_audit)."""
+    monkeypatch.setattr("cmr.audit.STEPS", STEPS)
+
+
 def taken_for_the_source(classifier, asked):
     return np.array([classifier.probability(image) for image in asked])
 
 
-def test_two_looks_are_told_apart_on_volumes_that_were_held_out():
+def test_two_looks_are_told_apart_on_volumes_that_were_held_out(classifier_at_full_length):
     """A few volumes against many: both looks are shown equally often."""
     classifier = SourceClassifier.fit(volumes(0, 20), volumes(1, 4, blur=(3, 3)))
     assert (taken_for_the_source(classifier, volumes(2, 8)) > 0.5).all()
     assert (taken_for_the_source(classifier, volumes(3, 8, blur=(3, 3))) < 0.5).all()
 
 
-def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_and_seed(monkeypatch):
+def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_and_seed(
+        classifier_at_full_length, monkeypatch):
     source, others, fresh = (volumes(seed, n) for seed, n in ((0, 20), (1, 20), (2, 6)))
     asked = taken_for_the_source(SourceClassifier.fit(source, others), fresh)
     assert 0.4 < asked.mean() < 0.6 and asked.std() < 0.1
@@ -77,7 +84,7 @@ def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_
     assert np.array_equal(short, again) and not np.array_equal(short, other)
 
 
-def test_neither_orientation_nor_position_is_a_look():
+def test_neither_orientation_nor_position_is_a_look(classifier_at_full_length):
     lying, upright = volumes(0, 10, blur=(1, 3)), volumes(1, 10, blur=(3, 1))
     asked = taken_for_the_source(SourceClassifier.fit(lying, upright), volumes(2, 6, blur=(1, 3)))
     assert 0.4 < asked.mean() < 0.6

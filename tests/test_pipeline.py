@@ -5,14 +5,14 @@ import nibabel as nib
 import numpy as np
 
 import evaluate
-from cmr import checkpoint
+from cmr import audit, checkpoint
 from cmr.grid import Grid, resample_to_original, stored
 from cmr.network import softmax
 from cmr.records import labels_of
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
-from helpers import NETWORKS, ROWS, on
+from helpers import NETWORKS, ROOT, ROWS, launch, on, script, synthesis
 
 
 def table(path):
@@ -117,3 +117,26 @@ def test_predictions_lie_on_the_grid_of_their_image(run, phantom):
     prediction = nib.load(run / "results" / "predictions" / "nnunet3d" / "real-raw" / f"{record.case}.nii.gz")
     original = nib.load(record.image_path)
     assert prediction.shape == original.shape[:3] and np.allclose(prediction.affine, original.affine, atol=1e-5)
+
+
+def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
+    """Synthesis and evaluation on two ranks, beside what one process has written."""
+    (tmp_path / "short_audit.py").write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from cmr import audit, synthesize
+audit.SAMPLES, audit.CALLS, audit.STEPS = {audit.SAMPLES}, {audit.CALLS}, {audit.STEPS}
+synthesize.main()
+""")
+    dg = synthesis(phantom, run, "--use", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5")
+    evaluation = ["evaluate.py", *on(phantom, run), "--target", "Vendor=B", "--run", run,
+                  "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
+    assert script(*evaluation, tmp_path / "one")[0] == 0
+    for command in ([tmp_path / "short_audit.py", *dg, "--out", tmp_path / "dg"], [*evaluation, tmp_path / "two"]):
+        started = launch(2, *command)
+        _, errors = started.communicate(timeout=120)
+        assert started.returncode == 0, errors
+    for table in ("manifest.csv", "sd_dm.csv", "held_out.csv"):
+        assert (tmp_path / "dg" / table).read_bytes() == (run / "dg" / table).read_bytes()
+    for table in ("metrics.csv", "tests.csv"):
+        assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()

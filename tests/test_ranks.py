@@ -10,16 +10,7 @@ import pytest
 
 from cmr import checkpoint, ranks
 from cmr.errors import UsageError
-from helpers import ROOT, on, one_line, script, training
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def launch(n, *command):
-    """A started script on n ranks."""
-    return subprocess.Popen([sys.executable, "-m", "cmr.ranks", str(n), *map(str, command)], cwd=ROOT, text=True,
-                            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
+from helpers import ENVIRONMENT, ROOT, launch, one_line, script, training
 
 def weights(path):
     return checkpoint.load(path)["net"]
@@ -148,22 +139,3 @@ run_script(main)
                                capture_output=True, text=True)
         assert ended.returncode == code and ended.stderr == ("error: a file\n" if code else "")
         assert ended.stdout == "worked\nhandled\n" + last_words
-
-
-def test_volumes_dealt_to_ranks_give_the_same_tables(run, phantom, tmp_path):
-    """Synthesis and evaluation on two ranks, beside what one process has written."""
-    of_any = [*on(phantom, run), "--target", "Vendor=B,D"]
-    models = ["--diffusion", run / "diffusion" / "final.pt", "--segmenter", run / "segmenter-vanilla-real" / "final.pt"]
-    dg = ["--use", "dg", "--strength", "t0=30,steps=2", "--shift", "0.5", *models, "--out", tmp_path / "dg"]
-    evaluation = ["--run", run, "--segmenters", "vanilla-real,vanilla-synthetic", "--out"]
-    assert script("evaluate.py", *of_any, *evaluation, tmp_path / "one")[0] == 0
-    for command in (
-        ["-m", "cmr.synthesize", *on(phantom, run), *dg],
-        ["evaluate.py", *of_any, *evaluation, tmp_path / "two"],
-    ):
-        started = launch(2, *command)
-        _, errors = started.communicate(timeout=120)
-        assert started.returncode == 0, errors
-    assert (tmp_path / "dg" / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
-    for name in ("metrics.csv", "tests.csv"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

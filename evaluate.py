@@ -42,7 +42,7 @@ class Config(DataConfig):
     segmenters: str    = opt("vanilla-real,vanilla-synthetic", "which are compared, as network-trainingset; the real "
                                                                "one of each network is its baseline")
     projected: str     = opt(PROJECTED["demo"], "strength of the rows DA, which da/ was made with")
-    guided: str        = opt(GUIDED, "strength of the rows DA, guided, which da/ was made with")
+    guided: str        = opt(GUIDED["demo"], "strength of the rows DA, guided, which da/ was made with")
     every_row_of: str  = opt("", "networks with which DG + DA and the cheap baselines are measured too; empty: the "
                                  "first")
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
@@ -52,7 +52,7 @@ class Config(DataConfig):
                              at_least(0))
 
 
-PRESETS = {preset: dict(**grid, projected=PROJECTED[preset]) for preset, grid in GRIDS.items()}
+PRESETS = {preset: dict(**grid, projected=PROJECTED[preset], guided=GUIDED[preset]) for preset, grid in GRIDS.items()}
 
 
 def main(argv=None):
@@ -199,13 +199,13 @@ class Evaluation:
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def images(self, working):
-        """{name or Strength: [image (D, H, W)]}, all members of test inputs; the case name draws FDA's style image."""
+        """{name or Strength: [image (D, H, W)]}, all members of test inputs; seed and case draw FDA's style image."""
         image, case = np.asarray(working.image), working.record.case
-        drawn = rng("style", case).integers(len(self.styles))
+        drawn = rng(self.c.seed, "style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
         images = {NONE: [image],
                   "matched": [match_quantiles(image, self.model.quantiles)],
-                  "fda": [np.stack([fda(x, y) for x, y in zip(image, style)])]}
+                  "fda": [np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)])]}
         for (of_case, strength), translated in self.translated_of.items():
             if of_case == case:
                 images[strength] = translated

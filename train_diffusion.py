@@ -113,7 +113,7 @@ def main(argv=None):
             x_0, = to_device([batch], device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(c, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
+        with half_precision(device, c.bfloat16):
             loss = diffusion_loss(schedule, predict, x_0, g)
         run.update(loss)
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps and ranks.is_first():

@@ -7,7 +7,6 @@ This script is the same for all networks; `cmr.segmenter` lists the files in whi
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import torch
 
 from cmr import ranks
 from cmr.errors import DataError, UsageError, run_script
@@ -22,7 +21,7 @@ from cmr.settings import DataConfig, above, at_least, one_of, opt, parse
 from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
-from cmr.workers import ahead, pick_device, to_device
+from cmr.workers import ahead, half_precision, pick_device, to_device
 from cmr.working import fingerprint, fully_labelled, prepare, slices_mm
 
 
@@ -63,8 +62,9 @@ def main(argv=None):
     pairs = find_set(c.synthetic) if c.train_on != "real" else []
     volumes = (real if c.train_on != "synthetic" else []) + fully_labelled_of(pairs, c)
     structures = labelled(volumes)
-    if not structures:
-        raise DataError(f"{c.data}: no structure is labelled in the training volumes of {domain}")
+    for split, labels in (("training", structures), ("validation", validation)):
+        if not labels:
+            raise DataError(f"{c.data}: no mask of the {split} volumes of {domain} labels anything")
     if c.shuffle_masks:
         volumes = shuffled(volumes, rng(c.seed, "shuffled masks"))
     n_slices = sum(len(w.image) for w in volumes)
@@ -103,7 +103,7 @@ def train(c, recipe, run, structures, device):
             group["lr"] = recipe.learning_rate(step)
         with run.waiting():
             images, labels = to_device(next(batches), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=c.bfloat16):
+        with half_precision(device, c.bfloat16):
             outputs = net(images)
         outputs, labels = (ranks.gathered(share, recipe.batch_size) for share in (outputs, labels))
         run.update(recipe.loss(outputs, labels))

@@ -60,9 +60,7 @@ def check_dataset(config):
                 "splits_drawn": splits_drawn(config, records)}
     _print(findings)
     _refuse(config.data, findings)
-    if len(findings["not_trained"]) == len(findings["structures"]):
-        empty = f"; {': '.join(emptied[0])}" if emptied else ""
-        raise DataError(f"{config.data}: no mask of the training volumes of {source} labels anything{empty}")
+    _require_labels(config.data, source, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
         if not path.exists() or path.read_text() != json_text(findings):             # a newer file would rerun stages
@@ -166,6 +164,15 @@ def _refuse(data, findings):
         raise DataError(f"{data}: leakage between splits: {(shared or across_splits)[0]}; leave one of them out")
     if not findings["structures"]:
         raise DataError(f"{data}: no labelled volume; segmenters cannot be trained")
+
+
+def _require_labels(data, source, volumes):
+    """Raise DataError if no mask of the source's training or of its validation volumes labels anything."""
+    for split in ("Training", "Validation"):
+        masked = [v for v in volumes if v.record in source and v.record.split == split and v.record.label_path]
+        if masked and not any(v.structures for v in masked):
+            raise DataError(f"{data}: no mask of the {split.lower()} volumes of {source} labels anything; "
+                            f"{masked[0].record.case}: {masked[0].left_out}")
 
 
 def _print(findings):

@@ -3,7 +3,7 @@ import numpy as np
 from scipy import ndimage
 
 QUANTILES = np.linspace(0, 1, 257)
-FDA_SHARE = 0.03                                 # half-width of the swapped window, of the smaller edge
+FDA_MM = 160                                     # wavelength; all that are as long or longer are swapped
 GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # sizes of `random_shift`
 
 
@@ -25,11 +25,14 @@ def match_quantiles(image, quantiles):
     return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
 
 
-def fda(image, style):
-    """Give the slice `image` (H, W) the low-frequency amplitudes of the slice `style` (FDA, Yang & Soatto 2020)."""
+def fda(image, style, spacing_mm):
+    """Give the slice `image` (H, W) the low-frequency amplitudes of the slice `style` (FDA, Yang & Soatto 2020).
+
+    The swapped window is said in mm, so that it means the same on every grid.
+    """
     of_image, of_style = (np.fft.fftshift(np.fft.fft2(x)) for x in (image, style))
     h, w = image.shape
-    half = max(1, int(FDA_SHARE * min(h, w)))
+    half = max(1, int(min(h, w) * spacing_mm / FDA_MM))
     window = np.s_[h // 2 - half:h // 2 + half + 1, w // 2 - half:w // 2 + half + 1]
     amplitude = np.abs(of_image)
     amplitude[window] = np.abs(of_style)[window]

@@ -77,14 +77,15 @@ NONE = "none"                                    # in place of a Strength: the i
 # The paper's sampler in each preset.  `paper` has the settings of the first author's working scripts: the 50th of 100
 # uniform times, a low-pass by 2, a scale of 6 on 128 x 128 pixels.  Elsewhere mean and SD are matched to the source's
 # first, because guidance holds what is coarser than the low-pass: contrast would stay the reference's.
-# Trap: quadratic times take large last steps, which overshoot the guidance and leave a dotted texture.
+# Trap: quadratic times end in steps that are shorter than a pull, which overshoots and leaves a dotted texture.
 _SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25,times=uniform"
 PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER, "small": _SAMPLER, "lab": _SAMPLER,
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
 # The guided projection has the source's brightness over wide windows and every edge of the reference.
-GUIDED = "t0=500,match=mean_std,guide_mm=30,steps=2"
-# The default members of DA's test input.
-DEFAULT_MEMBERS = f"{NONE}+{GUIDED}"
+# Trap: one time is another noise in another schedule; abar is 0.49 at both of these.
+GUIDED_OF = {schedule: f"t0={t0},match=mean_std,guide_mm=30,steps=2" for schedule, t0 in (("cosine", 500),
+                                                                                       ("linear", 261))}
+GUIDED = {preset: GUIDED_OF["linear" if preset == "paper" else "cosine"] for preset in PROJECTED}
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,11 @@ class SourceModel:
     @property
     def device(self):
         return next(self.net.parameters()).device
+
+    @property
+    def guided(self):
+        """The Strength of the guided projection, in the times of this model's schedule."""
+        return Strength.parse(GUIDED_OF[self.settings["schedule"]])
 
     def output(self, x_t, t):
         """The network's output for x_t (N, 1, H, W) at times t (N,), in the precision of its training."""

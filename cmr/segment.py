@@ -20,7 +20,7 @@ from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
-from cmr.sampler import DEFAULT_MEMBERS, NONE, SourceModel, parse_members, translate
+from cmr.sampler import NONE, SourceModel, parse_members, translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import one_of, opt, parse, required
 from cmr.translate import (
@@ -41,8 +41,8 @@ class Config(ImagesConfig):
     segmenter: str = opt("", "final.pt of train_unet.py", required("a final.pt"))
     out: str       = opt("masks", "folder for the results")
     diffusion: str = opt("", "final.pt of train_diffusion.py: segment by DA; empty: the image as it is")
-    strength: str  = opt(DEFAULT_MEMBERS, "DA: what is averaged, `none` the image as it is, with a + between "
-                                                 "them; the default is that of the experiment")
+    strength: str  = opt("", "DA: what is averaged, `none` the image as it is, with a + between them; empty: as DA, "
+                             "guided, averaged, in the experiment")
     labels: str    = opt("mms", "numbers in the mask: mms LV 1, MYO 2, RV 3; acdc RV 1, MYO 2, LV 3",
                          one_of(*NUMBERING))
 
@@ -50,9 +50,10 @@ class Config(ImagesConfig):
 def main(argv=None):
     c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
     images, device = find_images(c.images, c.out), pick_device(c.device)
-    members = parse_members(c.strength) if c.diffusion else (NONE,)
+    asked = parse_members(c.strength) if c.strength else None
     segmenter = Segmenter.load(c.segmenter, device)
     sd_dm = SourceModel.load(c.diffusion, device) if c.diffusion else None
+    members = sd_dm and asked or default_members(sd_dm)
     if sd_dm and Grid.of(sd_dm.settings) != Grid.of(segmenter.settings):
         raise UsageError(f"{c.diffusion} and {c.segmenter} are of different grids; give those of one experiment")
     for member in members if sd_dm else ():
@@ -74,8 +75,7 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
 
     Returns {volumes: LV_ml, RV_ml and MYO_g of each frame, notes: warnings about the file}.
     """
-    if members is None:
-        members = parse_members(DEFAULT_MEMBERS) if sd_dm else (NONE,)
+    members = members or default_members(sd_dm)
     image, (subject, _) = read_image(path), subject_and_phase(path)
     way = _Way(image, segmenter, sd_dm, (seed, subject, 0))
     frames = tqdm(np.moveaxis(image.frames, 3, 0), "frames", leave=False, disable=not sys.stderr.isatty())
@@ -91,6 +91,11 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     save_png(picture_of(out), sheet(rows))
     _, geometry = way.to_working(image.frames[..., 0])
     return {"volumes": volumes, "notes": notes_on(image, segmenter, found, geometry)}
+
+
+def default_members(sd_dm):
+    """The members of the test input in the row *DA, guided, averaged*; without a diffusion model the image as it is."""
+    return (NONE, sd_dm.guided) if sd_dm else (NONE,)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Config(DataConfig):
 # DA: both ways to project.
 SAMPLES = {"tiny": 1, "demo": 2, "small": 2, "lab": 2, "paper": 4}
 PRESETS = {preset: {"dg": dict(grid, samples=SAMPLES[preset], shift="0;0.5", strength=PROJECTED[preset]),
-                    "da": dict(grid, strength=f"{PROJECTED[preset]};{GUIDED}")} for preset, grid in GRIDS.items()}
+                    "da": dict(grid, strength=f"{PROJECTED[preset]};{GUIDED[preset]}")}
+           for preset, grid in GRIDS.items()}
 
 
 def main(argv=None):

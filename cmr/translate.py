@@ -17,7 +17,7 @@ from cmr.files import read_json, read_sealed_json, sha256, writable_folder, writ
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.nifti import Nifti, read_stored, write_changed, write_like
 from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
-from cmr.sampler import GUIDED, SourceModel, Strength, translate
+from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import DEVICE, at_least, opt, parse, required
 from cmr.workers import pick_device
 
@@ -213,14 +213,16 @@ def coarse_pixels(image, grid):
 class Config(ImagesConfig):
     diffusion: str = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     out: str       = opt("translated", "folder for the results")
-    strength: str  = opt(GUIDED, "what is kept of the image; the default is that of DA, guided, in the experiment")
+    strength: str  = opt("", "what is kept of the image; empty: as DA, guided, in the experiment")
     ladder: str    = opt("", "several strengths, separated by ';': draw an image at each, as NAME_ladder.svg")
 
 
 def main(argv=None):
     c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
-    strength, *ladder = map(Strength.parse, [c.strength, *filter(None, c.ladder.split(";"))])
+    asked = Strength.parse(c.strength) if c.strength else None
+    ladder = [Strength.parse(text) for text in filter(None, c.ladder.split(";"))]
     images, sd_dm = find_images(c.images, c.out), SourceModel.load(c.diffusion, pick_device(c.device))
+    strength = asked or sd_dm.guided
     for wanted in ladder or [strength]:
         sd_dm.require_usable(wanted)
     if ladder:
@@ -236,8 +238,12 @@ def main(argv=None):
     require_all(left_out, len(images))
 
 
-def translate_file(path, sd_dm, out, strength=Strength.parse(GUIDED), seed=0):
-    """Project a NIfTI file by a SourceModel, all frames with one noise, draw it, and return a list of warnings."""
+def translate_file(path, sd_dm, out, strength=None, seed=0):
+    """Project a NIfTI file by a SourceModel, all frames with one noise, draw it, and return a list of warnings.
+
+    strength : a Strength; None: as *DA, guided* in the experiment.
+    """
+    strength = strength or sd_dm.guided
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
     stack = image.frames.reshape(*image.frames.shape[:2], -1)     # (X, Y, Z * T): each slice is projected by itself
     working, _, geometry = to_working(stack, image, grid)

@@ -5,7 +5,7 @@ import pytest
 from cmr.check_dataset import Config, check_dataset
 from cmr.errors import DataError, UsageError
 from cmr.nifti import read_nifti
-from helpers import cine, mms
+from helpers import cine, mms, one_line, script
 
 
 def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
@@ -69,6 +69,18 @@ def test_masks_that_are_all_empty_in_training_are_refused(tmp_path, change, word
     mms(tmp_path, {"A0S9V9": change, "A1S9V9": change, "B0S9V9": {"folder": "Testing", "Vendor": "B"}})
     with pytest.raises(DataError, match=f"no mask of the training volumes of Vendor=A labels anything; {words}"):
         check_dataset(Config(data=str(tmp_path), size=32))
+
+
+def test_masks_that_are_all_empty_in_validation_are_refused(tmp_path):
+    data = tmp_path / "data"
+    mms(data, {"A0S9V9": {}, "B0S9V9": {"folder": "Testing", "Vendor": "B"},
+               "A1S9V9": {"folder": "Validation", "label": 0 * cine(0)[1]}})
+    words = "no mask of the validation volumes of Vendor=A labels anything; A1S9V9_ED: its mask is all zero"
+    with pytest.raises(DataError, match=words):
+        check_dataset(Config(data=str(data), size=32))
+    code, _, errors = script("train_unet.py", "--preset", "tiny", "--data", data, "--out", tmp_path / "run",
+                             "--work", tmp_path / "work", "--network", "nnunet2d")
+    assert code == 3 and one_line(errors) and "no mask of the validation volumes of Vendor=A" in errors, errors
 
 
 def test_what_cannot_be_trained_on_is_left_out_by_name(tmp_path):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from test_audit import volume
-from test_sampler import REFERENCE, RNG
+from test_sampler import RNG
 
 from cmr.look import fda, intensity_statistics, match_mean_std, match_quantiles, random_shift
 from cmr.seeds import rng
@@ -20,11 +20,15 @@ def test_intensity_matching():
     assert (np.diff(matched.ravel()[order]) >= -1e-6).all()       # monotone: no tissue changes places
 
 
-def test_fda_swaps_low_frequency_amplitudes_alone():
-    image, style = REFERENCE[0] * 0.5, REFERENCE[1] * 0.5
-    assert np.abs(fda(image, image) - image).max() < 1e-5
-    # amplitude of style, sign (phase) of image
-    assert fda(image, style).mean() == pytest.approx(abs(style.mean()) * np.sign(image.mean()), abs=1e-5)
+@pytest.mark.parametrize("size,spacing_mm,half", [(64, 2.5, 1), (128, 1.5, 1), (128, 2.5, 2), (16, 2.5, 1)])
+def test_fda_swaps_the_amplitudes_of_the_same_wavelengths_in_mm_on_every_grid(size, spacing_mm, half):
+    image, style = RNG.normal(0.1, 0.05, (2, size, size))
+    assert np.abs(fda(image, image, spacing_mm) - image).max() < 1e-5
+    of_image, of_style, found = (np.fft.fftshift(np.fft.fft2(x)) for x in (image, style, fda(image, style, spacing_mm)))
+    swapped = np.zeros((size, size), bool)
+    swapped[size // 2 - half:size // 2 + half + 1, size // 2 - half:size // 2 + half + 1] = True
+    expected = np.where(swapped, np.abs(of_style), np.abs(of_image)) * np.exp(1j * np.angle(of_image))
+    assert np.abs(found - expected).max() < 1e-3
 
 
 def test_a_shift_is_a_change_of_look_and_the_same_key_is_the_same_change():

@@ -1,13 +1,17 @@
 """The nnU-Net network against the original's own numbers."""
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from cmr.network import deep_supervision_loss
-from cmr.nnunet import NnUNet
+import train_unet
+from bench import noise_volume
+from cmr.network import TrainingData, deep_supervision_loss
+from cmr.nnunet import NnUNet, pseudo_dice
 from cmr.nnunet_plan import make_plan
 from cmr.seeds import initialised
+from cmr.segmenter import NETWORKS
 
 TOY = {"2d": dict(features=(4, 8, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3),
        "3d": dict(features=(4, 8, 12), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
@@ -88,3 +92,33 @@ def test_three_optimiser_steps(batch_dice, steps, after):
     assert untrained == [42, 43]                                  # the coarsest head
     if batch_dice:
         assert sum((p.double() ** 2).sum().item() for p in net.parameters()) == pytest.approx(919.92145, rel=1e-6)
+
+
+@pytest.mark.parametrize("network,batch_dice", [("nnunet2d", True), ("nnunet3d", False)])
+def test_the_recipe_is_the_originals(network, batch_dice):
+    """The optimiser, clipping and loss that are trained with; the coarsest head, which no loss sees, is frozen."""
+    volumes = [noise_volume(i) for i in range(8)]
+    c = train_unet.Config(network=network, features=8, memory_gb=0.08, steps=2000, epoch_steps=20)
+    recipe = NETWORKS[network].recipe(c, TrainingData(volumes, volumes[:1], volumes, 4), torch.device("cpu"))
+    [group], optimizer = recipe.optimizer.param_groups, recipe.optimizer
+    assert type(optimizer) is torch.optim.SGD and len(group["params"]) == len(list(recipe.net.parameters()))
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.01, 0.99, True, 3e-5)
+    assert recipe.clip_norm == 12 and recipe.plan["batch_dice"] == batch_dice
+    rates = [recipe.learning_rate(step) for step in (0, 19, 20, 1000, 1999)]
+    assert rates == pytest.approx([0.01, 0.01, 0.01 * 0.99 ** 0.9, 0.01 * 0.5 ** 0.9, 0.01 * 0.01 ** 0.9])
+    frozen = [name for name, p in recipe.net.named_parameters() if not p.requires_grad]
+    assert frozen == ["decoder.0.head.weight", "decoder.0.head.bias"]
+    images, targets = recipe.batch(0, range(recipe.batch_size))
+    outputs = recipe.net(images)
+    assert recipe.loss(outputs, targets).item() == deep_supervision_loss(outputs, targets, batch_dice).item()
+
+
+def test_pseudo_dice_is_pooled_over_the_voxels_of_all_batches():
+    """Two batches: class 1 is found whole and by half, class 2 is there once and never found, class 3 occurs nowhere."""
+    truths = np.array([[[[1, 1], [0, 2]]], [[[1, 1], [0, 0]]]])
+    answers = iter(np.array([[[[1, 1], [0, 0]]], [[[1, 0], [0, 0]]]]))
+    net = torch.nn.Identity()
+    net.forward = lambda x: torch.nn.functional.one_hot(torch.from_numpy(next(answers)), 4).movedim(-1, 1).float()
+    batches = [(np.zeros((1, 2, 2), np.float32), truth) for truth in truths]
+    found = pseudo_dice(net, batches, 4, "cpu")
+    assert found[:2] == pytest.approx([2 * 3 / (4 + 3), 0]) and np.isnan(found[2])

@@ -120,3 +120,26 @@ def test_thick_slices_that_are_only_scaled_keep_their_place(monkeypatch, patch, 
         assert (sorted(line) == pytest.approx(kept, abs=1e-4)) is not depth_moves
         if not depth_moves:
             assert found[:, patch[1] // 2, patch[2] // 2].tolist() == [round(z) % 3 for z in line]
+
+
+def test_probabilities_and_ranges_are_the_originals():
+    assert (aug.P_ROTATE, aug.P_SCALE, aug.SCALES) == (0.2, 0.2, (0.7, 1.4))
+    assert (aug.P_NOISE, aug.NOISE_SD, aug.P_BLUR, aug.BLUR_SIGMA) == (0.1, (0, 0.1), 0.1, (0.5, 1))
+    assert (aug.P_BRIGHTNESS, aug.P_CONTRAST, aug.FACTORS) == (0.15, 0.15, (0.75, 1.25))
+    assert (aug.P_LOW_RESOLUTION, aug.ZOOMS) == (0.125, (0.5, 1))
+    assert (aug.P_GAMMA_INVERTED, aug.P_GAMMA, aug.GAMMAS) == (0.1, 0.3, (0.7, 1.5))
+
+
+def test_a_factor_shrinks_as_often_as_it_grows():
+    factors = np.array([aug.around_one(0.7, 1.5, rng("factor", i)) for i in range(2000)])
+    assert 0.7 < factors.min() < 0.71 and 1.49 < factors.max() < 1.5
+    assert (factors < 1).mean() == pytest.approx(0.5, abs=0.04)   # a uniform factor would be below 1 in 3 of 8
+
+
+@pytest.mark.parametrize("patch,axes", [((8, 48, 48), 2), ((24, 48, 48), 3), ((48, 48), 2)])
+def test_low_resolution_spares_the_axis_of_thick_slices(monkeypatch, patch, axes):
+    seen = []
+    monkeypatch.setattr(aug, "P_LOW_RESOLUTION", 1.0)
+    monkeypatch.setattr(aug, "low_resolution", lambda image, zoom, dims: seen.append(dims) or image)
+    Augmentation(patch).intensities(torch.zeros(patch), rng(0))
+    assert seen == [axes]

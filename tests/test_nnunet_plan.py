@@ -160,3 +160,8 @@ def test_too_small_for_a_decoder_is_refused():
 def test_the_first_stage_may_be_narrower():
     plan = make_plan(3, *fingerprint("E"), n_classes=4, first_features=8)
     assert plan.features == (8, 16, 32, 64, 128, 256, 320) and plan.batch == 5  # narrower, nothing else
+
+
+def test_a_single_slice_of_a_thin_stack_stays_a_slice():
+    assert resampled_shape((1, 64, 64), (1.0, 2.5, 2.5), (9.0, 2.5, 2.5)) == (1, 64, 64)
+    assert resampled_shape((3, 64, 64), (1.0, 2.5, 2.5), (9.0, 2.5, 2.5)) == (1, 64, 64)

@@ -1,4 +1,6 @@
 """Strengths as text; the sampler with networks that need no training: exact return of the reference, guidance, slips."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from cmr.diffusion import Schedule, at, levels, noised
 from cmr.errors import NumericalError, UsageError
 from cmr.guidance import guided_filter, low_pass
-from cmr.sampler import NONE, SourceModel, Strength, parse_members, project, translate
+from cmr.sampler import GUIDED, GUIDED_OF, NONE, SourceModel, Strength, parse_members, project, translate
 from cmr.seeds import generator
 
 
@@ -194,3 +196,26 @@ def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_re
     # a heart redrawn elsewhere stays where it is
     assert sorted(edge(elsewhere)) == sorted(edge(reference)) != sorted(edge(disc(0.15)))
     assert np.array_equal(guided_filter(reference, reference, 4.0) > 0, reference > 0)
+
+
+def test_the_guided_projection_starts_from_the_same_noise_in_every_schedule():
+    """t0 = 500 of the linear schedule, whose abar is 0.08, would be six times as noisy as that of the cosine one."""
+    for schedule, text in GUIDED_OF.items():
+        assert float(Schedule.make(schedule).abar[Strength.parse(text).t0]) == pytest.approx(0.494, abs=0.003)
+    assert {preset for preset, text in GUIDED.items() if text == GUIDED_OF["linear"]} == {"paper"}
+    linear = replace(model(Oracle()), schedule=Schedule.make("linear"), settings={"schedule": "linear"})
+    assert linear.guided == Strength.parse(GUIDED_OF["linear"])
+
+
+def test_a_matched_reference_has_the_mean_and_sd_of_the_source():
+    """Denoised from t0 = 1 by a network that finds nothing to change, what comes back is the matched reference."""
+    class Trusting(Oracle):
+        def forward(self, x_t, t):
+            a, s = at(SCHEDULE.abar.sqrt(), t, x_t), at((1 - SCHEDULE.abar).sqrt(), t, x_t)
+            return (a * x_t - x_t / a) / s                        # x_0 = x_t / a
+    source = replace(model(Trusting()), mean=-0.3, std=0.1)
+    for guide_mm in (0, 10):
+        strength = Strength(t0=1, steps=1, match="mean_std", guide_mm=guide_mm)
+        found, _ = translate(source, REFERENCE, 2.5, strength, 0)
+        assert (found.mean(), found.std()) == pytest.approx((-0.3, 0.1), abs=0.02)
+        assert np.corrcoef(found.ravel(), REFERENCE.ravel())[0, 1] > 0.97

@@ -141,3 +141,18 @@ def test_a_lost_log_comes_back(tmp_path, text):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     losses = lambda name: [row.split(",")[:2] for row in (tmp_path / name / "log.csv").read_text().splitlines()]
     assert losses("a") == losses("b")
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_a_finished_run_holds_the_average_of_the_weights_after_every_step(tmp_path, ema_decay):
+    net = torch.nn.Linear(1, 1)
+    run = Run(tmp_path, SETTINGS, "d", net, torch.optim.SGD(net.parameters(), lr=0.01), ema_decay=ema_decay)
+    average = net.weight.item()
+    for step in run.steps(20):
+        run.update((net(torch.ones(1, 1)) - 1).square().mean())
+        d = min(ema_decay or 0, (1 + step) / (10 + step))
+        average = d * average + (1 - d) * net.weight.item()
+    run.finish()
+    saved = checkpoint.load(tmp_path / "final.pt")["net"]["weight"].item()
+    assert saved == pytest.approx(average, abs=1e-6)
+    assert (abs(saved - net.weight.item()) > 1e-3) == bool(ema_decay)

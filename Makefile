@@ -77,7 +77,8 @@ bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) tests/bench.py
 
 clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
-	rm -rf $(RUNS)/*/*.mk $(RUNS)/*/work
+	@case "$(RUNS)" in ''|*[[:space:]]*) echo "error: RUNS='$(RUNS)': name a folder without spaces" >&2; exit 2;; esac
+	for made in $(RUNS)/*/*.mk; do test ! -e "$$made" || rm -rf "$${made%/*}/work" "$$made"; done
 	rm -rf $(foreach stage,check diffusion segmenter-* dg shifted references da results*,$(RUNS)/*/*-seed*/$(stage))
 	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done
 	test ! -d "$(RUNS)" || find "$(RUNS)" -depth -type d -empty -delete

@@ -26,8 +26,8 @@ from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report
 from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength
 from cmr.seeds import rng
-from cmr.segmenter import Segmenter, labels_on_original, split_name
-from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required
+from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
+from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required, some_of
 from cmr.studies import UNSEEN, in_role, left_out, pseudonyms, require_apart, require_unseen, studies_of
 from cmr.synthetic_set import find_set, read_manifest
 from cmr.workers import over_volumes, pick_device
@@ -44,7 +44,7 @@ class Config(DataConfig):
     projected: str     = opt(PROJECTED["demo"], "strength of the rows DA, which da/ was made with")
     guided: str        = opt(GUIDED["demo"], "strength of the rows DA, guided, which da/ was made with")
     every_row_of: str  = opt("", "networks with which DG + DA and the cheap baselines are measured too; empty: the "
-                                 "first")
+                                 "first", some_of(*NETWORKS))
     out: str           = opt("runs/results", "folder of metrics.csv, tests.csv, report.md, figures and predictions")
     pseudonyms: bool   = opt(False, "write numbers in place of patients' identifiers, and their key to a file beside "
                                     "--out that is not to be shared")

@@ -37,7 +37,7 @@ class Volume:
     notes: tuple = ()
     spacing: str = ""
     image_hash: str = ""
-    content: str = ""                            # hash of image and label
+    content: str = ""                            # hash of image, label, their place and what the table says of them
     structures: tuple = ()                       # names of the structures that its mask labels
     inside: float = 1.0                          # share of the labelled area within the working field of view
 
@@ -60,7 +60,7 @@ def check_dataset(config):
                 "splits_drawn": splits_drawn(config, records)}
     _print(findings)
     _refuse(config.data, findings)
-    _require_labels(config.data, source, volumes)
+    _require_labels(config.data, source, targets, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
         if not path.exists() or path.read_text() != json_text(findings):             # a newer file would rerun stages
@@ -83,7 +83,7 @@ def _require_roles(records, source, targets, c):
         for split in ("Training", "Validation") if c.upper_bound else ():
             if split not in labelled_splits(records, domain):
                 raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave the bound out (make: "
-                                 "UPPER=), or choose a target that has")
+                                 "UPPER=0), or choose a target that has")
 
 
 def _look_at(record, grid):
@@ -93,7 +93,8 @@ def _look_at(record, grid):
         is_spare = record.is_extra_frame and isinstance(error, BlankImage)
         return Volume(record, **{"left_out" if is_spare else "unusable": str(error)})
     why = notes.pop() if record.label_path and label is None else ""
-    both = image.tobytes() + (b"" if label is None else label.tobytes())
+    told = repr((nifti.affine.tolist(), nifti.spacing_mm, replace(record, image_path="", label_path=""))).encode()
+    both = told + image.tobytes() + (b"" if label is None else label.tobytes())
     found = Volume(record, left_out=why, notes=tuple(notes), spacing=" x ".join(f"{s:.2f}" for s in nifti.spacing_mm),
                    image_hash=hashlib.sha256(image.tobytes()).hexdigest(), content=hashlib.sha256(both).hexdigest())
     if label is None:
@@ -158,20 +159,23 @@ def _refuse(data, findings):
         raise DataError(unusable[0])
     if unusable:
         raise DataError(f"{len(unusable)} of {findings['volumes']} volumes cannot be used; the first: {unusable[0]}")
-    twice = findings["same_image_twice"]
-    across_splits = [owners for owners in twice if len({split for _, split in owners}) > 1]
-    if shared or across_splits:
-        raise DataError(f"{data}: leakage between splits: {(shared or across_splits)[0]}; leave one of them out")
+    twice = [f"leakage between splits: {subject} is in two" for subject in shared]
+    for owners in findings["same_image_twice"]:
+        leak = "leakage between splits: " if len({split for _, split in owners}) > 1 else ""
+        twice.append(f"{leak}one image under two names, {owners}")
+    if twice:
+        raise DataError(f"{data}: {twice[0]}; leave one of them out")
     if not findings["structures"]:
         raise DataError(f"{data}: no labelled volume; segmenters cannot be trained")
 
 
-def _require_labels(data, source, volumes):
-    """Raise DataError if no mask of the source's training or of its validation volumes labels anything."""
-    for split in ("Training", "Validation"):
-        masked = [v for v in volumes if v.record in source and v.record.split == split and v.record.label_path]
+def _require_labels(data, source, targets, volumes):
+    """Raise DataError if no mask of a domain's volumes that are trained, validated or tested on labels anything."""
+    roles = [(source, "Training"), (source, "Validation"), *((domain, "Testing") for domain in (source, *targets))]
+    for domain, split in roles:
+        masked = [v for v in volumes if v.record in domain and v.record.split == split and v.record.label_path]
         if masked and not any(v.structures for v in masked):
-            raise DataError(f"{data}: no mask of the {split.lower()} volumes of {source} labels anything; "
+            raise DataError(f"{data}: no mask of the {split.lower()} volumes of {domain} labels anything; "
                             f"{masked[0].record.case}: {masked[0].left_out}")
 
 

@@ -22,7 +22,7 @@ from cmr.metrics import measure
 from cmr.nifti import read_volume
 from cmr.records import VALUES, Domain
 from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
-from cmr.settings import GRIDS, DataConfig, at_least, one_of, opt, parse
+from cmr.settings import GRIDS, DataConfig, at_least, one_of, opt, parse, some_of
 from cmr.studies import in_role, studies_of
 from cmr.workers import cores, pick_device
 from cmr.working import prepare
@@ -33,7 +33,7 @@ class Config(DataConfig):
     experiment: str = opt("demo", "preset of the experiment that is estimated; that of --preset", one_of(*GRIDS))
     target: str     = opt("Vendor=B,C,D", "target domains")
     references: str = opt("", "domain of DG's references; empty: the source")
-    every_row_of: str = opt("", "networks whose secondary rows are measured too; empty: the first")
+    every_row_of: str = opt("", "networks whose secondary rows are measured too; empty: the first", some_of(*NETWORKS))
     segmenters: str = opt("vanilla-real,vanilla-synthetic", "all that are trained, as network-trainingset")
     jobs: int       = opt(1, "stages at a time", at_least(1))
     ranks: int      = opt(1, "GPUs that share each stage, as many times as fast", at_least(1))
@@ -96,7 +96,7 @@ def evaluation(c, run, segmenters):
     """Return the entry of `estimated` for the stage that segments the test volumes and scores every row."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
-    working, = prepare(tested[:1], Grid(c.spacing_mm, c.size), c.work)
+    working = first_labelled(tested, Grid(c.spacing_mm, c.size), c.work)
     image, seconds = np.asarray(working.image), 0.0
     rows = rows_to_measure(segmenters, domains, c.every_row_of)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}
@@ -113,6 +113,12 @@ def evaluation(c, run, segmenters):
             measure(np.roll(mask, 1, axis=1), mask, nifti.spacing_mm[::-1])
 
     return "results", len(tested), "volumes", (seconds + seconds_each(score, 3) * len(rows)) / c.ranks
+
+
+def first_labelled(records, grid, work):
+    """Return the first working volume of the records that has a label, which a mask of zeros is not."""
+    prepared = (prepare([record], grid, work)[0] for record in records)
+    return next(working for working in prepared if working.label is not None)
 
 
 def seconds_each(make, n):

@@ -148,6 +148,8 @@ def stages(c):
     found.append(Stage(sd_dm, (checked,), command(c, "train_diffusion.py", "diffusion"), first))
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
     trained = {name: training_set_of(c, name) for name in compared}
+    trainings = training_stages(c, trained, judge, checked, first)
+    found += trainings[:1]                       # the judge
     for name, flags in SETS.items():
         if name == "dg" or name in {images for images, _ in trained.values()}:
             dg = command(c, "-m cmr.synthesize --use dg", name, judged, references, flags)
@@ -155,19 +157,30 @@ def stages(c):
     da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
     found.append(Stage("da/manifest.csv", (sd_dm, judge), da))
 
-    # The networks that train longest come first, so that parallel jobs end together.  All but the one that judges pairs
-    # wait for DG's images; otherwise make would start the ready ones earlier and come to the longest last.
-    for name in sorted(compared, key=lambda name: -list(NETWORKS).index(split_name(name)[0])):
-        file, (images, flags) = f"segmenter-{name}/final.pt", trained[name]
-        made_from, pairs = (f"{images}/manifest.csv", f"--synthetic {c.run / images}") if images else (checked, "")
-        train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {split_name(name)[0]}", flags, pairs)
-        found.append(Stage(file, (made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
+    found += trainings[1:]
 
     # Every row is measured on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
     names = "--pseudonyms" if c.pseudonyms else ""
     report = command(c, "evaluate.py", "results", target, rows, thorough, f"--run {c.run}", names)
     return [*found, Stage("results/report.md", ("check/rows", *made), report)]
+
+
+def training_stages(c, trained, judge, checked, first):
+    """Return [Stage] of all segmenters, the one first that judges pairs; trained : {name: entry of TRAINING_SETS}.
+
+    The others that train longest come first, so that parallel jobs end together, and wait for DG's images; otherwise
+    make would start the ready ones earlier and come to the longest last.
+    """
+    networks, found = list(NETWORKS), []
+    for name in sorted(trained, key=lambda name: (f"segmenter-{name}/final.pt" != judge,
+                                                  -networks.index(split_name(name)[0]))):
+        file, network = f"segmenter-{name}/final.pt", split_name(name)[0]
+        images, flags = trained[name]
+        made_from, pairs = (f"{images}/manifest.csv", f"--synthetic {c.run / images}") if images else (checked, "")
+        train = command(c, "train_unet.py", f"segmenter-{name}", f"--network {network}", flags, pairs)
+        found.append(Stage(file, (made_from,), train, first if file == judge else (*first, "dg/manifest.csv")))
+    return found
 
 
 def price(c):

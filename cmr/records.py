@@ -81,7 +81,7 @@ class Domain:
     @property
     def file_name(self):
         """The domain as part of a file name: `Vendor-B`, `Pathology-MINF+DCM`."""
-        return str(self).replace("=", "-").replace(",", "+")
+        return as_file_name(str(self).replace("=", "-").replace(",", "+"))
 
     def each(self):
         """One domain per value, because targets are reported one by one."""
@@ -110,6 +110,11 @@ class Domain:
             what = self if missing == list(self.values) else f"{self}: {', '.join(missing)}"
             raise UsageError(f"domain {what} matches none of {len(records)} volumes; {self.column} has {there}")
         return [r for r in records if r in self]
+
+
+def as_file_name(text):
+    """The text with `_` in place of everything that a shell or make would take for more than a letter of a name."""
+    return re.sub(r"[^\w.+-]", "_", text)
 
 
 def structure_called(name):

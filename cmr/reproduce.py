@@ -13,9 +13,9 @@ from pathlib import Path
 from cmr.errors import run_script
 from cmr.experiment import TRAINING_SETS, price, rows_to_measure, segmenters, stages
 from cmr.files import write_text
-from cmr.records import Domain
-from cmr.segmenter import split_name
-from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required
+from cmr.records import Domain, as_file_name
+from cmr.segmenter import NETWORKS, split_name
+from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required, some_of
 from cmr.studies import labelled_splits, studies_of
 from cmr.workers import cores
 
@@ -33,7 +33,8 @@ class Config:
     controls: str   = opt("first", "what DG is compared with: first: vanilla-augmented and the first network's "
                                    "shifted, all: that of every network, or a list of network-trainingset: "
                                    f"{', '.join(TRAINING_SETS)}")
-    every_row_of: str = opt("", "networks whose secondary rows, such as DG + DA, are measured too; empty: the first")
+    every_row_of: str = opt("", "networks whose secondary rows, such as DG + DA, are measured too; empty: the first",
+                            some_of(*NETWORKS))
     references: str = opt("", "another labelled domain whose images are DG's references, e.g. Dataset=ACDC; empty: the "
                               "source's own")
     upper: str      = opt("auto", "every network trained on each target's own training studies: 1, 0, or auto: on real "
@@ -69,7 +70,8 @@ class Config:
             paths = ",".join(str(folder.resolve()) for folder in folders)
             data += f"-{hashlib.sha256(paths.encode()).hexdigest()[:8]}"
         of = f"-of-{Domain.parse(self.references).file_name}" if self.references else ""
-        return f"{data}-{Domain.parse(self.source).file_name}-to-{Domain.parse(self.target).file_name}{of}"
+        domains = f"{Domain.parse(self.source).file_name}-to-{Domain.parse(self.target).file_name}{of}"
+        return as_file_name(f"{data}-{domains}")
 
     @property
     def run(self):
@@ -131,12 +133,24 @@ def rows_asked_for(c):
     domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
     rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, c.every_row_of)
     lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
-    return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers", ""])
+    masks = "with" if c.use_unlabeled_masks else "without"
+    return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers",
+                      f"{masks} the masks under Training/Unlabeled", ""])
 
 
 def rows_are_as_before(c):
-    path = c.run / "check" / "rows"
-    return path.exists() and path.read_text() == rows_asked_for(c)
+    """Whether the check, and the report if there is one, are of the rows that are asked for now.
+
+    The report's own word for it counts, as another make may have written it while `check/rows` was changed.
+    """
+    asked, made, report = (c.run / file for file in ("check/rows", "results/rows", "results/report.md"))
+    if not asked.exists() or asked.read_text() != rows_asked_for(c):
+        return False
+    return not report.exists() or made.exists() and made.read_text().strip() == digest_of(rows_asked_for(c))
+
+
+def digest_of(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def data_changed(c):
@@ -161,9 +175,16 @@ def makefile(runs):
     for run in runs:
         below = lambda files: [str(run.run / file) for file in files]
         for stage in stages(run):
-            rules.append(rule(str(run.run / stage.file), below(stage.made_from), below(stage.after), stage.command))
+            command = stage.command
+            if stage.file == "results/report.md":                 # says of which rows it is: see rows_are_as_before
+                command += f" && echo {digest_of(rows_asked_for(run))} > {run.run}/results/rows"
+            rules.append(rule(str(run.run / stage.file), below(stage.made_from), below(stage.after), command))
     head = "# Written by cmr.reproduce: every stage, what it is made from, and its command.\n"
-    return head + "SHELL := bash\n.DELETE_ON_ERROR:\n.PHONY: reproduce check estimate\n\n" + "\n".join(rules)
+    # Trap: make deletes the file of a command that fails or is interrupted after it has written it, such as final.pt of
+    # a training whose last validation is stopped.  Stages write their file whole or not at all, so that it is kept.
+    files = [str(run.run / stage.file) for run in runs for stage in stages(run)]
+    head += f"SHELL := bash\n.PHONY: reproduce check estimate\n.PRECIOUS: {' '.join(files)}\n\n"
+    return head + "\n".join(rules)
 
 
 def rule(file, made_from, after, *commands):

@@ -36,6 +36,11 @@ def one_of(*names):
     return Allowed(" or ".join(names), lambda value: value in names)
 
 
+def some_of(*names):
+    """Some, all or none of these names, separated by commas or spaces."""
+    return Allowed(f"some of {', '.join(names)}", lambda text: set(text.replace(",", " ").split()) <= set(names))
+
+
 def matching(pattern, words):
     """Any text that matches the whole regular expression `pattern`; `words` describe it."""
     return Allowed(words, lambda value: re.fullmatch(pattern, value))

@@ -1,4 +1,5 @@
 """The check before anything long starts."""
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -27,8 +28,12 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
             check_dataset(Config(**asked, references=overlap))
     assert "spacing mm: 1.25 x 1.25 x 9.00" in capsys.readouterr().out
     mms(one, {"A0S9V9": {"image": image}, "B0S9V9": {"folder": "Testing", "image": image}})
-    with pytest.raises(DataError, match="leakage between splits"):
+    with pytest.raises(DataError, match="leakage between splits: one image under two names"):
         check_dataset(Config(data=str(one)))
+    mms(tmp_path / "two", {"A0S9V9": {}, "B0S9V9": {"folder": "Testing", "image": image},
+                           "B1S9V9": {"folder": "Testing", "image": image}})         # would be two patients of a test
+    with pytest.raises(DataError, match=r": one image under two names, .*B0S9V9.*B1S9V9"):
+        check_dataset(Config(data=str(tmp_path / "two")))
     mms(tmp_path / "other", {**source, **tested})
     # before a diffusion model is trained for it
     with pytest.raises(UsageError, match="Vendor=B has no Validation volumes"):
@@ -78,6 +83,12 @@ def test_masks_that_are_all_empty_in_validation_are_refused(tmp_path):
     words = "no mask of the validation volumes of Vendor=A labels anything; A1S9V9_ED: its mask is all zero"
     with pytest.raises(DataError, match=words):
         check_dataset(Config(data=str(data), size=32))
+    data_of_b = tmp_path / "tested"
+    mms(data_of_b, {"A0S9V9": {}, "A1S9V9": {"folder": "Validation"}, "A2S9V9": {"folder": "Testing"},
+                    "B0S9V9": {"folder": "Validation", "Vendor": "B"},
+                    "B1S9V9": {"folder": "Testing", "Vendor": "B", "label": 0 * cine(0)[1]}})
+    with pytest.raises(DataError, match="no mask of the testing volumes of Vendor=B labels anything; B1S9V9_ED: its"):
+        check_dataset(Config(data=str(data_of_b), target="Vendor=B", size=32))
     code, _, errors = script("train_unet.py", "--preset", "tiny", "--data", data, "--out", tmp_path / "run",
                              "--work", tmp_path / "work", "--network", "nnunet2d")
     assert code == 3 and one_line(errors) and "no mask of the validation volumes of Vendor=A" in errors, errors
@@ -92,3 +103,21 @@ def test_what_cannot_be_trained_on_is_left_out_by_name(tmp_path):
     left_out = check_dataset(Config(data=str(tmp_path), size=32))["left_out"]
     assert "A0S9V9_ES: its mask is all zero" in left_out
     assert any("F00 of A1S9V9 is constant (0)" in item for item in left_out)
+
+
+def test_a_corrected_header_or_table_is_other_content(tmp_path):
+    """check.json is written anew, so that make asks the stages again; nothing of the voxels has changed."""
+    studies = {"A0S9V9": {}, "A1S9V9": {"folder": "Testing"}}
+    content = lambda: check_dataset(Config(data=str(tmp_path), size=32))["content"]
+    mms(tmp_path, studies)
+    first = content()
+    assert content() == first
+    mms(tmp_path, {**studies, "A1S9V9": {"folder": "Testing", "Centre": "2"}})
+    read_nifti.cache_clear()
+    in_the_table = content()
+    path = next(tmp_path.rglob("A0S9V9_sa.nii.gz"))
+    image = nib.load(path)
+    for file in (path, path.with_name("A0S9V9_sa_gt.nii.gz")):
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), image.affine @ np.diag([-1, -1, 1, 1])), file)
+    read_nifti.cache_clear()
+    assert len({first, in_the_table, content()}) == 3

@@ -59,3 +59,9 @@ def test_help_says_what_is_allowed(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "optimiser steps (1 or more; default: 3500)" in shown and "(cosine or linear; default: 'cosine')" in shown
     assert "what all stages must agree on, and where" in shown and "pixels (16 to 1024; default: 64)" in shown
+
+
+def test_networks_with_every_row_are_known_ones(tmp_path):
+    for script_, more in (("evaluate.py", ["--run", "r"]), ("-m cmr.reproduce", []), ("-m cmr.estimate", [])):
+        code, _, errors = script(*script_.split(), "--data", "d", *more, "--every-row-of", "vanila")
+        assert code == 2 and "--every-row-of 'vanila': use some of vanilla, nnunet2d, nnunet3d" in errors

@@ -87,7 +87,7 @@ def target_spacing(spacings_mm, shapes):
 
 
 def resampled_shape(shape, spacing_mm, target_mm):
-    """Size of a volume on the spacing `target_mm`, 1 at least; the order of the operations decides how it is rounded."""
+    """Size of a volume on the spacing `target_mm`, 1 at least; the order of operations decides how it is rounded."""
     return tuple(max(1, round(s / t * n)) for n, s, t in zip(shape, spacing_mm, target_mm))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 from cmr.errors import DataError
@@ -20,6 +21,7 @@ ACDC = re.compile(r"patient\d+_frame(\d+)" + NIFTI)
 NNUNET_FOLDERS = (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing"))
 CHANNEL = re.compile(r"(.+)_(\d{4})")                             # nnU-Net: case and channel, without suffix
 PHASE = re.compile(r"(.+)_(ED|ES|frame\d+)", re.IGNORECASE)       # a subject's name and the phase or frame
+PLAIN_COLUMNS = {"vendor", "centre", "pathology", "split", "ed", "es"}                # understood, so none holds names
 VENDOR_LETTERS = {name.lower(): letter for letter, name in VENDOR_NAMES.items()}
 
 
@@ -242,34 +244,51 @@ def read_plain(folder):
     NAME is a subject, to which _ED, _ES or _frameNN may be appended; the CSV has a row for each NAME or subject.
     """
     root, json_path, records = folder.root, folder.root / "dataset.json", []
-    images, labels = ({str(stem(path).relative_to(root / name)) for path in folder.below(name)}
+    images, labels = ({stem(path).relative_to(root / name) for path in folder.below(name)}
                       for name in ("images", "labels"))
-    named = {case: _subject_and_phase(case) for case in sorted(images)}
-    names = images | {subject for subject, _ in named.values()}
+    named = {path: _plain_name(path) for path in sorted(images)}
+    names = set(named.values()) | {_subject_and_phase(name)[0] for name in named.values()}
     rows = _plain_table(folder, names) if folder.tables else {}
-    for case in sorted(labels - images):
-        folder.leave_out(f"labels/{case}", "has no image")
+    for mask in sorted(labels - images):
+        folder.leave_out(f"labels/{mask}", "has no image")
     label_map = label_map_of(_read(json_path)["labels"], json_path) if json_path.exists() else dict(MMS_LABELS)
-    for case, (subject, phase) in named.items():
-        row = rows.get(case) or rows.get(subject) or {}
+    for inside, name in named.items():
+        subject, phase = _subject_and_phase(name)
+        row = rows.get(name) or rows.get(subject) or {}
         if rows and not row:
-            folder.leave_out(case, "has files but no row in the table")
+            folder.leave_out(inside, "has files but no row in the table")
             continue
-        path = folder.nifti(root / "images" / case)
-        base = Record(subject, phase, path, folder.nifti(root / "labels" / case), label_map=label_map,
-                      split=SPLIT_FOLDERS.get(row.get("split", "").lower(), ""), **_told_by(row))
+        path = folder.nifti(root / "images" / inside)
+        split = SPLIT_FOLDERS.get(row.get("split", "").lower(), "") or folder.split_of(Path(path))
+        base = Record(subject, phase, path, folder.nifti(root / "labels" / inside), split=split, label_map=label_map,
+                      **_told_by(row))
         is_cine = (frames_in(path) or 1) > 1
         records += _cine(base, base.label_path, row, folder.all_frames) if is_cine else [base]
     return records
 
 
+def _plain_name(path):
+    """Return the NAME of an image by its path below images/: train/ward/anna is ward_anna; a split is no part of it."""
+    return "_".join([*(part for part in path.parts[:-1] if part.lower() not in SPLIT_FOLDERS), path.name])
+
+
 def _plain_table(folder, names):
-    """Return {name: row} by the first column, newest CSV first, that holds a name; raises DataError if none does."""
+    """Return {name: row} of the newest CSV that holds a name, by its column that holds the most, the first of several.
+
+    Raises DataError if no column holds a name, or if another holds as many and names another subject in a row.
+    """
     for path in folder.tables:
         table = read_csv(path, ())
-        for column in table[0] if table else ():
-            if any(row[column] in names for row in table):
-                return _by_name([row for row in table if row[column]], column, folder.root)
+        columns = [column for column in (table[0] if table else ()) if column not in PLAIN_COLUMNS]
+        held = {column: len(names & {row[column] for row in table}) for column in columns}
+        column, *others = [name for name, n in held.items() if n and n == max(held.values())] or [None]
+        for other in others:
+            for cells in ((row[column], row[other]) for row in table):
+                if names.issuperset(cells) and len({_subject_and_phase(cell)[0] for cell in cells}) > 1:
+                    raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but {cells[0]} "
+                                    f"stands beside {cells[1]}; take out the column that does not name them")
+        if column is not None:
+            return _by_name([row for row in table if row[column]], column, folder.root)
     raise DataError(f"{folder.tables[0]}: no column holds the names of images, such as {min(names)}; add or move it")
 
 

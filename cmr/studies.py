@@ -34,7 +34,8 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
             if first != folder:
                 raise DataError(f"{record.subject} is a subject of {first} and of {folder}; rename it in one of them")
             if path_of.setdefault(record.case, path) != path:
-                raise DataError(f"{record.case} is there twice: {path_of[record.case]} and {path}; remove one of them")
+                raise DataError(f"{record.case} is there twice: {path_of[record.case]} and {path}; remove one of "
+                                "them, or rename it if it is another volume")
             records.append(replace(record, metadata={"dataset": folder.name, **record.metadata}))
     return sorted(records, key=lambda r: r.case)
 

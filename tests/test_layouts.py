@@ -206,6 +206,43 @@ def test_images_and_labels_with_and_without_a_table(tmp_path):
     assert (read_volume(find(tmp_path)[0])[1] == np.array([0, 3, 2, 1])[label[..., 0]]).all()
 
 
+def plain(root, *names):
+    for name in names:
+        image, label = cine(0)
+        nifti(root / "images" / f"{name}.nii.gz", image[..., 0])
+        nifti(root / "labels" / f"{name}.nii.gz", label[..., 0])
+    return root
+
+
+def test_folders_of_images_are_splits_or_begin_the_name(tmp_path):
+    plain(tmp_path, "train/anna_ED", "train/anna_ES", "Test/bert", "val/ward/carla", "ward/dora", "train")
+    found = find(tmp_path)
+    assert [(r.case, r.split) for r in found] == [
+        ("anna_ED", "Training"), ("anna_ES", "Training"), ("bert_ED", "Testing"), ("train_ED", ""),
+        ("ward_carla_ED", "Validation"), ("ward_dora_ED", "")]
+    assert all(r.label_path for r in found) and not left_out(tmp_path)
+    (tmp_path / "about.csv").write_text("Name,Split\nanna,\nbert,train\nward_carla,\n")
+    assert [r.split for r in find(tmp_path)] == ["Training", "Training", "Training", "Validation"]
+    plain(tmp_path, "test/anna_ED")
+    with pytest.raises(DataError, match="anna_ED is there twice: .*test/anna_ED.* and .*train/anna_ED.* or rename it"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("table,vendors", [
+    ("Scan order,Patient,Vendor\n1,3,Z\n2,1,X\n4,2,Y", "XYZ"),   # a column of other numbers holds two of three
+    ("Centre,Patient,Vendor\n3,1,X\n2,2,Y\n1,3,Z", "XYZ"),
+    ("Patient,Copy,Vendor\n1,1,X\n2,2,Y\n3,3,Z", "XYZ"), ("Patient,File,Vendor\n1,1_ED,X\n2,2,Y\n3,3,Z", "XYZ"),
+    ("Scan order,Patient,Vendor\n1,3,Z\n2,1,X\n3,2,Y", None)])    # nobody can tell which of the two it is
+def test_the_column_that_holds_the_most_names_tells_whose_a_row_is(tmp_path, table, vendors):
+    plain(tmp_path, "1_ED", "2", "3")
+    (tmp_path / "about.csv").write_text(table)
+    if vendors:
+        assert "".join(r.vendor for r in find(tmp_path)) == vendors
+    else:
+        with pytest.raises(DataError, match="columns scan order and patient both hold names of images, but 1 stands be"):
+            find(tmp_path)
+
+
 def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
     unlabelled = {"folder": "Training/Unlabeled"}
     mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {**unlabelled, "ED": 0, "ES": 0}, "D0S9V9": unlabelled})

@@ -285,8 +285,8 @@ def _plain_table(folder, names):
         for other in others:
             for cells in ((row[column], row[other]) for row in table):
                 if names.issuperset(cells) and len({_subject_and_phase(cell)[0] for cell in cells}) > 1:
-                    raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but {cells[0]} "
-                                    f"stands beside {cells[1]}; take out the column that does not name them")
+                    raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but "
+                                    f"{cells[0]} stands beside {cells[1]}; take out the column that does not name them")
         if column is not None:
             return _by_name([row for row in table if row[column]], column, folder.root)
     raise DataError(f"{folder.tables[0]}: no column holds the names of images, such as {min(names)}; add or move it")

@@ -164,9 +164,12 @@ def labelled_splits(records, domain):
 
 
 def labelled_apart(records, domain, others):
-    """Return all labelled records of the domain of DG's references; raises UsageError if it shares a subject."""
+    """Return all labelled records of the domain of DG's references; UsageError if it has none or shares a subject."""
     require_apart(records, domain, others, "choose --references apart from source and targets, or leave them out")
-    return [r for r in domain.select(records) if r.label_path]
+    chosen = [r for r in domain.select(records) if r.label_path]
+    if not chosen:
+        raise UsageError(f"domain {domain} has no labelled volumes; choose other --references or leave them out")
+    return chosen
 
 
 def pseudonyms(records):

@@ -182,6 +182,9 @@ class Generalisation(Synthesis):
         if c.references:
             self.domain = Domain.parse(c.references)
             self.references, _ = fully_labelled(self.read(labelled_apart(self.records, self.domain, [self.source])))
+            if not self.references:
+                raise DataError(f"{c.data}: the masks of all volumes of {self.domain} are zero, so that none can be a "
+                                "reference; choose other --references or leave them out")
         self.unseen = self.read([r for r in self.source.select(self.frames) if r.split == "Validation"])
         judged, _ = fully_labelled(self.unseen)
         self.ways = list(zip(range(c.samples), cycle(self.shifts), cycle(self.strengths)))
@@ -248,20 +251,22 @@ class Adaptation(Synthesis):
             require_unseen(tested, self.segmenter.subjects, c.segmenter)
             require_unseen(tested, self.sd_dm.subjects, c.diffusion)
             jobs += self.jobs_of(self.read(tested), domain)
+        # Read here, where ranks are in step, and not when a rank first has an image to audit, which some have not.
+        self.unseen = {}
+        for domain in self.targets:
+            unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
+            if unlabelled:
+                self.unseen[domain] = self.read(unlabelled)
         self.begin(jobs)
 
     @functools.cached_property
     def classifiers(self):
         """Return {target: SourceClassifier} of the source's training volumes against the target's validation volumes.
 
-        A target without validation volumes has none.  Masks are not read.
+        They are fitted when first used.  A target without validation volumes has none.  Masks are not read.
         """
-        found = {}
-        for domain in self.targets:
-            unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
-            if unlabelled:
-                found[domain] = SourceClassifier.fit(images(self.real), images(self.read(unlabelled)), self.c.seed)
-        return found
+        fit = lambda unseen: SourceClassifier.fit(images(self.real), images(unseen), self.c.seed)
+        return {domain: fit(unseen) for domain, unseen in self.unseen.items()}
 
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)

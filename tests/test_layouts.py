@@ -239,7 +239,7 @@ def test_the_column_that_holds_the_most_names_tells_whose_a_row_is(tmp_path, tab
     if vendors:
         assert "".join(r.vendor for r in find(tmp_path)) == vendors
     else:
-        with pytest.raises(DataError, match="columns scan order and patient both hold names of images, but 1 stands be"):
+        with pytest.raises(DataError, match="columns scan order and patient both hold names of images, but 1 stands"):
             find(tmp_path)
 
 

@@ -7,7 +7,7 @@ import pytest
 from cmr.check_dataset import Config, check_dataset
 from cmr.errors import DataError, UsageError
 from cmr.records import Domain, Record
-from cmr.studies import UNSEEN, find, in_role, require_apart, split_by_subject
+from cmr.studies import UNSEEN, find, in_role, labelled_apart, require_apart, split_by_subject
 from helpers import cine, mms, nifti
 
 
@@ -43,6 +43,14 @@ def test_a_subject_whose_volumes_lie_in_source_and_target_is_refused():
     require_apart(records, source, [apart], UNSEEN)
     with pytest.raises(UsageError, match=r"P1 is in Vendor=A and in Vendor=B \(1 such subjects\); a target must be"):
         require_apart(records, source, [apart, target], UNSEEN)
+
+
+def test_references_without_masks_are_refused():
+    records = [Record("P1", "ED", "ed.nii.gz", "mask.nii.gz", vendor="A"), Record("P2", "ED", "ed.nii.gz", vendor="B")]
+    source, references = Domain.parse("Vendor=A"), Domain.parse("Vendor=B")
+    with pytest.raises(UsageError, match="Vendor=B has no labelled volumes; choose other --references or leave them"):
+        labelled_apart(records, references, [source])
+    assert labelled_apart(records, source, [references]) == records[:1]
 
 
 def test_a_dataset_without_validation_gets_some_of_every_domain(tmp_path):

@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,11 +14,48 @@ from cmr.files import read_sealed_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.metrics import mean_dice
+from cmr.records import Domain, Record
 from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
 from helpers import one_line, script, synthesis
+
+
+@pytest.fixture
+def without_models(monkeypatch):
+    """Every Synthesis is of these records, of few pixels and without masks; returns what was read, volume by volume."""
+    records = [Record(f"{vendor}{split}", "ED", "image", "mask", split=split, vendor=vendor) for vendor, split in
+               (("A", "Training"), ("A", "Testing"), ("B", "Testing"), ("B", "Validation"), ("C", "Testing"))]
+    read = []
+
+    def volumes(chosen):
+        read.extend(record.subject for record in chosen)
+        return [SimpleNamespace(record=record, image=np.zeros((1, 8, 8), np.float32), label=None) for record in chosen]
+
+    def begin(synthesis, c):
+        of_none = SimpleNamespace(subjects=())
+        vars(synthesis).update(c=c, source=Domain.parse(c.source), records=records, frames=records, shifts=[0],
+                               strengths=["none"], real=volumes(records[:1]), segmenter=of_none, sd_dm=of_none,
+                               read=volumes)
+
+    monkeypatch.setattr(synthesize.Synthesis, "__init__", begin)
+    monkeypatch.setattr(synthesize.Synthesis, "begin", lambda synthesis, jobs: None)
+    return read
+
+
+def test_ranks_read_everything_before_the_first_image_so_that_none_waits_for_another(without_models, monkeypatch):
+    """A rank whose images an earlier run has made asks no classifier; to read is to meet all ranks (cmr.ranks)."""
+    monkeypatch.setattr(synthesize.SourceClassifier, "fit", lambda source, others, seed: len(others))
+    adaptation = synthesize.Adaptation(synthesize.Config(use="da", target="Vendor=B,C"))
+    before = list(without_models)
+    assert "BValidation" in before
+    assert adaptation.classifiers == {Domain.parse("Vendor=B"): 1} and without_models == before
+
+
+def test_references_without_a_mask_are_refused_before_the_long_work(without_models):
+    with pytest.raises(DataError, match="the masks of all volumes of Vendor=C are zero, .* choose other --references"):
+        synthesize.Generalisation(synthesize.Config(use="dg", references="Vendor=C"))
 
 
 def test_changed_references_are_the_same_with_and_without_the_diffusion_model(run, phantom):

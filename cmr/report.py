@@ -18,7 +18,7 @@ from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.files import read_csv, write_csv, write_text
 from cmr.pictures import FULL_COLOUR, example_sheet, forest
-from cmr.records import Domain
+from cmr.records import STRUCTURES, Domain
 from cmr.settings import opt, parse, required
 from cmr.synthetic_set import read_manifest
 from cmr.verdict import control_lines, sentences
@@ -129,7 +129,8 @@ def _structures(rows, shared):
     every, averaged = distinct(rows, "structure"), distinct(shared, "structure")
     if len(averaged) < len(every):
         return f"{', '.join(every)}; averaged are {', '.join(averaged)}, which every domain labels"
-    return ", ".join(every) + (" (the dataset labels no others)" if len(every) < 3 else "")
+    others = " (not every network was trained on the others, or no test volume labels them)"
+    return ", ".join(every) + (others if len(every) < len(STRUCTURES) else "")
 
 
 def _summary(rows, domains, arms):

@@ -22,7 +22,7 @@ def sentences(rows, tests, source):
         if networks:
             changes = "; ".join(_change(network, arm, mean, tests) for network in networks)
             text.append(f"**{arm}.** Against the baseline, in HD95 on all targets: {changes}.")
-    text.append(_controls(against_controls(rows)))
+    text.append(_controls(rows))
     return [*text, _harm(rows, mean, ran)] if ran else text
 
 
@@ -76,14 +76,20 @@ def _difference(test, p):
     before, now = test["n_missed_baseline"], test["n_missed_arm"]
     missed = f" (missed: {now} structures against {before})" if before or now else ""
     kind, change = outcome(test, p), test["mean_difference"]
-    contrary = kind == "better" and change > 0 or kind == "worse" and change < 0
-    by_ranks = " in most patients, though not in the mean" if contrary else ""
+    by_ranks = _by_ranks(kind, test)
     words = {"better": f"significantly better{by_ranks}, p {p:.2g}",
              "worse": f"significantly worse{by_ranks}, p {p:.2g}",
              "equal": f"as good to {MARGIN['hd95']:g} mm",
              "open": f"undecided, 90 % interval {test['bca90_low']:+.1f} to {test['bca90_high']:+.1f} mm, p {p:.2g}",
              "few": f"{_few(test['n'])} to decide"}
     return f"{change:+z.1f} mm{missed}, {words[kind]}"
+
+
+def _by_ranks(kind, test):
+    """Words for an outcome of which ranks and mean disagree: many patients lose a little HD95, a few gain much more."""
+    change = test["mean_difference"]
+    contrary = kind == "better" and change > 0 or kind == "worse" and change < 0
+    return " by ranks, though not in the mean" if contrary else ""
 
 
 def control_lines(rows):
@@ -93,20 +99,24 @@ def control_lines(rows):
             for c in against_controls(rows)]
 
 
-def _controls(compared):
+def _controls(rows):
     """Say which controls without a diffusion model do as well as DG."""
+    compared = against_controls(rows)
     if not compared:
-        return "**Controls.** None was run, so whether DG needs a diffusion model is not answered here."
-    templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95", "worse": "{which} {do} better than DG",
-                 "better": "{which} {do} worse than DG",
+        ran = [f"*{arm.name}* ({network})" for network, arm in compared_in(rows) if arm.name in CONTROLS]
+        which = f"{_list(ran)} ran without DG of the same network" if ran else "None was run"
+        return f"**Controls.** {which}, so whether DG needs a diffusion model is not answered here."
+    templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95",
+                 "worse": "{which} {do} better than DG{by_ranks}", "better": "{which} {do} worse than DG{by_ranks}",
                  "open": "DG and {which} cannot be told apart on these patients",
                  "few": "{few} to decide between DG and {which}"}
-    few, parts = _few(compared[0]["hd95"]["n"]), []
-    for kind, template in templates.items():
-        named = [f"*{c['control']}* ({c['network']})" for c in compared if c["outcome"] == kind]
-        if named:
-            do = "does" if len(named) == 1 else "do"
-            parts.append(template.format(which=_list(named), do=do, margin=MARGIN["hd95"], few=few))
+    few, groups = _few(compared[0]["hd95"]["n"]), {}
+    for c in compared:
+        alike = groups.setdefault((c["outcome"], _by_ranks(c["outcome"], c["hd95"])), [])
+        alike.append(f"*{c['control']}* ({c['network']})")
+    parts = [template.format(which=_list(named), do="does" if len(named) == 1 else "do", margin=MARGIN["hd95"], few=few,
+                             by_ranks=by_ranks)
+             for kind, template in templates.items() for (found, by_ranks), named in groups.items() if found == kind]
     return f"**Controls.** Without a diffusion model, {'; '.join(parts)}."
 
 

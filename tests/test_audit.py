@@ -106,6 +106,13 @@ def test_memorisation_tells_copies_from_new_images():
     assert np.abs(memorisation(new, training, held_out) - 1).max() < 0.35
 
 
+def test_a_new_image_is_no_copy_where_training_slices_are_many_more_than_held_out_ones():
+    slices = smooth(5, 460)
+    training, held_out, new = slices[:400], slices[400:440], slices[440:]
+    ratios = memorisation(new, training, held_out)
+    assert (ratios > 0.5).all() and 0.8 < ratios.mean() < 1       # the nearest of more is nearer
+
+
 def with_moments(g, n, mean, covariance):
     """(n, d) vectors whose sample mean and covariance are exactly these."""
     x = g.standard_normal((n, len(mean)))

@@ -10,7 +10,7 @@ from cmr.comparison import DISTANCES, METRIC_COLUMNS, penalised
 from cmr.errors import DataError, UsageError
 from cmr.files import write_csv
 from cmr.pictures import Example
-from cmr.report import draw_examples, main, write_report
+from cmr.report import _structures, draw_examples, main, write_report
 
 NO_NUMBERS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on",
               "test_input", "status")
@@ -87,6 +87,14 @@ def test_a_heart_outside_the_field_of_view_is_drawn_and_said(tmp_path):
     assert f"worst case by the baseline's HD95 ({outside})" in text
     assert {path.name for path in tmp_path.iterdir()} == {"median_Vendor-A.svg", "worst_Vendor-A.svg"}
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+
+
+def test_a_structure_that_is_not_measured_may_be_one_that_the_source_alone_does_not_label():
+    rows = [{"structure": name} for name in ("LV", "MYO", "RV")]
+    assert _structures(rows, rows) == "LV, MYO, RV"
+    assert _structures(rows, rows[:2]) == "LV, MYO, RV; averaged are LV, MYO, which every domain labels"
+    assert _structures(rows[:2], rows[:2]) == (
+        "LV, MYO (not every network was trained on the others, or no test volume labels them)")
 
 
 def row(subject, arm, dice):

@@ -112,7 +112,10 @@ def parse(config_class, presets, argv, description, by=None):
         if kind not in values:
             raise UsageError(f"--{by} {kind}: use {' or '.join(values)}")
         values = values[kind]
-    config = config_class(**{**values, **flags})
+    values = {**values, **flags}
+    if "data" in values:                                          # so that all who part it at the commas find folders
+        values["data"] = ",".join(part.strip() for part in values["data"].split(","))
+    config = config_class(**values)
     for f in dataclasses.fields(config):
         value, allowed = getattr(config, f.name), f.metadata.get("allowed")
         if allowed and not allowed.holds(value):

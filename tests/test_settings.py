@@ -6,7 +6,7 @@ import pytest
 
 import train_diffusion
 from cmr.errors import UsageError
-from cmr.settings import opt, parse
+from cmr.settings import DataConfig, opt, parse
 from helpers import one_line, script
 
 
@@ -24,6 +24,14 @@ def test_command_line():
         parse(Small, presets, ["--stepz", "3"], "")
     with pytest.raises(UsageError, match="invalid int"):
         parse(Small, presets, ["--steps", "many"], "")
+
+
+def test_blanks_beside_the_commas_between_datasets_are_no_part_of_a_folder(tmp_path):
+    """So that the second dataset is written into no more than the first."""
+    first, second = tmp_path / "first one", tmp_path / "second"
+    assert parse(DataConfig, {"demo": {}}, ["--data", f" {first} , {second}"], "").data == f"{first},{second}"
+    got, _, errors = script("train_unet.py", "--data", f"{first}, {second}", "--out", second / "out")
+    assert got == 2 and one_line(errors) and f"lies in the dataset {second}" in errors and not second.exists()
 
 
 ON = ["--preset", "tiny", "--data", "nowhere"]

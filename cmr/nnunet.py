@@ -79,6 +79,8 @@ def _he_normal(module):
 
 
 def check(c):
+    if c.augment:
+        raise UsageError("--augment: an nnU-Net always augments; leave it out, or train --network vanilla with it")
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
                          f"{c.epoch_steps}")

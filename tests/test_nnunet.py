@@ -7,6 +7,7 @@ import torch
 
 import train_unet
 from bench import noise_volume
+from cmr.errors import UsageError
 from cmr.network import TrainingData, deep_supervision_loss
 from cmr.nnunet import NnUNet, pseudo_dice
 from cmr.nnunet_plan import make_plan
@@ -122,3 +123,9 @@ def test_pseudo_dice_is_pooled_over_the_voxels_of_all_batches():
     batches = [(np.zeros((1, 2, 2), np.float32), truth) for truth in truths]
     found = pseudo_dice(net, batches, 4, "cpu")
     assert found[:2] == pytest.approx([2 * 3 / (4 + 3), 0]) and np.isnan(found[2])
+
+
+def test_an_nnunet_that_is_asked_to_augment_is_refused(tmp_path):
+    """It always does, so that its control `augmented` would be the baseline, trained a second time."""
+    with pytest.raises(UsageError, match="--augment: an nnU-Net always augments; leave it out"):
+        train_unet.main(["--data", "nowhere", "--network", "nnunet2d", "--augment", "--out", str(tmp_path)])

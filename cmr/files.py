@@ -29,8 +29,7 @@ def atomic(path):
     """Yield a temporary path with the suffix of `path`; rename it to `path` if the block succeeds, or delete it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name tells which process of which host writes the file, so that `sweep` deletes only abandoned ones.
-    temporary = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -43,6 +42,11 @@ def atomic(path):
         raise ResourceError(f"{path}: cannot be written ({why}); free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path):
+    """A new name beside `path` that tells which process of which host uses it: `sweep` deletes only abandoned ones."""
+    return path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
 
 
 def sha256(path):
@@ -209,13 +213,24 @@ def _lock(path):
             return
         waited = time.monotonic() > given_up
         if waited and not host or host == _HOST and not _is_running(process):
-            path.unlink(missing_ok=True)
+            _give_up(path, (host, process))
         elif waited:
             where = "" if host == _HOST else " on another machine"
             raise ResourceError(f"{path.parent}: process {process}{where} is working there; wait until it has ended, "
                                 f"or delete {path} if it is gone")
         else:
             time.sleep(0.1)
+
+
+def _give_up(path, stale):
+    """Delete the lock that names the ended process `stale`; what another process has put in its place is put back."""
+    moved = _temporary(path)
+    with contextlib.suppress(FileNotFoundError):                  # another process was first
+        path.rename(moved)
+        if _holder(moved) == stale:
+            moved.unlink()
+        else:
+            moved.rename(path)
 
 
 def _holder(path):

@@ -93,3 +93,21 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
     lock.write_text("00000000 1")                                 # of another machine: nobody can tell from here
     with pytest.raises(ResourceError, match="process 1 on another machine is working there"):
         writable_folder(run)
+
+
+def test_a_lock_that_another_process_took_over_first_is_left_to_it(tmp_path, monkeypatch):
+    """Both have read the lock of an ended process; the other is faster to put its own in its place."""
+    lock, holder, read = tmp_path / ".lock", files._holder, []
+
+    def overtaken(path):
+        read.append(holder(path))
+        if len(read) == 1:
+            lock.write_text(f"{files._HOST} {os.getppid()}")
+        return read[-1]
+
+    monkeypatch.setattr(files, "_holder", overtaken)
+    monkeypatch.setattr(files, "PATIENCE_S", 0.3)
+    lock.write_text(f"{files._HOST} 999999999")
+    with pytest.raises(ResourceError, match=f"process {os.getppid()} is working there"):
+        writable_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -135,18 +135,20 @@ def test_without_a_control_the_question_is_open():
 
 
 def test_a_control_that_ran_without_dg_leaves_the_question_open():
-    rows = rows_of({"DA": steady(0), "augmented": steady(-3)}) + rows_of({"DA": steady(0), "DG": steady(0)}, ("nnunet2d",))
-    assert sentences(rows, all_tests(rows), SOURCE)[3] == (
+    rows = [*rows_of({"augmented": steady(-3)}, patients=20), *rows_of({"DG": steady(-3)}, ("nnunet2d",), patients=20)]
+    assert sentences(rows, all_tests(rows), SOURCE)[2] == (
         "**Controls.** *augmented* (vanilla) ran without DG of the same network, so whether DG needs a diffusion model "
         "is not answered here.")
 
 
 def test_a_control_of_which_ranks_and_mean_disagree_is_said_so():
     """DG gains a little in all patients but one on either target, and misses a structure in that one."""
-    rows = {"DA": steady(0), "DG": lambda i: math.inf if i == 3 else -1 - i / 50, "augmented": lambda i: 0.0}
-    assert said(rows)["controls"].endswith("*augmented* (vanilla) does worse than DG by ranks, though not in the mean.")
+    rows = {"DA": steady(-6), "DG": lambda i: math.inf if i == 3 else -1 - i / 50, "augmented": lambda i: 0.0}
+    assert said(rows, patients=20)["controls"].endswith("*augmented* (vanilla) does worse than DG by ranks, "
+                                                               "though not in the mean.")
     rows["DG"], rows["augmented"] = rows["augmented"], rows["DG"]
-    assert said(rows)["controls"].endswith("*augmented* (vanilla) does better than DG by ranks, though not in the mean.")
+    assert said(rows, patients=20)["controls"].endswith("*augmented* (vanilla) does better than DG by ranks, "
+                                                               "though not in the mean.")
 
 
 def test_harm_is_named_where_it_is():

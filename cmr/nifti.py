@@ -116,7 +116,7 @@ def read_volume(record):
     image = nifti.frame(record.frame)
     _require_contrast(image, record)
     if record.limits is None:
-        image, padding = _without_padding(image)
+        image, padding = without_padding(image)
         notes += padding
         _require_contrast(image, record)
     if not record.label_path:
@@ -150,7 +150,7 @@ def _require_contrast(image, record):
                          "leave it out")
 
 
-def _without_padding(image):
+def without_padding(image):
     """Raise an image's padding to the value of its darkest tissue: (image, notes that name the value of the padding).
 
     Padding is below p5 - (p99.5 - p5) / 4 of all brighter voxels; scaled by it, tissues would have hardly any contrast.

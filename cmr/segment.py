@@ -17,7 +17,7 @@ from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
 from cmr.grid import Grid, to_working
 from cmr.metrics import ejection_fraction
-from cmr.nifti import as_integers, from_integers
+from cmr.nifti import as_integers, from_integers, without_padding
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
 from cmr.sampler import NONE, SourceModel, parse_members, translate
@@ -77,9 +77,10 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     """
     members = members or default_members(sd_dm)
     image, (subject, _) = read_image(path), subject_and_phase(path)
+    frames, padding = zip(*map(without_padding, np.moveaxis(image.frames, 3, 0)))    # of each frame, as it is scaled
     way = _Way(image, segmenter, sd_dm, (seed, subject, 0))
-    frames = tqdm(np.moveaxis(image.frames, 3, 0), "frames", leave=False, disable=not sys.stderr.isatty())
-    found = np.stack([way.labels(frame, members) for frame in frames], 3)
+    in_turn = tqdm(frames, "frames", leave=False, disable=not sys.stderr.isatty())
+    found = np.stack([way.labels(frame, members) for frame in in_turn], 3)
     on_disk = {ours: value for value, ours in NUMBERING[labels].items()}
     image.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
     volumes = volumes_of(found, np.prod(image.spacing_mm) / 1000, segmenter.structures)
@@ -87,10 +88,11 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     if len(volumes) > 1 and "LV" in segmenter.structures:         # show end-diastole and end-systole
         of_lv = [row["LV_ml"] for row in volumes]
         shown = [int(np.argmax(of_lv)), int(np.argmin(of_lv))]
-    rows = [row for t in shown for row in way.picture(image.frames[..., t], found[..., t], members)]
+    rows = [row for t in shown for row in way.picture(frames[t], found[..., t], members)]
     save_png(picture_of(out), sheet(rows))
-    _, geometry = way.to_working(image.frames[..., 0])
-    return {"volumes": volumes, "notes": notes_on(image, segmenter, found, geometry)}
+    _, geometry = way.to_working(frames[0])
+    notes = [*image.nifti.notes, *dict.fromkeys(sum(padding, [])), *notes_on(image, segmenter, found, geometry)]
+    return {"volumes": volumes, "notes": notes}
 
 
 def default_members(sd_dm):

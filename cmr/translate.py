@@ -15,7 +15,7 @@ from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError, run_script
 from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
-from cmr.nifti import Nifti, read_stored, write_changed, write_like
+from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
 from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import DEVICE, at_least, opt, parse, required
@@ -143,8 +143,9 @@ def read_image(path):
     shape = nifti.array.shape
     if len(shape) < 2 or any(n > 1 for n in shape[4:]):
         raise DataError(f"{path}: shape {shape}, expected one slice (X, Y), a stack (X, Y, Z) or a cine (X, Y, Z, T)")
-    if nifti.array.min() == nifti.array.max():
-        raise DataError(f"{path}: constant ({nifti.array.min():g}); leave it out")
+    tissue, padding = without_padding(nifti.array)
+    if tissue.min() == tissue.max():
+        raise DataError(f"{path}: constant ({tissue.min():g}){' but for its padding' if padding else ''}; leave it out")
     whole = nifti.array.reshape((*shape, 1, 1)[:4])
     spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # a single slice has no third voxel size
     if not all(0.1 <= s <= 50 for s in spacing_mm):
@@ -246,22 +247,25 @@ def translate_file(path, sd_dm, out, strength=None, seed=0):
     strength = strength or sd_dm.guided
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
     stack = image.frames.reshape(*image.frames.shape[:2], -1)     # (X, Y, Z * T): each slice is projected by itself
-    working, _, geometry = to_working(stack, image, grid)
+    tissue, padding = without_padding(stack)                      # of a cine as a whole, as it is scaled
+    working, _, geometry = to_working(tissue, image, grid)
     new, _ = translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)
-    result = changed(stack, working, new, geometry)
-    image.write_frames(out, result.reshape(image.frames.shape))
-    before, after = (grey_view(volume[..., ::image.n_frames], geometry) for volume in (stack, result))
+    padded = tissue != stack
+    result = np.where(padded, tissue, changed(tissue, working, new, geometry))
+    image.write_frames(out, np.where(padded, stack, result).reshape(image.frames.shape))
+    before, after = (grey_view(volume[..., ::image.n_frames], geometry) for volume in (tissue, result))
     zoom = enlargement(before)
     panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, zoom)]
               for a, b in zip(before, after)]
     save_png(picture_of(out), sheet(two_a_row(panels)))
-    return coarse_pixels(image, grid)
+    return [*image.nifti.notes, *padding, *coarse_pixels(image, grid)]
 
 
 def draw_ladder(path, sd_dm, out, strengths, seed=0):
     """Draw slices of a NIfTI file's first frame, as they are and projected at each strength, as the SVG `out`."""
     image, grid, (subject, _) = read_image(path), Grid.of(sd_dm.settings), subject_and_phase(path)
-    working, *_ = to_working(image.frames[..., 0], image, grid)
+    tissue, _ = without_padding(image.frames[..., 0])
+    working, *_ = to_working(tissue, image, grid)
     volumes = [working, *(translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)[0]
                           for strength in strengths)]
     chosen = np.unique(at_same_height(np.arange(len(working)), 5)[1:-1])         # three slices between base and apex

@@ -10,9 +10,11 @@ from cmr.metrics import dice
 from cmr.nifti import read_nifti
 from cmr.records import VALUES
 from cmr.segment import table, volumes_of
+from cmr.sampler import SourceModel
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from helpers import ROOT, one_line, script
+from test_translate import PADDINGS, in_the_experiment, padded
 
 
 @pytest.mark.parametrize("network,row,more", [
@@ -119,3 +121,50 @@ def test_the_python_lines_of_the_pages_run_as_they_stand(run, phantom, tmp_path,
     monkeypatch.chdir(tmp_path)
     exec("\n".join(lines), {})
     assert (tmp_path / "mine" / "mask.png").exists() and (tmp_path / "mine" / "translated.nii.gz").exists()
+
+
+SETTINGS = {"spacing_mm": 2.5, "size": 64, "source": "Vendor=A", "schedule": "cosine"}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The images that a segmenter was given, which finds nothing in them."""
+    images = []
+
+    def logits(self, image, spacing_mm):
+        images.append(image)
+        return np.zeros((4, *image.shape), np.float32)
+
+    monkeypatch.setattr(Segmenter, "logits", logits)
+    return images
+
+
+def segmenter(**more):
+    return Segmenter(None, ("LV",), {**SETTINGS, **more}, None, (), "")
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_padding_scales_a_frame_no_more_than_in_the_experiment(tmp_path, seen, padding):
+    """One volume; and a cine, of which a frame without padding is scaled by itself."""
+    path, cine = tmp_path / "x.nii.gz", tmp_path / "cine.nii.gz"
+    padded(path, padding)
+    image = nib.load(path)
+    frame = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.stack([frame, np.abs(frame) % 500 + 1], 3), image.affine), cine)
+    for name, numbers in ((path, [None]), (cine, [0, 1])):
+        expected, notes = zip(*(in_the_experiment(name, number) for number in numbers))
+        seen.clear()
+        said = segment.segment_file(name, segmenter(), tmp_path / "out" / name.name)["notes"]
+        assert len(seen) == len(numbers) and all(map(np.array_equal, seen, expected))
+        assert [note for note in said if "padding" in note] == notes[0] and len(sum(notes, [])) == (padding < 0)
+
+
+def test_voxels_that_are_no_numbers_are_said(tmp_path, seen):
+    path = tmp_path / "x.nii.gz"
+    padded(path, 0)
+    image = nib.load(path)
+    values = np.asarray(image.dataobj, np.float32)
+    values[40, 40, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    notes = segment.segment_file(path, segmenter(), tmp_path / "out.nii.gz")["notes"]
+    assert f"1 non-finite voxels set to 0 in {path}" in notes

@@ -11,6 +11,8 @@ import pytest
 from cmr import translate
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import CANONICAL, Grid, to_original, to_working
+from cmr.nifti import read_nifti, read_volume
+from cmr.records import Record
 from cmr.sampler import SourceModel, Strength
 from cmr.translate import changed, depth_mm, find_images, one_by_one, read_image, require_all, subject_and_phase, view
 from helpers import one_line, script
@@ -253,3 +255,57 @@ def test_the_field_of_view_is_shown_upright_and_no_more(tmp_path):
     shown = view(image.frames[..., 0], geometry)
     middle = values.astype(np.int16)[:, 27:133, 27:133]
     assert np.array_equal(shown, middle)
+
+
+PADDINGS = (0, -1000, -32768)
+
+
+def padded(path, padding, kind=np.int16):
+    """Write a heart whose border is padding to `path`; return its voxels (D, H, W)."""
+    values, _ = heart((3, 90, 80), (8, 2, 2))
+    values[:, :12], values[:, :, -9:] = padding, padding
+    save(path, *stored_as(values, (0, 1, 2), (0, 0, 0), (2, 2, 8)), kind)
+    return values
+
+
+def in_the_experiment(path, frame=None):
+    """(working volume, notes) of a file, or of a frame of it, as the experiment prepares it."""
+    read_nifti.cache_clear()
+    image, _, nifti, notes = read_volume(Record("x", "ED", str(path), frame=frame))
+    return to_working(image, nifti, GRID)[0], notes
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_padding_scales_an_image_no_more_than_in_the_experiment_and_stays_as_it_is(tmp_path, monkeypatch, padding):
+    path, seen = tmp_path / "x.nii.gz", []
+    padded(path, padding)
+    expected, notes = in_the_experiment(path)
+
+    def darker(sd_dm, working, *rest):
+        seen.append(working)
+        return working - 0.2, 0
+
+    monkeypatch.setattr(translate, "translate", darker)
+    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    said = translate.translate_file(path, sd_dm, tmp_path / "out.nii.gz", Strength())
+    translate.draw_ladder(path, sd_dm, tmp_path / "ladder.svg", [Strength()])
+    assert all(np.array_equal(working, expected) for working in seen) and len(seen) == 2
+    assert said == notes and len(notes) == (padding < 0)
+    before, after = (read_image(name).frames for name in (path, tmp_path / "out.nii.gz"))
+    where = before == padding
+    assert 0.2 < where.mean() < 0.3 and (padding == 0 or (after[where] == padding).all())
+    assert (before - after)[~where].mean() > 20
+
+
+def test_voxels_that_are_no_numbers_are_said_and_an_image_of_padding_alone_is_constant(tmp_path, monkeypatch):
+    path = tmp_path / "x.nii.gz"
+    values = padded(path, 0)
+    values[0, 40, 40] = np.nan
+    save(path, *stored_as(values, (0, 1, 2), (0, 0, 0), (2, 2, 8)), np.float32)
+    monkeypatch.setattr(translate, "translate", lambda sd_dm, working, *rest: (working, 0))
+    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    assert translate.translate_file(path, sd_dm, tmp_path / "out.nii.gz", Strength()) == [
+        f"1 non-finite voxels set to 0 in {path}"]
+    save(path, *stored_as(np.where(values > 0, 7, -9999), (0, 1, 2), (0, 0, 0), (2, 2, 8)))
+    with pytest.raises(DataError, match=r"constant \(7\) but for its padding; leave it out"):
+        read_image(path)

@@ -22,7 +22,7 @@ from cmr.settings import DEVICE, at_least, opt, parse, required
 from cmr.workers import pick_device
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$")
-NAME = re.compile(r"(.+?)(?:_sa)?(?:_(ED|ES))?(?:_0000)?", re.IGNORECASE)
+NAME = re.compile(r"(.+?)(?:_sa)?(?:_(?:(ED|ES)|frame\d+))?(?:_0000)?", re.IGNORECASE)
 BLEND_MM = 10                                    # distance over which a change fades out towards the field's border
 CLEARLY = 1.5                                    # the slice axis is coarser, or shorter, by more than this factor
 
@@ -101,7 +101,10 @@ def require_all(left_out, n_images):
 
 
 def subject_and_phase(path):
-    """Return (subject, "ED", "ES" or None) by a file's name: A0S9V9_sa_ED.nii.gz gives ("A0S9V9", "ED")."""
+    """Return (subject, "ED", "ES" or None) by a file's name: A0S9V9_sa_ED.nii.gz gives ("A0S9V9", "ED").
+
+    The subject is called as in the experiment, because it is the key of the noise; P1_frame05 is a frame of P1.
+    """
     subject, phase = NAME.fullmatch(SUFFIX.sub("", Path(path).name)).groups()
     return subject, phase and phase.upper()
 

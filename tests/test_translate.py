@@ -140,6 +140,14 @@ def test_subject_and_phase_by_name():
     assert subject_and_phase("A0S9V9_sa.nii.gz") == ("A0S9V9", None) and subject_and_phase("red.nii") == ("red", None)
 
 
+@pytest.mark.parametrize("name,subject", [
+    ("patient101_frame01.nii.gz", "patient101"), ("P1_Frame12.nii", "P1"), ("P1_FRAME5_0000.nii.gz", "P1"),
+    ("A_B_frame01.nii.gz", "A_B"), ("x_frame.nii", "x_frame"), ("framed.nii", "framed")])
+def test_a_frame_is_its_subjects_and_has_no_phase(name, subject):
+    """The key of the noise is the subject as the experiment calls it: by the layouts ACDC, nnU-Net raw and plain."""
+    assert subject_and_phase(name) == (subject, None)
+
+
 def heart(shape, spacing_mm):
     """(image (D, H, W), label) with one bright disc left of the middle, in every slice."""
     z, y, x = np.indices(shape, dtype=np.float32)

@@ -36,10 +36,10 @@ class ImagesConfig:
 
 
 def find_images(images, out):
-    """Return {name of the result below `out`: Path} of files and folders; hidden ones and `_gt` masks are skipped."""
+    """Return {name of the result below `out`: Path} of files and folders; hidden ones, masks and results are skipped."""
     found = {}
     for start in map(Path, images):
-        for path in _below(start) if start.is_dir() else [start]:
+        for path in _below(start, out) if start.is_dir() else [start]:
             place = str(path.relative_to(start)) if start.is_dir() else path.name
             other, _ = found.setdefault(SUFFIX.sub("", place), (path, place))
             if other.resolve() != path.resolve():
@@ -51,13 +51,19 @@ def find_images(images, out):
     return {place: path for path, place in found.values()}
 
 
-def _below(folder):
+def _below(folder, out):
+    """Return the images below a folder; what lies below `out`, where that is a folder inside it, are results."""
     is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
     files = {path for path in folder.rglob("*.nii*") if SUFFIX.search(path.name) and path.is_file()}
     files = {path for path in files if not is_hidden(path)}
+    inside = Path(out).resolve()
+    results = {path for path in files if folder.resolve() in inside.parents and inside in path.resolve().parents}
+    files -= results
     masks = {path for path in files if path.with_name(path.name.replace("_gt.nii", ".nii")) in files - {path}}
     if not files:
         raise UsageError(f"{folder}: no NIfTI files below it")
+    if results:
+        print(f"{folder}: {len(results)} files below --out {out} are taken for results and left alone", flush=True)
     if masks:
         print(f"{folder}: {len(masks)} files called as another with _gt are taken for masks and left alone", flush=True)
     return sorted(files - masks)

@@ -96,6 +96,16 @@ def test_files_and_folders_without_masks_and_hidden_ones(tmp_path, capsys):
     assert "1 files called as another with _gt" in capsys.readouterr().out
 
 
+def test_results_below_the_folder_of_the_images_are_no_images_of_a_second_run(tmp_path, capsys):
+    touch(tmp_path, "a/x.nii.gz", "a/masks/x.nii.gz", "a/masks of mine/y.nii.gz")
+    for out in (tmp_path / "a" / "masks", tmp_path / "a" / "b" / ".." / "masks"):
+        assert list(find_images([tmp_path / "a"], out)) == ["masks of mine/y.nii.gz", "x.nii.gz"]
+    assert "1 files below --out" in capsys.readouterr().out
+    assert list(find_images([tmp_path / "a" / "masks"], tmp_path / "a")) == ["x.nii.gz"]
+    with pytest.raises(UsageError, match="the result would replace"):
+        find_images([tmp_path / "a"], tmp_path / "a")
+
+
 @pytest.mark.parametrize("images,out,words", [
     ([], "out", "no image given"), (["c"], "out", "no NIfTI files below"),
     (["a/x.nii.gz", "b/x.nii"], "out", "results of one name"), (["a/x.nii.gz"], "a", "the result would replace")])

@@ -19,7 +19,7 @@ from cmr.grid import Grid, to_working
 from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers, without_padding
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
-from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES
+from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES, Domain
 from cmr.sampler import NONE, SourceModel, parse_members, translate
 from cmr.segmenter import Segmenter, labels_on_original
 from cmr.settings import one_of, opt, parse, required
@@ -54,8 +54,8 @@ def main(argv=None):
     segmenter = Segmenter.load(c.segmenter, device)
     sd_dm = SourceModel.load(c.diffusion, device) if c.diffusion else None
     members = sd_dm and asked or default_members(sd_dm)
-    if sd_dm and Grid.of(sd_dm.settings) != Grid.of(segmenter.settings):
-        raise UsageError(f"{c.diffusion} and {c.segmenter} are of different grids; give those of one experiment")
+    if sd_dm:
+        require_together(c, sd_dm.settings, segmenter.settings)
     for member in members if sd_dm else ():
         sd_dm.require_usable(member)
 
@@ -68,6 +68,21 @@ def main(argv=None):
     found, left_out = one_by_one(images, c.out, settings, make)
     write_csv(Path(c.out) / "volumes.csv", table(found), COLUMNS)
     require_all(left_out, len(images))
+
+
+def require_together(c, of_sd_dm, of_segmenter):
+    """Raise UsageError if the settings of the SD-DM and of the segmenter name different grids or domains.
+
+    DA gives an image the look of the SD-DM's source, which must be the domain that the segmenter was trained for: its
+    own source, or for an upper bound its `domain`.
+    """
+    if Grid.of(of_sd_dm) != Grid.of(of_segmenter):
+        raise UsageError(f"{c.diffusion} and {c.segmenter} are of different grids; give those of one experiment")
+    look, known = (Domain.parse(text) for text in (of_sd_dm["source"],
+                                                   of_segmenter.get("domain") or of_segmenter["source"]))
+    if str(look).lower() != str(known).lower():
+        raise UsageError(f"{c.diffusion} gives images the look of {look}, but {c.segmenter} was trained for {known}; "
+                         "give those of one experiment")
 
 
 def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", seed=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmr import segment
+from cmr.errors import UsageError
 from cmr.metrics import dice
 from cmr.nifti import read_nifti
 from cmr.records import VALUES
@@ -168,3 +169,23 @@ def test_voxels_that_are_no_numbers_are_said(tmp_path, seen):
     nib.save(nib.Nifti1Image(values, image.affine), path)
     notes = segment.segment_file(path, segmenter(), tmp_path / "out.nii.gz")["notes"]
     assert f"1 non-finite voxels set to 0 in {path}" in notes
+
+
+@pytest.mark.parametrize("more,words", [
+    ({}, ""), ({"source": "vendor = a", "domain": ""}, ""), ({"source": "Vendor=B", "domain": "Vendor=A"}, ""),
+    ({"source": "Vendor=B"}, "look of Vendor=A, but unet.pt was trained for Vendor=B; give"),
+    ({"domain": "Vendor=B"}, "was trained for Vendor=B"), ({"size": 32}, "of different grids")])
+def test_a_diffusion_model_of_another_source_or_grid_is_refused(tmp_path, monkeypatch, more, words):
+    """An upper bound was trained for its own domain, whatever its experiment's source."""
+    sd_dm = SourceModel(None, None, None, 0, 1, SETTINGS, (), "")
+    monkeypatch.setattr(SourceModel, "load", lambda path, device: sd_dm)
+    monkeypatch.setattr(SourceModel, "require_usable", lambda self, strength: None)
+    monkeypatch.setattr(Segmenter, "load", lambda path, device: segmenter(**more))
+    monkeypatch.setattr(segment, "one_by_one", lambda *_: ([], []))
+    padded(tmp_path / "x.nii.gz", 0)
+    call = lambda: segment.main([str(tmp_path / "x.nii.gz"), "--segmenter", "unet.pt", "--diffusion", "sd-dm.pt",
+                                 "--out", str(tmp_path / "out")])
+    if not words:
+        return call()
+    with pytest.raises(UsageError, match=words):
+        call()

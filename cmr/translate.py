@@ -5,6 +5,7 @@
 Any NIfTI file of a slice, a stack or a cine will do.  A cine is scaled and matched as a whole, so that all frames are
 equally bright.  `cmr.segment` uses the same functions.
 """
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,21 +84,27 @@ def one_by_one(images, out, settings, make):
     found, left_out = [], []
     for n, (place, path) in enumerate(images.items(), 1):
         entry = out / "finished" / f"{SUFFIX.sub('', place)}.json"
-        try:
+        with _going_on(path, left_out):
             done = read_sealed_json(entry)
             if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
                 print(f"{n} of {len(images)}: {path}", flush=True)
                 made = make(place, path)
                 done = {"image": sha256(path), "found": made}
                 write_sealed_json(entry, done)
-        except (DataError, NumericalError, PermissionError) as error:
-            left_out.append(f"{path}: permission denied" if isinstance(error, PermissionError) else str(error))
-            print(f"left out: {left_out[-1]}", flush=True)
-            continue
-        found.append(done["found"])
-        for note in done["found"]["notes"]:
-            print(f"note: {path}: {note}", flush=True)
+            found.append(done["found"])
+            for note in done["found"]["notes"]:
+                print(f"note: {path}: {note}", flush=True)
     return found, left_out
+
+
+@contextlib.contextmanager
+def _going_on(path, left_out):
+    """If the image `path` cannot be used, print why, append that to the list `left_out` and go on."""
+    try:
+        yield
+    except (DataError, NumericalError, PermissionError) as error:
+        left_out.append(f"{path}: permission denied" if isinstance(error, PermissionError) else str(error))
+        print(f"left out: {left_out[-1]}", flush=True)
 
 
 def require_all(left_out, n_images):
@@ -236,8 +243,11 @@ def main(argv=None):
     for wanted in ladder or [strength]:
         sd_dm.require_usable(wanted)
     if ladder:
+        out, left_out = writable_folder(c.out), []
         for place, path in images.items():
-            draw_ladder(path, sd_dm, picture_of(Path(c.out) / place, "_ladder.svg"), ladder, c.seed)
+            with _going_on(path, left_out):
+                draw_ladder(path, sd_dm, picture_of(out / place, "_ladder.svg"), ladder, c.seed)
+        require_all(left_out, len(images))
         return
 
     def make(place, path):

@@ -178,6 +178,7 @@ def stored_as(array, axes, flips, spacing_whd, turn=np.eye(3)):
 
 
 def save(path, array, affine, kind=np.int16):
+    path.parent.mkdir(exist_ok=True)
     nib.save(nib.Nifti1Image(array.astype(kind), affine), path)
     return path
 
@@ -327,3 +328,18 @@ def test_voxels_that_are_no_numbers_are_said_and_an_image_of_padding_alone_is_co
     save(path, *stored_as(np.where(values > 0, 7, -9999), (0, 1, 2), (0, 0, 0), (2, 2, 8)))
     with pytest.raises(DataError, match=r"constant \(7\) but for its padding; leave it out"):
         read_image(path)
+
+
+def test_a_bad_file_ends_no_ladder(tmp_path, monkeypatch, capsys):
+    for name in ("a.nii.gz", "bad.nii.gz", "c.nii.gz"):
+        padded(tmp_path / "in" / name, -1000)
+    bad = tmp_path / "in" / "bad.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:-50])
+    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    monkeypatch.setattr(SourceModel, "load", lambda path, device: sd_dm)
+    monkeypatch.setattr(SourceModel, "require_usable", lambda self, strength: None)
+    monkeypatch.setattr(translate, "translate", lambda sd_dm, working, *rest: (working, 0))
+    with pytest.raises(DataError, match="1 of 3 images could not be used: .*bad.nii.gz: is truncated or damaged"):
+        translate.main([str(tmp_path / "in"), "--diffusion", "sd-dm.pt", "--ladder", WEAK, "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.svg")) == ["a_ladder.svg", "c_ladder.svg"]
+    assert f"left out: {bad}: is truncated" in capsys.readouterr().out

@@ -123,10 +123,16 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1; raises DataError if one lacks it."""
+    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1.
+
+    Raises DataError if a patient lacks it or has a frame twice, such as .nii beside .nii.gz.
+    """
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
-        frames.setdefault(path.parent, {})[int(match[1])] = path
+        number, patient = int(match[1]), path.parent
+        first = frames.setdefault(patient, {}).setdefault(number, path)
+        if first != path:
+            raise DataError(f"frame {number} of {patient.name} is there twice: {first} and {path}; remove one of them")
     configs = {path.parent: path for path in folder.others if path.name.lower() == "info.cfg"}
     for patient, found in sorted(frames.items()):
         if patient not in configs:

@@ -329,6 +329,15 @@ def test_a_frame_of_info_cfg_that_is_wrong_is_named(tmp_path, text, words):
     assert len(find(tmp_path)) == 1 and re.search(words, left_out(tmp_path)[0][1])
 
 
+def test_a_frame_of_acdc_that_is_there_twice_is_refused(tmp_path):
+    folder = acdc(tmp_path)
+    for name in ("patient001_frame01.nii", "patient001_frame1.nii"):
+        nifti(folder / name, cine(1)[0][..., 0])
+        with pytest.raises(DataError, match=f"frame 1 of patient001 is there twice: .*01.* and .*{name}.*; remove one"):
+            find(tmp_path)
+        (folder / name).unlink()
+
+
 def test_two_layouts_below_one_folder_are_named(tmp_path):
     acdc(tmp_path / "french")
     mms(tmp_path / "spanish", {"A0S9V9": {}})

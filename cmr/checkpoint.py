@@ -21,6 +21,7 @@ from cmr.settings import without_places
 from cmr.working import fingerprint
 
 FORMAT = 1
+GIVEN = "final.pt of train_diffusion.py or train_unet.py"
 
 
 def save(path, **content):
@@ -60,18 +61,29 @@ def load(path):
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint; run the stage that writes it first") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path}: is a folder; give the final.pt in it") from error
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: damaged or truncated; delete it and run the stage again") from error
+        raise CheckpointError(f"{path}: {_no_archive(path)}") from error
     except (PermissionError, MemoryError):                        # neither means a bad file
         raise
     except Exception as error:
         kind = type(error).__name__
-        raise CheckpointError(f"{path}: not a plain checkpoint of this project ({kind}); delete it") from error
+        raise CheckpointError(f"{path}: not a plain checkpoint of this project ({kind}); give {GIVEN}") from error
     if damaged:
         raise CheckpointError(f"{path}: damaged (checksum of {damaged} is wrong); delete it and run the stage again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; write it again with this version")
     return content
+
+
+def _no_archive(path):
+    """Return what is wrong with a file that is no whole archive: only one that begins as ours is called damaged."""
+    with open(path, "rb") as file:
+        begun = file.read(2)
+    if begun in (b"", b"PK"):
+        return "damaged or truncated; delete it and run the stage again"
+    return f"no checkpoint, or a damaged one: give {GIVEN}, or delete it if it is one and run the stage again"
 
 
 def fill(net, weights, path):

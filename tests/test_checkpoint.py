@@ -2,6 +2,7 @@
 
 Parts that do not belong together are refused: of another grid, source, data set or diffusion model.
 """
+import gzip
 import json
 import os
 import shutil
@@ -30,7 +31,8 @@ def test_damaged_checkpoints_are_found(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(CheckpointError):
             checkpoint.load(path)
-    for content, words in ((good[:len(good) // 2], "damaged"), (b"", "damaged"), (b"text", "damaged")):
+    for content, words in ((good[:len(good) // 2], "damaged or truncated; delete"), (b"", "damaged or truncated"),
+                           (b"text", "no checkpoint, or a damaged one: give .* delete it if it is one and run")):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=words):
             checkpoint.load(path)
@@ -39,6 +41,18 @@ def test_damaged_checkpoints_are_found(tmp_path):
         checkpoint.load(path)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "absent.pt")
+
+
+def test_nobody_is_told_to_delete_what_is_not_ours(tmp_path):
+    """A folder, an image, arrays of numpy: what was meant is said."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "heart.nii.gz").write_bytes(gzip.compress(bytes(500)))
+    np.savez(tmp_path / "arrays.npz", a=np.arange(9))
+    for name, words in (("run", "is a folder; give the final.pt in it"), ("heart.nii.gz", "no checkpoint, or a damaged"),
+                        ("arrays.npz", "not a plain checkpoint of this project .*; give final.pt of train_")):
+        with pytest.raises(CheckpointError, match=f"{name}: {words}") as caught:
+            checkpoint.load(tmp_path / name)
+        assert "; delete" not in str(caught.value)
 
 
 def test_equal_content_is_equal_bytes_wherever_it_is_written(tmp_path):

@@ -165,7 +165,7 @@ def read_nnunet_raw(folder):
     """Read nnU-Net raw or a synthetic set of ours with a manifest.csv; raises DataError if that set is incomplete."""
     manifest, rows, records = folder.root / "manifest.csv", {}, []
     label_map = _nnunet_labels(folder)
-    if manifest.exists():
+    if manifest.exists() and _is_of_ours(manifest):
         require_sealed(manifest)
         rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))}
     for images, labels, split in NNUNET_FOLDERS:
@@ -183,6 +183,12 @@ def read_nnunet_raw(folder):
             raise DataError(f"{folder.root}: the {'mask' if found else 'image'} of {case} is lost, which manifest.csv "
                             f"lists; delete {folder.root} and make the set again")
     return records
+
+
+def _is_of_ours(manifest):
+    """Return whether a manifest.csv is of a synthetic set of ours: it is sealed, or has a column that is ours alone."""
+    header = read_text(manifest).partition("\n")[0]
+    return manifest.with_name(f"{manifest.name}.sha256").exists() or "reference_content" in header or "sd_dm" in header
 
 
 def _subject_and_phase(name):

@@ -48,7 +48,8 @@ def test_nobody_is_told_to_delete_what_is_not_ours(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "heart.nii.gz").write_bytes(gzip.compress(bytes(500)))
     np.savez(tmp_path / "arrays.npz", a=np.arange(9))
-    for name, words in (("run", "is a folder; give the final.pt in it"), ("heart.nii.gz", "no checkpoint, or a damaged"),
+    for name, words in (("run", "is a folder; give the final.pt in it"),
+                        ("heart.nii.gz", "no checkpoint, or a damaged one"),
                         ("arrays.npz", "not a plain checkpoint of this project .*; give final.pt of train_")):
         with pytest.raises(CheckpointError, match=f"{name}: {words}") as caught:
             checkpoint.load(tmp_path / name)

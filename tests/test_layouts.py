@@ -8,10 +8,12 @@ import pytest
 
 from cmr.check_dataset import Config, check_dataset
 from cmr.errors import DataError
+from cmr.files import write_csv
 from cmr.layouts import LAYOUTS, Layout
 from cmr.nifti import read_volume
 from cmr.records import Record
 from cmr.studies import find, left_out
+from cmr.synthetic_set import COLUMNS
 from helpers import HEADER, cine, mms, nifti
 
 LABELS = {"background": 0, "LV": 1, "MYO": 2, "RV": 3}
@@ -118,6 +120,30 @@ def test_a_voxel_to_be_ignored_and_a_lost_description_are_refused(tmp_path):
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(DataError, match="dataset.json: missing"):
         find(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["case,subject,phase,split\na_ED,a,ED,0\n", "file;hash\nx;1\n", ""])
+def test_a_manifest_of_another_program_is_an_ordinary_file(tmp_path, text):
+    (dataset(tmp_path, ["a_ED", "b_ED"]) / "manifest.csv").write_text(text)
+    records = find(tmp_path)
+    assert [r.subject for r in records] == ["a", "b"]
+    assert not any(r.limits or "split" in r.metadata for r in records)
+
+
+def test_a_manifest_of_ours_that_has_lost_its_seal_or_its_columns_is_refused(tmp_path):
+    path = dataset(tmp_path, ["a_ED_s0"]) / "manifest.csv"
+    row = {"case": "a_ED_s0", "subject": "a", "phase": "ED", "kept": 1}
+    write_csv(path, [row], COLUMNS, sealed=True)
+    assert [r.case for r in find(tmp_path)] == ["a_ED_s0"] and find(tmp_path)[0].limits
+    sealed = path.read_text()
+    path.write_text("")
+    with pytest.raises(DataError, match="manifest.csv: not as it was written"):
+        find(tmp_path)
+    (tmp_path / "manifest.csv.sha256").unlink()
+    for text in (sealed, sealed.replace(",sd_dm,", ",other,"), sealed.replace("case,", "other,").replace(",", ";")):
+        path.write_text(text)
+        with pytest.raises(DataError, match="manifest.csv: not as it was written"):
+            find(tmp_path)
 
 
 def test_mms1_cine(tmp_path):

@@ -340,6 +340,7 @@ def test_a_bad_file_ends_no_ladder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(SourceModel, "require_usable", lambda self, strength: None)
     monkeypatch.setattr(translate, "translate", lambda sd_dm, working, *rest: (working, 0))
     with pytest.raises(DataError, match="1 of 3 images could not be used: .*bad.nii.gz: is truncated or damaged"):
-        translate.main([str(tmp_path / "in"), "--diffusion", "sd-dm.pt", "--ladder", WEAK, "--out", str(tmp_path / "out")])
+        translate.main([str(tmp_path / "in"), "--diffusion", "sd-dm.pt", "--ladder", WEAK,
+                        "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").glob("*.svg")) == ["a_ladder.svg", "c_ladder.svg"]
     assert f"left out: {bad}: is truncated" in capsys.readouterr().out

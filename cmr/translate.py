@@ -37,7 +37,7 @@ class ImagesConfig:
 
 
 def find_images(images, out):
-    """Return {name of the result below `out`: Path} of files and folders; hidden ones, masks and results are skipped."""
+    """Return {name of the result below `out`: Path} of files and folders, without hidden ones, masks and results."""
     found = {}
     for start in map(Path, images):
         for path in _below(start, out) if start.is_dir() else [start]:

@@ -146,6 +146,18 @@ def read_csv(path, required):
     return [{c: value for c, value in itertools.zip_longest(columns, row, fillvalue="") if kept(c)} for row in rows]
 
 
+def by_name(rows, column, root):
+    """Return {name in a column: row}; raises DataError if two rows of one name differ."""
+    found = {}
+    for row in rows:
+        first = found.setdefault(row[column], row)
+        differing = [name for name in row if row[name] != first[name]]
+        if differing:
+            raise DataError(f"{root}: two rows of {row[column]} in its table differ in {', '.join(differing)}; "
+                            "correct it")
+    return found
+
+
 def read_bytes(path):
     try:
         return Path(path).read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from cmr.errors import DataError
-from cmr.files import read_csv, read_text, require_sealed
+from cmr.files import by_name, read_csv, read_text, require_sealed
 from cmr.folders import NIFTI, SPLIT_FOLDERS, frames_in, stem
 from cmr.nifti import STORED_LIMITS
 from cmr.records import ACDC_LABELS, MMS_LABELS, VENDOR_NAMES, Record, frame_number, label_map_of
@@ -62,7 +62,7 @@ def _name_other_layouts(folder, layout, records):
 
 def read_mms1(folder):
     """Read M&Ms-1: a 4D cine of each study, or a file for each phase, and a CSV with vendor, ED and ES frame."""
-    rows = _by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
+    rows = by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
     images = _with_rows(folder, rows, folder.matches(CINE))
     return [record for path, match in images for record in _mms1_study(folder, path, *match.groups(), rows[match[1]])]
 
@@ -110,7 +110,7 @@ def read_mms2(folder):
     """Read M&Ms-2: a short-axis file for each phase, subjects numbered 1 to 360, and a CSV with disease and vendor."""
     table = folder.newest_table(("SUBJECT_CODE", "DISEASE", "VENDOR"))
     named = [{**row, "subject_code": row["subject_code"].zfill(3)} for row in table if row["subject_code"]]
-    rows = _by_name(named, "subject_code", folder.root)
+    rows = by_name(named, "subject_code", folder.root)
     records = []
     for path, match in _with_rows(folder, rows, folder.matches(MMS2)):
         subject, phase = match.groups()
@@ -123,10 +123,7 @@ def read_mms2(folder):
 
 
 def read_acdc(folder):
-    """Read ACDC, where each patient's Info.cfg counts the ED and ES frames from 1.
-
-    Raises DataError if a patient lacks it or has a frame twice, such as .nii beside .nii.gz.
-    """
+    """Read ACDC, whose Info.cfg counts ED and ES from 1; raises DataError if it is missing or a frame there twice."""
     frames, records = {}, []
     for path, match in folder.matches(ACDC):
         number, patient = int(match[1]), path.parent
@@ -300,25 +297,13 @@ def _plain_table(folder, names):
                     raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but "
                                     f"{cells[0]} stands beside {cells[1]}; take out the column that does not name them")
         if column is not None:
-            return _by_name([row for row in table if row[column]], column, folder.root)
+            return by_name([row for row in table if row[column]], column, folder.root)
     raise DataError(f"{folder.tables[0]}: no column holds the names of images, such as {min(names)}; add or move it")
 
 
 def _told_by(row):
     """Return the arguments of a Record that a table's row gives: metadata, vendor, centre and pathology."""
     return {"metadata": row, **{name: row.get(name, "") for name in ("vendor", "centre", "pathology")}}
-
-
-def _by_name(rows, column, root):
-    """Return {name in a column: row}; raises DataError if two rows of one name differ."""
-    found = {}
-    for row in rows:
-        first = found.setdefault(row[column], row)
-        differing = [name for name in row if row[name] != first[name]]
-        if differing:
-            raise DataError(f"{root}: two rows of {row[column]} in its table differ in {', '.join(differing)}; "
-                            "correct it")
-    return found
 
 
 def _with_rows(folder, rows, images):

@@ -319,7 +319,7 @@ def _with_rows(folder, rows, images):
 # The first layout that recognises a folder reads it.
 LAYOUTS = (Layout("nnU-Net raw", lambda folder: any(folder.below(name) for pair in NNUNET_FOLDERS for name in pair[:2]),
                   read_nnunet_raw),
+           Layout("images and labels", lambda folder: folder.below("images") or folder.below("labels"), read_plain),
            Layout("M&Ms-2", lambda folder: folder.matches(MMS2), read_mms2),
            Layout("ACDC", lambda folder: folder.matches(ACDC), read_acdc),
-           Layout("M&Ms-1", lambda folder: folder.matches(CINE), read_mms1),
-           Layout("images and labels", lambda folder: folder.below("images") or folder.below("labels"), read_plain))
+           Layout("M&Ms-1", lambda folder: folder.matches(CINE), read_mms1))

@@ -254,6 +254,11 @@ def test_folders_of_images_are_splits_or_begin_the_name(tmp_path):
         find(tmp_path)
 
 
+def test_images_of_a_challenge_in_a_folder_of_images_need_no_table_of_it(tmp_path):
+    plain(tmp_path, "A0S9V9_sa_ED", "patient001_frame01", "001_SA_ES")
+    assert [r.case for r in find(tmp_path)] == ["001_SA_ES", "A0S9V9_sa_ED", "patient001_frame01"]
+
+
 @pytest.mark.parametrize("table,vendors", [
     ("Scan order,Patient,Vendor\n1,3,Z\n2,1,X\n4,2,Y", "XYZ"),   # a column of other numbers holds two of three
     ("Centre,Patient,Vendor\n3,1,X\n2,2,Y\n1,3,Z", "XYZ"),

@@ -7,6 +7,7 @@ An *arm* is a row of the results.  A *stage* is a command that writes one file l
 that file is missing or older than a file that it is made from.  To add a row, add an entry to `ARMS`; if its network is
 trained on something new, add one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
 """
+import hashlib
 import shlex
 from dataclasses import dataclass
 
@@ -108,6 +109,20 @@ def rows_to_measure(segmenters, domains, every_row_of=""):
     return measured
 
 
+def rows_asked_for(c):
+    """Return the rows of the report that the settings `c` ask for as text, one per line."""
+    domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
+    rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, c.every_row_of)
+    lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
+    masks = "with" if c.use_unlabeled_masks else "without"
+    return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers",
+                      f"{masks} the masks under Training/Unlabeled", ""])
+
+
+def digest_of(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
 ALONE = ("-m cmr.check_dataset", "-m cmr.estimate")        # scripts that always run on a single rank
@@ -148,22 +163,22 @@ def stages(c):
     found.append(Stage(sd_dm, (checked,), command(c, "train_diffusion.py", "diffusion"), first))
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
     trained = {name: training_set_of(c, name) for name in compared}
-    trainings = training_stages(c, trained, judge, checked, first)
-    found += trainings[:1]                       # the judge
+    judging, *others = training_stages(c, trained, judge, checked, first)
+    found.append(judging)
     for name, flags in SETS.items():
         if name == "dg" or name in {images for images, _ in trained.values()}:
             dg = command(c, "-m cmr.synthesize --use dg", name, judged, references, flags)
             found.append(Stage(f"{name}/manifest.csv", (sd_dm, judge), dg))
     da = command(c, "-m cmr.synthesize --use da", "da", judged, target)
     found.append(Stage("da/manifest.csv", (sd_dm, judge), da))
-
-    found += trainings[1:]
+    found += others
 
     # Every row is measured on every domain's test studies.
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
     names = "--pseudonyms" if c.pseudonyms else ""
     report = command(c, "evaluate.py", "results", target, rows, thorough, f"--run {c.run}", names)
-    return [*found, Stage("results/report.md", ("check/rows", *made), report)]
+    says_of_which_rows = f"echo {digest_of(rows_asked_for(c))} > {c.run / 'results' / 'rows'}"
+    return [*found, Stage("results/report.md", ("check/rows", *made), f"{report} && {says_of_which_rows}")]
 
 
 def training_stages(c, trained, judge, checked, first):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmr.errors import run_script
-from cmr.experiment import TRAINING_SETS, price, rows_to_measure, segmenters, stages
+from cmr.experiment import TRAINING_SETS, digest_of, price, rows_asked_for, stages
 from cmr.files import write_text
 from cmr.records import Domain, as_file_name
-from cmr.segmenter import NETWORKS, split_name
+from cmr.segmenter import NETWORKS
 from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required, some_of
 from cmr.studies import labelled_splits, studies_of
 from cmr.workers import cores
@@ -128,29 +128,16 @@ def prepare(c):
         (c.run / "check" / "asked").unlink(missing_ok=True)
 
 
-def rows_asked_for(c):
-    """The rows of the report as text, one per line."""
-    domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
-    rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, c.every_row_of)
-    lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
-    masks = "with" if c.use_unlabeled_masks else "without"
-    return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers",
-                      f"{masks} the masks under Training/Unlabeled", ""])
-
-
 def rows_are_as_before(c):
     """Whether the check, and the report if there is one, are of the rows that are asked for now.
 
     The report's own word for it counts, as another make may have written it while `check/rows` was changed.
     """
     asked, made, report = (c.run / file for file in ("check/rows", "results/rows", "results/report.md"))
-    if not asked.exists() or asked.read_text() != rows_asked_for(c):
+    rows = rows_asked_for(c)
+    if not asked.exists() or asked.read_text() != rows:
         return False
-    return not report.exists() or made.exists() and made.read_text().strip() == digest_of(rows_asked_for(c))
-
-
-def digest_of(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return not report.exists() or made.exists() and made.read_text().strip() == digest_of(rows)
 
 
 def data_changed(c):
@@ -172,17 +159,15 @@ def makefile(runs):
         shown.append(f"@{runs[0].python} -m cmr.report --runs {folders} --out {runs[0].run}/results/seeds.md")
     rules = [rule("reproduce", reports, [], *shown), rule("check", [], [], stages(runs[0])[0].command),
              rule("estimate", [], [], price(runs[0]))]
+    files = []
     for run in runs:
         below = lambda files: [str(run.run / file) for file in files]
         for stage in stages(run):
-            command = stage.command
-            if stage.file == "results/report.md":                 # says of which rows it is: see rows_are_as_before
-                command += f" && echo {digest_of(rows_asked_for(run))} > {run.run}/results/rows"
-            rules.append(rule(str(run.run / stage.file), below(stage.made_from), below(stage.after), command))
+            files += below([stage.file])
+            rules.append(rule(files[-1], below(stage.made_from), below(stage.after), stage.command))
     head = "# Written by cmr.reproduce: every stage, what it is made from, and its command.\n"
     # Trap: make deletes the file of a command that fails or is interrupted after it has written it, such as final.pt of
     # a training whose last validation is stopped.  Stages write their file whole or not at all, so that it is kept.
-    files = [str(run.run / stage.file) for run in runs for stage in stages(run)]
     head += f"SHELL := bash\n.PHONY: reproduce check estimate\n.PRECIOUS: {' '.join(files)}\n\n"
     return head + "\n".join(rules)
 

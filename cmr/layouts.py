@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 from cmr.errors import DataError
@@ -267,8 +266,8 @@ def read_plain(folder):
         if rows and not row:
             folder.leave_out(inside, "has files but no row in the table")
             continue
-        path = folder.nifti(root / "images" / inside)
-        split = SPLIT_FOLDERS.get(row.get("split", "").lower(), "") or folder.split_of(Path(path))
+        place = root / "images" / inside
+        path, split = folder.nifti(place), SPLIT_FOLDERS.get(row.get("split", "").lower()) or folder.split_of(place)
         base = Record(subject, phase, path, folder.nifti(root / "labels" / inside), split=split, label_map=label_map,
                       **_told_by(row))
         is_cine = (frames_in(path) or 1) > 1
@@ -290,15 +289,21 @@ def _plain_table(folder, names):
         table = read_csv(path, ())
         columns = [column for column in (table[0] if table else ()) if column not in PLAIN_COLUMNS]
         held = {column: len(names & {row[column] for row in table}) for column in columns}
-        column, *others = [name for name, n in held.items() if n and n == max(held.values())] or [None]
-        for other in others:
-            for cells in ((row[column], row[other]) for row in table):
-                if names.issuperset(cells) and len({_subject_and_phase(cell)[0] for cell in cells}) > 1:
-                    raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but "
-                                    f"{cells[0]} stands beside {cells[1]}; take out the column that does not name them")
-        if column is not None:
+        most = max(held.values(), default=0)
+        if most:
+            column, *others = (name for name, n in held.items() if n == most)
+            for other in others:
+                _require_same_subjects(path, table, column, other, names)
             return by_name([row for row in table if row[column]], column, folder.root)
     raise DataError(f"{folder.tables[0]}: no column holds the names of images, such as {min(names)}; add or move it")
+
+
+def _require_same_subjects(path, table, column, other, names):
+    """Raise DataError if two columns of a table hold names of images, and in one of its rows of other subjects."""
+    for a, b in ((row[column], row[other]) for row in table):
+        if {a, b} <= names and _subject_and_phase(a)[0] != _subject_and_phase(b)[0]:
+            raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but {a} stands "
+                            f"beside {b}; take out the column that does not name them")
 
 
 def _told_by(row):

@@ -83,8 +83,8 @@ PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
 # The guided projection has the source's brightness over wide windows and every edge of the reference.
 # Trap: one time is another noise in another schedule; abar is 0.49 at both of these.
-GUIDED_OF = {schedule: f"t0={t0},match=mean_std,guide_mm=30,steps=2" for schedule, t0 in (("cosine", 500),
-                                                                                       ("linear", 261))}
+_GUIDED = "match=mean_std,guide_mm=30,steps=2"
+GUIDED_OF = {"cosine": f"t0=500,{_GUIDED}", "linear": f"t0=261,{_GUIDED}"}
 GUIDED = {preset: GUIDED_OF["linear" if preset == "paper" else "cosine"] for preset in PROJECTED}
 
 

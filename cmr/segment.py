@@ -53,11 +53,12 @@ def main(argv=None):
     asked = parse_members(c.strength) if c.strength else None
     segmenter = Segmenter.load(c.segmenter, device)
     sd_dm = SourceModel.load(c.diffusion, device) if c.diffusion else None
-    members = sd_dm and asked or default_members(sd_dm)
+    members = default_members(sd_dm)
     if sd_dm:
         require_together(c, sd_dm.settings, segmenter.settings)
-    for member in members if sd_dm else ():
-        sd_dm.require_usable(member)
+        members = asked or members
+        for member in members:
+            sd_dm.require_usable(member)
 
     def make(place, path):
         done = segment_file(path, segmenter, Path(c.out) / place, sd_dm, members, c.labels, c.seed)

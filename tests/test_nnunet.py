@@ -115,7 +115,7 @@ def test_the_recipe_is_the_originals(network, batch_dice):
 
 
 def test_pseudo_dice_is_pooled_over_the_voxels_of_all_batches():
-    """Two batches: class 1 is found whole and by half, class 2 is there once and never found, class 3 occurs nowhere."""
+    """In two batches class 1 is found whole and by half, class 2 is there and never found, class 3 occurs nowhere."""
     truths = np.array([[[[1, 1], [0, 2]]], [[[1, 1], [0, 0]]]])
     answers = iter(np.array([[[[1, 1], [0, 0]]], [[[1, 0], [0, 0]]]]))
     net = torch.nn.Identity()

@@ -69,7 +69,7 @@ def test_results_cover_every_row_structure_and_failure(run):
 
 
 def test_distances_and_volumes_are_those_of_the_written_predictions_in_mm(run, phantom):
-    """Slices lie three times as far apart as pixels: with the axes of the spacing exchanged no number would be right."""
+    """Slices lie three times as far apart as pixels: with the axes of the spacing exchanged no number is right."""
     row = next(row for row in table(run / "results" / "metrics.csv")
                if (row["arm"], row["status"]) == ("baseline", "ok"))
     value = VALUES[row["structure"]]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import train_diffusion
 from cmr.diffusion import Schedule, at, levels, noised
 from cmr.errors import NumericalError, UsageError
 from cmr.guidance import guided_filter, low_pass
@@ -203,6 +204,8 @@ def test_the_guided_projection_starts_from_the_same_noise_in_every_schedule():
     for schedule, text in GUIDED_OF.items():
         assert float(Schedule.make(schedule).abar[Strength.parse(text).t0]) == pytest.approx(0.494, abs=0.003)
     assert {preset for preset, text in GUIDED.items() if text == GUIDED_OF["linear"]} == {"paper"}
+    for preset, values in train_diffusion.PRESETS.items():        # the SD-DM of the preset is of that schedule
+        assert GUIDED[preset] == GUIDED_OF[values.get("schedule", train_diffusion.Config.schedule)]
     linear = replace(model(Oracle()), schedule=Schedule.make("linear"), settings={"schedule": "linear"})
     assert linear.guided == Strength.parse(GUIDED_OF["linear"])
 

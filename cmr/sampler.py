@@ -81,11 +81,17 @@ NONE = "none"                                    # in place of a Strength: the i
 _SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25,times=uniform"
 PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER, "small": _SAMPLER, "lab": _SAMPLER,
              "paper": "t0=505,low_pass=2,steps=50,times=uniform"}
-# The guided projection has the source's brightness over wide windows and every edge of the reference.
-# Trap: one time is another noise in another schedule; abar is 0.49 at both of these.
-_GUIDED = "match=mean_std,guide_mm=30,steps=2"
-GUIDED_OF = {"cosine": f"t0=500,{_GUIDED}", "linear": f"t0=261,{_GUIDED}"}
-GUIDED = {preset: GUIDED_OF["linear" if preset == "paper" else "cosine"] for preset in PROJECTED}
+
+
+def guided_in(schedule):
+    """The guided projection: the source's brightness over wide windows, and every edge of the reference.
+
+    Trap: one time is another noise in another schedule, so t0 is the first time at which abar is below 0.495.
+    """
+    return f"t0={int((schedule.abar >= 0.495).sum())},match=mean_std,guide_mm=30,steps=2"
+
+
+GUIDED = {preset: guided_in(Schedule.make("linear" if preset == "paper" else "cosine")) for preset in PROJECTED}
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class SourceModel:
     @property
     def guided(self):
         """The Strength of the guided projection, in the times of this model's schedule."""
-        return Strength.parse(GUIDED_OF[self.settings["schedule"]])
+        return Strength.parse(guided_in(self.schedule))
 
     def output(self, x_t, t):
         """The network's output for x_t (N, 1, H, W) at times t (N,), in the precision of its training."""

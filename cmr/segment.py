@@ -51,6 +51,8 @@ def main(argv=None):
     c = parse(Config, {"demo": {}}, argv, __doc__.splitlines()[0])
     images, device = find_images(c.images, c.out), pick_device(c.device)
     asked = parse_members(c.strength) if c.strength else None
+    if asked and not c.diffusion:
+        raise UsageError("--strength: what is averaged is made by a diffusion model; give it as --diffusion")
     segmenter = Segmenter.load(c.segmenter, device)
     sd_dm = SourceModel.load(c.diffusion, device) if c.diffusion else None
     members = default_members(sd_dm)

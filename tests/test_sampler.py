@@ -9,7 +9,7 @@ import train_diffusion
 from cmr.diffusion import Schedule, at, levels, noised
 from cmr.errors import NumericalError, UsageError
 from cmr.guidance import guided_filter, low_pass
-from cmr.sampler import GUIDED, GUIDED_OF, NONE, SourceModel, Strength, parse_members, project, translate
+from cmr.sampler import GUIDED, NONE, SourceModel, Strength, guided_in, parse_members, project, translate
 from cmr.seeds import generator
 
 
@@ -201,13 +201,13 @@ def test_a_guided_result_has_the_brightness_of_the_model_and_the_edges_of_the_re
 
 def test_the_guided_projection_starts_from_the_same_noise_in_every_schedule():
     """t0 = 500 of the linear schedule, whose abar is 0.08, would be six times as noisy as that of the cosine one."""
-    for schedule, text in GUIDED_OF.items():
-        assert float(Schedule.make(schedule).abar[Strength.parse(text).t0]) == pytest.approx(0.494, abs=0.003)
-    assert {preset for preset, text in GUIDED.items() if text == GUIDED_OF["linear"]} == {"paper"}
+    for name, T in (("cosine", 1000), ("linear", 1000), ("linear", 4000)):
+        schedule = Schedule.make(name, T)
+        guided = replace(model(Oracle()), schedule=schedule).guided
+        assert float(schedule.abar[guided.t0]) == pytest.approx(0.494, abs=0.003)
+    assert GUIDED["demo"].startswith("t0=500,") and GUIDED["paper"].startswith("t0=261,")
     for preset, values in train_diffusion.PRESETS.items():        # the SD-DM of the preset is of that schedule
-        assert GUIDED[preset] == GUIDED_OF[values.get("schedule", train_diffusion.Config.schedule)]
-    linear = replace(model(Oracle()), schedule=Schedule.make("linear"), settings={"schedule": "linear"})
-    assert linear.guided == Strength.parse(GUIDED_OF["linear"])
+        assert GUIDED[preset] == guided_in(Schedule.make(values.get("schedule", train_diffusion.Config.schedule)))
 
 
 def test_a_matched_reference_has_the_mean_and_sd_of_the_source():

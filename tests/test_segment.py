@@ -106,6 +106,7 @@ def test_networks_of_other_grids_are_refused_and_flags_that_do_not_fit(run, phan
     for code, words, arguments in ((2, "no image given", ["--segmenter", real]),
                                    (4, "not a finished segmenter", [path, "--segmenter", run / "diffusion" / "final.pt"]),
                                    (2, "--labels", [path, "--segmenter", real, "--labels", "ours"]),
+                                   (2, "give it as --diffusion", [path, "--segmenter", real, "--strength", "t0=100"]),
                                    (3, "no such file", [tmp_path / "none.nii", "--segmenter", real])):
         got, _, errors = script("-m", "cmr.segment", *arguments, "--out", tmp_path / "out")
         assert got == code and words in errors and one_line(errors), errors

@@ -161,13 +161,12 @@ class Evaluation:
                 require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):
-        """{(case, strength): images} of the synthetic set in `folder`; also keeps its manifest's rows."""
+        """{(case, strength): image} of the synthetic set in `folder`; also keeps its manifest's rows."""
         images, self.manifest = {}, []
         for sample in prepare(find_set(folder), grid, self.c.work):
             row = sample.record.metadata
             self.manifest.append(row)
-            key = row["reference"], Strength.parse(row["strength"])
-            images.setdefault(key, []).append(np.asarray(sample.image))
+            images[row["reference"], Strength.parse(row["strength"])] = np.asarray(sample.image)
         return images
 
     def _labelled(self, domain, workings):
@@ -199,17 +198,14 @@ class Evaluation:
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def images(self, working):
-        """{name or Strength: [image (D, H, W)]}, all members of test inputs; seed and case draw FDA's style image."""
+        """{name or Strength: image (D, H, W)}, all members of test inputs; seed and case draw FDA's style image."""
         image, case = np.asarray(working.image), working.record.case
         drawn = rng(self.c.seed, "style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
-        images = {NONE: [image],
-                  "matched": [match_quantiles(image, self.model.quantiles)],
-                  "fda": [np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)])]}
-        for (of_case, strength), translated in self.translated_of.items():
-            if of_case == case:
-                images[strength] = translated
-        return images
+        translated = {strength: found for (of_case, strength), found in self.translated_of.items() if of_case == case}
+        return {NONE: image, **translated,
+                "matched": match_quantiles(image, self.model.quantiles),
+                "fda": np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)])}
 
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""
@@ -226,13 +222,12 @@ class Evaluation:
 
         @functools.cache                                          # rows with the same input share its result
         def logits(network, trained_on, member):
-            segmenter = self.segmenters[network, trained_on]
-            return [segmenter.logits(image, working.spacing_mm) for image in images[member]]
+            return self.segmenters[network, trained_on].logits(images[member], working.spacing_mm)
 
         @functools.cache
         def result(network, trained_on, members):
-            samples = [sample for member in members for sample in logits(network, trained_on, member)]
-            return labelled_and_measured(samples, working, truth, nifti, structures)
+            of_each = [logits(network, trained_on, member) for member in members]
+            return labelled_and_measured(of_each, working, truth, nifti, structures)
 
         rows, found = [], {}
         for network, arm in self.compared:
@@ -242,14 +237,14 @@ class Evaluation:
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]
-        image, translated = np.asarray(working.image), images[self.strengths["projected"]][0]
+        image, translated = np.asarray(working.image), images[self.strengths["projected"]]
         return rows, Example(record.case, image, translated, np.asarray(working.label), found)
 
 
-def labelled_and_measured(samples, working, truth, nifti, structures):
+def labelled_and_measured(logits, working, truth, nifti, structures):
     """(labels on the working grid, on the original grid, {structure: metrics}) from a list of logits (4, D, H, W)."""
-    labels = labels_on_original(samples, working.geometry)
-    on_working = labels_of(np.mean([softmax(sample) for sample in samples], 0))
+    labels = labels_on_original(logits, working.geometry)
+    on_working = labels_of(np.mean([softmax(of_one) for of_one in logits], 0))
     to_dhw = lambda array: array.transpose(2, 1, 0)
     metrics = {}
     for name in structures:

@@ -5,12 +5,14 @@
 This script is the same for all networks; `cmr.segmenter` lists the files in which they differ.
 """
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from cmr import ranks
+from cmr.checkpoint import require_part
 from cmr.errors import DataError, UsageError, run_script
-from cmr.files import writable_folder, write_csv, write_json
+from cmr.files import read_json, writable_folder, write_csv, write_json
 from cmr.grid import Grid, at_same_height
 from cmr.metrics import mean_dice
 from cmr.network import TrainingData
@@ -60,6 +62,8 @@ def main(argv=None):
     real, validation = (fully_labelled_of(in_role(records, domain, split, labelled_only=True), c)
                         for split in ("Training", "Validation"))
     pairs = find_set(c.synthetic) if c.train_on != "real" else []
+    if pairs:
+        require_part(c.synthetic, read_json(Path(c.synthetic) / "config.json"), c)
     volumes = (real if c.train_on != "synthetic" else []) + fully_labelled_of(pairs, c)
     structures = labelled(volumes)
     for split, labels in (("training", structures), ("validation", validation)):

@@ -45,13 +45,13 @@ class Config(DataConfig):
                               "studies")
     diffusion: str  = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     segmenter: str  = opt("", "final.pt of train_unet.py on real source data, for the audit", required("a final.pt"))
-    shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected, 1: about "
-                               "as far as another vendor; several are taken in turn by the samples",
+    shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected (dg), 1: "
+                               "about as far as another vendor; several are taken in turn by the samples",
                           matching(f"{_SHIFT}(;{_SHIFT})*", "numbers from 0 to 5, separated by ';'"))
     strength: str   = opt(PROJECTED["demo"], "what is kept of the reference, none: all, nothing is projected; "
                                              "several, separated by ';': dg: are taken in turn by the samples, "
                                              "da: every image is made with each")
-    samples: int    = opt(1, "synthetic images per reference", at_least(1))
+    samples: int    = opt(1, "synthetic images per reference (dg)", at_least(1))
     out: str        = opt("runs/synthetic", "folder of the dataset")
 
 
@@ -240,11 +240,13 @@ class Adaptation(Synthesis):
     def __init__(self, c):
         if not c.target:
             raise UsageError("--use da: give the target domains with --target, e.g. Vendor=B,C,D")
+        if (c.samples, c.shift) != (1, "0"):
+            raise UsageError("--use da: a test image is projected once with each --strength, as it is; leave out "
+                             "--samples and --shift")
         super().__init__(c)
         self.targets = Domain.parse(c.target).each()
         require_apart(self.records, self.source, self.targets, UNSEEN)
-        samples = list(zip(range(c.samples), cycle(self.shifts)))
-        self.ways = [(n, shift, strength) for strength in self.strengths for n, shift in samples]
+        self.ways = [(0, 0.0, strength) for strength in self.strengths]
         jobs = []
         for domain in (self.source, *self.targets):
             tested = in_role(self.records, domain, "Testing")

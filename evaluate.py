@@ -2,8 +2,6 @@
 
     test volume -> its inputs (raw, translated, matched, ...) -> segmenters -> labels on the original grid -> metrics
     metrics of all volumes -> metrics.csv, tests.csv, report.md
-
-`cmr.experiment` defines the rows of the experiment, `cmr.comparison` compares them.
 """
 import functools
 from dataclasses import asdict, dataclass, replace
@@ -60,45 +58,32 @@ def main(argv=None):
     out = writable_folder(c.out, c.data)
     evaluation = Evaluation(c)                                    # checks everything before the long work
     results = over_volumes(evaluation, Evaluation, c, c.processes)
-    rows, examples = [], {str(domain): [] for domain in evaluation.domains}
+    rows, examples, labelled_in = [], {str(domain): [] for domain in evaluation.domains}, {}
     for (domain, _), (measured, example) in zip(evaluation.jobs, results):
         rows += measured
         examples[str(domain)].append(example)
-    cases = [(domain, example.case) for domain, of_domain in examples.items() for example in of_domain]
-    remove_other_predictions(out / "predictions", evaluation.compared, [case for _, case in cases])
+        labelled_in[str(domain), example.case] = distinct(measured, "structure")
+    written = {out / "predictions" / network / arm.key / f"{case}.nii.gz"
+               for network, arm in evaluation.compared for _, case in labelled_in}
+    for path in set((out / "predictions").rglob("*.nii.gz")) - written:             # of earlier rows or other names
+        path.unlink()
+    unused = [*left_out(c.data, c.use_unlabeled_masks), *evaluation.left_out]
+    if unused and c.pseudonyms:                                   # the reasons name files
+        unused = [(f"{len(unused)} volumes or studies", "`make check` names them")]
     write_csv(out / "metrics.csv", rows, METRIC_COLUMNS)
     write_report(out, rows, examples, str(evaluation.source), Path(c.run), asdict(c), evaluation.made_of(),
-                 [*named_left_out(c, evaluation.left_out), *not_measured(rows, cases)])
+                 [*unused, *not_measured(labelled_in)])
     if c.pseudonyms:
         key = [{"pseudonym": number, "subject": subject} for subject, number in evaluation.names.items()]
         write_csv(f"{out}-key-NOT-TO-BE-SHARED.csv", key, ("pseudonym", "subject"))
 
 
-def named_left_out(c, unlabelled):
-    """[(what, why)] of all that took no part; with pseudonyms only how many, because the reasons name files."""
-    found = [*left_out(c.data, c.use_unlabeled_masks), *unlabelled]
-    if found and c.pseudonyms:
-        return [(f"{len(found)} volumes or studies", "`make check` names them")]
-    return found
-
-
-def remove_other_predictions(folder, compared, cases):
-    """Delete predictions that an earlier evaluation wrote and this one did not, for other rows or other names."""
-    written = {folder / network / arm.key / f"{case}.nii.gz" for network, arm in compared for case in cases}
-    for path in set(folder.rglob("*.nii.gz")) - written:
-        path.unlink()
-
-
-def not_measured(rows, cases):
-    """[(case, why)] of `cases` (domain, case) that do not label a structure which others of their domain label."""
-    of_domain, of_case = {}, {}
-    for row in rows:
-        of_domain.setdefault(row["domain"], []).append(row)
-        of_case.setdefault((row["domain"], f"{row['subject']}_{row['phase']}"), []).append(row)
+def not_measured(labelled_in):
+    """[(case, why)] from {(domain, case): its structures}, where others of the domain label a structure too."""
     found = []
-    for domain, case in cases:
-        there = distinct(of_case.get((domain, case), []), "structure")
-        lacking = [name for name in distinct(of_domain[domain], "structure") if name not in there]
+    for (domain, case), there in labelled_in.items():
+        of_domain = {name for (other, _), names in labelled_in.items() if other == domain for name in names}
+        lacking = [name for name in STRUCTURES if name in of_domain - set(there)]
         if lacking:
             found.append((case, f"{', '.join(lacking)} not labelled: not measured there"))
     return found
@@ -128,11 +113,14 @@ class Evaluation:
         of_each = [set(segmenter.structures) for segmenter in self.segmenters.values()]
         self.trained = [name for name in STRUCTURES if name in set.intersection(*of_each)]
         self.jobs, self.shared = [], set(self.trained)            # [(domain, working volume)]; what all domains label
+        wanted = set(self.strengths.values()) - {NONE}            # translations of every test volume
         for domain in self.domains:
             tested = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
             workings = self._labelled(domain, tested)
-            self._require_translations(workings)
-            cases = {w.record.case for w in workings}
+            cases = [w.record.case for w in workings]
+            lacking = [case for case in cases if not wanted <= self.translated_of.get(case, {}).keys()]
+            if lacking:
+                raise DataError(f"{run / 'da'}: no translation of {lacking[0]}; run cmr.synthesize --use da again")
             require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
             self.jobs += [(domain, w) for w in workings]
         tested = [w.record for _, w in self.jobs]
@@ -161,12 +149,12 @@ class Evaluation:
                 require_trained_on(path, segmenter.data_hash, training[own])
 
     def _translations(self, folder, grid):
-        """{(case, strength): image} of the synthetic set in `folder`; also keeps its manifest's rows."""
+        """{case: {strength: image}} of the synthetic set in `folder`; also keeps its manifest's rows."""
         images, self.manifest = {}, []
         for sample in prepare(find_set(folder), grid, self.c.work):
             row = sample.record.metadata
             self.manifest.append(row)
-            images[row["reference"], Strength.parse(row["strength"])] = np.asarray(sample.image)
+            images.setdefault(row["reference"], {})[Strength.parse(row["strength"])] = np.asarray(sample.image)
         return images
 
     def _labelled(self, domain, workings):
@@ -182,14 +170,6 @@ class Evaluation:
                             "nothing can be compared")
         return with_labels(workings)
 
-    def _require_translations(self, workings):
-        """Raise DataError if a test volume lacks a translation that one of the rows needs."""
-        wanted = set(self.strengths.values()) - {NONE}
-        for w in workings:
-            if any((w.record.case, strength) not in self.translated_of for strength in wanted):
-                folder = Path(self.c.run) / "da"
-                raise DataError(f"{folder}: no translation of {w.record.case}; run cmr.synthesize --use da again")
-
     def made_of(self):
         """Provenance of the results: hashes of the models and of their data."""
         parts = {"SD-DM": (self.model.hash, self.model.data_hash)}
@@ -202,8 +182,7 @@ class Evaluation:
         image, case = np.asarray(working.image), working.record.case
         drawn = rng(self.c.seed, "style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
-        translated = {strength: found for (of_case, strength), found in self.translated_of.items() if of_case == case}
-        return {NONE: image, **translated,
+        return {NONE: image, **self.translated_of[case],
                 "matched": match_quantiles(image, self.model.quantiles),
                 "fda": np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)])}
 

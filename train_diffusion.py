@@ -57,9 +57,7 @@ class Config(DataConfig):
 
 FULL_SIZE = dict(**FULL_GRID, attention_at="16", head=64, groups=32, patch=1, batch=32, warmup=1000, bfloat16=True,
                  log_every=200, save_minutes=10)
-# `paper` has the settings of the first author's working scripts where they are known: schedule, width, blocks,
-# attention, steps, batch, rate and averaging.  The multipliers are guided-diffusion's for 128 pixels.  Ours are the
-# prediction of v, the fixed variance and the weights of the loss.
+# `paper` has the settings of the first author's working scripts where they are known (docs/paper.md).
 PRESETS = {
     "tiny": dict(steps=60, base=16, multipliers="1,2", attention_at="", head=16, warmup=10, log_every=20,
                  save_minutes=0.1, sample_every=60),
@@ -117,13 +115,13 @@ def main(argv=None):
             loss = diffusion_loss(schedule, predict, x_0, g)
         run.update(loss)
         if (step + 1) % c.sample_every == 0 and step + 1 < c.steps and ranks.is_first():
-            draw(out, step + 1, sample(c, schedule, run.averaged(), device))
+            draw_sheet(c, out, step + 1, schedule, run.averaged(), device)
 
     if not ranks.is_first():
         return
 
     # Draw a last sheet, then save the weights with the source's statistics, which the sampler needs.
-    draw(out, c.steps, sample(c, schedule, run.averaged(), device))
+    draw_sheet(c, out, c.steps, schedule, run.averaged(), device)
     quantiles, mean, std = intensity_statistics([w.image for w in workings])
     run.finish(source_quantiles=torch.from_numpy(quantiles), source_mean=float(mean), source_std=float(std),
                subjects=subjects)
@@ -148,16 +146,12 @@ def require_consistent(c):
         raise UsageError(f"--sheet-steps {c.sheet_steps}: use 1 to {c.T}, there are no more in --T {c.T}")
 
 
-def sample(c, schedule, weights, device):
-    """Draw unconditional samples (n, H, W) with the given (averaged) weights, always from the same noise."""
+def draw_sheet(c, out, step, schedule, weights, device):
+    """Write a sheet of samples by the given (averaged) weights, eight in a row, always from the same noise."""
     averaged = build_denoiser(asdict(c)).to(device).eval().requires_grad_(False)
     averaged.load_state_dict(weights)
     with half_precision(device, c.bfloat16):
-        return draw_samples(schedule, averaged, c.sheet, c.size, c.sheet_steps, c.seed, device)
-
-
-def draw(out, step, samples):
-    """Write a sheet of samples, eight in a row."""
+        samples = draw_samples(schedule, averaged, c.sheet, c.size, c.sheet_steps, c.seed, device)
     panels = [with_contours(image, zoom=2) for image in samples]
     save_png(out / f"samples_{step:06d}.png", sheet([panels[i:i + 8] for i in range(0, len(panels), 8)]))
 

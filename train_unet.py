@@ -1,8 +1,6 @@
 """Train one segmenter, the vanilla U-Net or an nnU-Net, on real volumes of the source, on a synthetic set, or on both.
 
     labelled volumes -> the network's recipe: batches, loss, learning rate -> weights -> final.pt, and a first Dice
-
-This script is the same for all networks; `cmr.segmenter` lists the files in which they differ.
 """
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

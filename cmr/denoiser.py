@@ -29,9 +29,9 @@ class Denoiser(nn.Module):
 
     def __init__(self, base, multipliers, blocks, attention_at, head, groups, size, patch=1):
         super().__init__()
-        self.base, self.patch, self.multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
-        if size % self.multiple:
-            raise ValueError(f"size {size}: this denoiser needs multiples of {self.multiple} "
+        self.base, self.patch, multiple = base, patch, patch * 2 ** (len(multipliers) - 1)
+        if size % multiple:
+            raise ValueError(f"size {size}: this denoiser needs multiples of {multiple} "
                              f"(patch {patch}, {len(multipliers)} levels)")
         if base % 2:
             raise ValueError(f"base {base}: use an even number, half of it are cosines of the time and half are sines")
@@ -67,9 +67,6 @@ class Denoiser(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(groups, current), nn.SiLU(), last)
 
     def forward(self, x_t, t):
-        if x_t.shape[-1] % self.multiple or x_t.shape[-2] % self.multiple:
-            height, width = x_t.shape[-2:]
-            raise ValueError(f"image is {height}x{width}, but this denoiser needs multiples of {self.multiple}; pad it")
         emb = self.embed(time_features(t, self.base).to(x_t.dtype))
         h = self.stem(F.pixel_unshuffle(x_t, self.patch))         # (N, patch^2, H/patch, W/patch) -> (N, C, ...)
         skips = [h]

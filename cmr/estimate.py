@@ -25,7 +25,7 @@ from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, one_of, opt, parse, some_of
 from cmr.studies import in_role, studies_of
 from cmr.workers import cores, pick_device
-from cmr.working import prepare
+from cmr.working import prepare, with_labels
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def evaluation(c, run, segmenters):
     """Return the entry of `estimated` for the stage that segments the test volumes and scores every row."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
-    working = first_labelled(tested, Grid(c.spacing_mm, c.size), c.work)
+    working, *_ = with_labels(prepare(tested, Grid(c.spacing_mm, c.size), c.work))       # read for DA, so cached
     image, seconds = np.asarray(working.image), 0.0
     rows = rows_to_measure(segmenters, domains, c.every_row_of)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}
@@ -113,12 +113,6 @@ def evaluation(c, run, segmenters):
             measure(np.roll(mask, 1, axis=1), mask, nifti.spacing_mm[::-1])
 
     return "results", len(tested), "volumes", (seconds + seconds_each(score, 3) * len(rows)) / c.ranks
-
-
-def first_labelled(records, grid, work):
-    """Return the first working volume of the records that has a label, which a mask of zeros is not."""
-    prepared = (prepare([record], grid, work)[0] for record in records)
-    return next(working for working in prepared if working.label is not None)
 
 
 def seconds_each(make, n):

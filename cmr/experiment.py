@@ -4,8 +4,7 @@
                                             -> DA set -> evaluation -> report
 
 An *arm* is a row of the results.  A *stage* is a command that writes one file last; make runs it (`cmr.reproduce`) if
-that file is missing or older than a file that it is made from.  To add a row, add an entry to `ARMS`; if its network is
-trained on something new, add one to `TRAINING_SETS`, and if that needs synthetic images of its own, one to `SETS`.
+that file is missing or older than a file that it is made from.
 """
 import hashlib
 import shlex
@@ -146,7 +145,7 @@ class Stage:
 
 def stages(c):
     """Return [Stage] of the run that the settings `c` of `cmr.reproduce` describe, in an order that can be run."""
-    compared, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
+    trained, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
     target, rows, thorough, references = flags_asked_for(c)
 
     # The dataset is checked against the rows; check.json is written anew only if the findings have changed.
@@ -162,7 +161,6 @@ def stages(c):
     sd_dm = "diffusion/final.pt"
     found.append(Stage(sd_dm, (checked,), command(c, "train_diffusion.py", "diffusion"), first))
     judged = f"--diffusion {c.run / sd_dm} --segmenter {c.run / judge}"
-    trained = {name: training_set_of(c, name) for name in compared}
     judging, *others = training_stages(c, trained, judge, checked, first)
     found.append(judging)
     for name, flags in SETS.items():
@@ -211,14 +209,17 @@ def flags_asked_for(c):
 
 
 def segmenters(c):
-    """Return the names NETWORK-TRAININGSET of all segmenters; raises UsageError as `controls_of` does."""
-    networks, found = split(c.networks), {}
-    bounds = [domain.file_name for domain in Domain.parse(c.target).each()] if c.upper_bound else []
-    controls = controls_of(c)
-    for network in networks:
+    """Return {NETWORK-TRAININGSET: its entry of TRAINING_SETS, or one for a target}; UsageError for an unknown set."""
+    targets, controls, found = Domain.parse(c.target).each(), controls_of(c), {}
+    bounds = {target.file_name: ("", f"--domain {shlex.quote(str(target))}") for target in targets}
+    known = TRAINING_SETS | bounds
+    for network in split(c.networks):
         of_network = [what for of, what in controls if of == network]
-        found.update(dict.fromkeys(f"{network}-{what}" for what in ("real", *split(c.trained), *bounds, *of_network)))
-    return list(found)
+        for what in ("real", *split(c.trained), *(bounds if c.upper_bound else ()), *of_network):
+            if what not in known:
+                raise UsageError(f"{network}-{what}: no training set is called {what}; use {', '.join(TRAINING_SETS)}")
+            found[f"{network}-{what}"] = known[what]
+    return found
 
 
 def controls_of(c):
@@ -234,17 +235,6 @@ def controls_of(c):
             raise UsageError(f"--controls {name}: {network} is not among the networks {', '.join(networks)}")
         found.append((network, trained_on))
     return found
-
-
-def training_set_of(c, name):
-    """Return the entry of TRAINING_SETS of a segmenter's name, or one for a target; raises UsageError if unknown."""
-    _, trained_on = split_name(name)
-    bounds = {domain.file_name: domain for domain in Domain.parse(c.target).each()}
-    if trained_on in bounds:
-        return "", f"--domain {shlex.quote(str(bounds[trained_on]))}"
-    if trained_on not in TRAINING_SETS:
-        raise UsageError(f"{name}: no training set is called {trained_on}; use {', '.join(TRAINING_SETS)}")
-    return TRAINING_SETS[trained_on]
 
 
 def command(c, script, folder, *flags):

@@ -103,7 +103,7 @@ def _hash_of(content):
 # ---- Tables ----
 
 def write_csv(path, rows, columns, sealed=False):
-    """Write dictionaries as CSV atomically, floats to 6 decimals; `sealed` adds the hash for `require_sealed`."""
+    """Write dictionaries as CSV atomically; `sealed` adds the hash for `require_sealed`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -114,7 +114,9 @@ def write_csv(path, rows, columns, sealed=False):
 
 
 def _cell(value):
-    """Return a value as csv shall write it; csv turns None into an empty cell by itself."""
+    """Return a value as csv shall write it, a float to 6 decimals; csv turns None into an empty cell by itself."""
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:        # to 6 digits: decimals would make some p-values 0
+        return f"{value:.6g}"
     return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 FLAT = 1e-3                                      # variance below which a window of the guide counts as flat
@@ -36,19 +37,10 @@ def _down_and_up(n, factor):
     """Return the (n, n) float64 matrix of `low_pass` along an axis; raises ValueError if `factor` does not divide n."""
     if n % factor:
         raise ValueError(f"low-pass by {factor}: {n} pixels are no multiple of it")
-    small = n // factor
-    down = _cubic((np.arange(small)[:, None] + 0.5) * factor - 0.5 - np.arange(n), factor)
-    up = _cubic((np.arange(n)[:, None] + 0.5) / factor - 0.5 - np.arange(small), 1)
-    return torch.from_numpy(up @ down)
-
-
-def _cubic(distance, width):
-    """Return rows of cubic interpolation weights (Keys 1981, a = -0.5) at pixel distances, stretched by `width`."""
-    x = np.abs(distance) / width
-    near, far = 1.5 * x ** 3 - 2.5 * x ** 2 + 1, -0.5 * x ** 3 + 2.5 * x ** 2 - 4 * x + 2
-    weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
-    # Trap: without this sum a border mixes with zeros from beyond it and darkens, as in the guidance's original code.
-    return weights / weights.sum(1, keepdims=True)
+    # Trap: each row of weights sums to 1.  A border that mixes with zeros from beyond it, as in the guidance's original
+    # code, darkens.  `antialias` is needed upwards too: without it torch's cubic is not that of Keys (1981, a = -0.5).
+    cubic = functools.partial(F.interpolate, mode="bicubic", antialias=True)
+    return cubic(cubic(torch.eye(n, dtype=torch.float64)[None, None], (n // factor, n)), (n, n))[0, 0]
 
 
 def guided_filter(guide, image, sigma):

@@ -50,10 +50,7 @@ def surface_metrics(pred, ref, spacing_mm):
 
 
 def in_plane_metrics(pred, ref, spacing_mm):
-    """Return mean HD95 and ASSD over the slices (axis 0) with both masks, and counts of missed and spurious slices.
-
-    They complement the 3D HD95, which a single wrong end slice of 10 mm thickness can raise to 10 mm.
-    """
+    """Return mean HD95 and ASSD over the slices (axis 0) with both masks, and counts of missed and spurious slices."""
     has_pred, has_ref = pred.any((1, 2)), ref.any((1, 2))
     rows = [surface_metrics(pred[k], ref[k], spacing_mm[1:]) for k in np.flatnonzero(has_pred & has_ref)]
     mean = lambda name: float(np.mean([r[name] for r in rows])) if rows else math.nan
@@ -88,8 +85,3 @@ def mean_dice(labels, mask):
     """Return the mean Dice of labels over the structures in a mask of the same shape; nan if the mask is empty."""
     values = [dice(labels == v, mask == v) for v in np.unique(mask) if v]
     return float(np.mean(values)) if values else math.nan
-
-
-def ejection_fraction(edv_ml, esv_ml):
-    """Return 100 (EDV - ESV) / EDV in per cent, from volumes in ml; nan if EDV is 0."""
-    return 100 * (edv_ml - esv_ml) / edv_ml if edv_ml > 0 else math.nan

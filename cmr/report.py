@@ -1,7 +1,6 @@
 """The report of an experiment: makes the tables and pictures, and fills them into the page `cmr/report.md`.
 
-`cmr.comparison` computes the numbers, `cmr.verdict` writes the sentences, and `cmr.pictures` draws.  As a script,
-`python -m cmr.report --runs RUN,RUN --out FILE`, it writes the table of the spread over training seeds.
+As a script, `python -m cmr.report --runs RUN,RUN --out FILE`, it writes the table of the spread over training seeds.
 """
 import math
 import shutil
@@ -12,8 +11,8 @@ import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
 from cmr.comparison import (ALPHA, DISTANCES, METRIC_COLUMNS, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests,
-                            as_written, comparable, distinct, each_row, failures, gap_closed, largest_diagonal_mm,
-                            means, outcome, patient_values, penalised, select)
+                            comparable, distinct, each_row, failures, gap_closed, largest_diagonal_mm, means, outcome,
+                            patient_values, penalised, select)
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
 from cmr.files import read_csv, write_csv, write_text
@@ -71,7 +70,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
         patients = len(distinct(select(rows, domain=domain), "subject"))
         sections += [f"## {domain} ({role}, {patients} patients)", "", _domain_table(shared, domain), "",
                      _structure_table(rows, domain), ""]
-    write_csv(out / "tests.csv", as_written(tests), TEST_COLUMNS)
+    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     write_text(out / "report.md", PAGE.format(
         source=source, targets=", ".join(targets), networks=", ".join(distinct(rows, "network")),
         seed=settings["seed"], penalty=largest_diagonal_mm(rows), structures=_structures(rows, shared),

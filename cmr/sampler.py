@@ -74,9 +74,8 @@ def project(model, volume, strength, seed):
 
 
 NONE = "none"                                    # in place of a Strength: the image as it is
-# The paper's sampler in each preset.  `paper` has the settings of the first author's working scripts: the 50th of 100
-# uniform times, a low-pass by 2, a scale of 6 on 128 x 128 pixels.  Elsewhere mean and SD are matched to the source's
-# first, because guidance holds what is coarser than the low-pass: contrast would stay the reference's.
+# The paper's sampler in each preset; `paper` has the settings of the first author's working scripts (docs/paper.md).
+# Elsewhere mean and SD are matched first: guidance holds what is coarse, so contrast would stay the reference's.
 # Trap: quadratic times end in steps that are shorter than a pull, which overshoots and leaves a dotted texture.
 _SAMPLER = "t0=490,match=mean_std,low_pass=2,steps=25,times=uniform"
 PROJECTED = {"tiny": "t0=50,match=mean_std,low_pass=2,steps=3", "demo": _SAMPLER, "small": _SAMPLER, "lab": _SAMPLER,
@@ -140,9 +139,9 @@ def parse_strength(text):
 
 
 def parse_members(text):
-    """The members of a test input, written with `+` between them, whose softmax is averaged (Gao et al. 2023).
+    """The Strengths and NONE (the image as it is) of a test input, written with `+` between them.
 
-    Returns a tuple of Strengths and NONE (the image as it is); raises UsageError for an empty member.
+    Their softmax is averaged (Gao et al. 2023).  Raises UsageError for an empty member.
     """
     parts = text.split("+")
     if not all(parts):

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
 from cmr.grid import Grid, to_working
-from cmr.metrics import ejection_fraction
 from cmr.nifti import as_integers, from_integers, without_padding
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES, Domain
@@ -74,18 +73,13 @@ def main(argv=None):
 
 
 def require_together(c, of_sd_dm, of_segmenter):
-    """Raise UsageError if the settings of the SD-DM and of the segmenter name different grids or domains.
-
-    DA gives an image the look of the SD-DM's source, which must be the domain that the segmenter was trained for: its
-    own source, or for an upper bound its `domain`.
-    """
-    if Grid.of(of_sd_dm) != Grid.of(of_segmenter):
-        raise UsageError(f"{c.diffusion} and {c.segmenter} are of different grids; give those of one experiment")
-    look, known = (Domain.parse(text) for text in (of_sd_dm["source"],
-                                                   of_segmenter.get("domain") or of_segmenter["source"]))
-    if str(look).lower() != str(known).lower():
-        raise UsageError(f"{c.diffusion} gives images the look of {look}, but {c.segmenter} was trained for {known}; "
-                         "give those of one experiment")
+    """Raise UsageError unless DA gives images the look that the segmenter was trained for, on the same grid."""
+    trained_for = of_segmenter.get("domain") or of_segmenter["source"]       # an upper bound has a domain of its own
+    look, known = (Domain.parse(text) for text in (of_sd_dm["source"], trained_for))
+    grid, its_grid = Grid.of(of_sd_dm), Grid.of(of_segmenter)
+    if str(look).lower() != str(known).lower() or grid != its_grid:
+        raise UsageError(f"{c.diffusion} gives images the look of {look} on {grid}, but {c.segmenter} was trained for "
+                         f"{known} on {its_grid}; give those of one experiment")
 
 
 def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", seed=0):
@@ -196,7 +190,7 @@ def ejected(name, ed, es, which):
     edv_ml, esv_ml = ed[f"{name}_ml"], es[f"{name}_ml"]
     if edv_ml is None or esv_ml is None:
         return {}
-    ef = ejection_fraction(edv_ml, esv_ml) if edv_ml and esv_ml else None
+    ef = 100 * (edv_ml - esv_ml) / edv_ml if edv_ml and esv_ml else None             # in per cent of EDV
     return {f"{name}_EDV_ml": edv_ml, f"{name}_ESV_ml": esv_ml, f"{name}_EF_percent": ef, f"{name}_ED": ed[which],
             f"{name}_ES": es[which]}
 
@@ -212,7 +206,7 @@ def notes_on(image, segmenter, labels, geometry):
     for name in segmenter.structures:
         frames = [str(t) for t in np.flatnonzero(~(labels == VALUES[name]).any((0, 1, 2)))]
         if frames:
-            notes.append(f"no {name} found" + (f" in frame {', '.join(frames)}" if image.n_frames > 1 else ""))
+            notes.append(f"no {name} found" + (f" in frame {', '.join(frames)}" if labels.shape[3] > 1 else ""))
     depth = depth_mm(geometry)
     if labels[(depth > 0) & (depth <= segmenter.settings["spacing_mm"])].any():
         notes.append("the segmentation reaches the border of the field of view, the heart may lie outside: crop the "

@@ -1,7 +1,4 @@
-"""The table of segmenters, and a trained segmenter that is loaded from its checkpoint and applied to volumes.
-
-A new segmenter is a file that makes a `cmr.network.Network`, and an entry in `NETWORKS`.
-"""
+"""The table of segmenters, and a trained segmenter that is loaded from its checkpoint and applied to volumes."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +67,7 @@ class Segmenter:
     def logits(self, image, spacing_mm, mirror=True):
         """Logits (4, D, H, W) float32 of a working volume (D, H, W) in [-1, 1], in the order of the project's labels.
 
-        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over mirrored copies, 4 (2D) or 8 times as
-        slow.
+        spacing_mm : (slice, row, column).  mirror : an nnU-Net averages over its 4 (2D) or 8 mirrored copies.
         A structure that the network was not trained on gets a logit that never wins.
         """
         network = NETWORKS[self.settings["network"]]

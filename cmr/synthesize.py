@@ -2,8 +2,7 @@
 
 **DG**: every reference, a labelled training image of the source whose look is changed at random, is projected to the
 source and keeps its mask.  **DA**: every test image is projected to the source, once for each strength.
-Both are valid nnU-Net raw datasets on the working grid.  `manifest.csv`, written last, has one row per image with its
-reference, seed, strength, checkpoint hash and audit figures.  A pair that no longer fits its mask goes to `excluded/`.
+`manifest.csv`, written last, has one row per image.  A pair that no longer fits its mask goes to `excluded/`.
 For the audit alone, DG also makes images of the source's validation patients: `held_out.csv` has their figures, and
 `sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
 """
@@ -68,10 +67,6 @@ def main(argv=None):
     kind = Generalisation if c.use == "dg" else Adaptation
     synthesis = kind(c)                                           # checks everything before the long work
     made = over_volumes(synthesis, kind, c, processes=1)
-    earlier = sum(row["segmenter"] != synthesis.segmenter.hash for row in made)
-    if earlier:
-        print(f"note: {c.out}: {earlier} of {len(made)} images were audited by another segmenter than {c.segmenter}; "
-              "delete the folder to have all audited by this one", flush=True)
     rows, held_out = ([row for row, job in zip(made, synthesis.jobs) if job.held_out == held] for held in (False, True))
     synthesis.finish(rows, held_out)
     write_csv(synthesis.out / "manifest.csv", rows, COLUMNS, sealed=True)
@@ -123,7 +118,8 @@ class Synthesis:
         """Open the set's folder; raises CheckpointError if it has other settings or an image that no job asks for."""
         c, self.jobs, self.out = self.c, jobs, writable_folder(self.c.out, self.c.data)
         settings = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
-        settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash)
+        settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash,
+                        audited_by=self.segmenter.hash)
         path = self.out / "config.json"
         if path.exists():
             checkpoint.require_settings(path, read_json(path), settings)
@@ -263,10 +259,7 @@ class Adaptation(Synthesis):
 
     @functools.cached_property
     def classifiers(self):
-        """Return {target: SourceClassifier} of the source's training volumes against the target's validation volumes.
-
-        They are fitted when first used.  A target without validation volumes has none.  Masks are not read.
-        """
+        """Return {target: SourceClassifier} against the target's validation volumes, if any; fitted when first used."""
         fit = lambda unseen: SourceClassifier.fit(images(self.real), images(unseen), self.c.seed)
         return {domain: fit(unseen) for domain, unseen in self.unseen.items()}
 

@@ -47,11 +47,12 @@ def read_manifest(folder, columns):
     return read_csv(path, columns)
 
 
-def _folders(use, kept):
-    """Return (folder of images, folder of masks or None): excluded pairs have their own, and DA has no masks."""
-    if use == "da":
-        return "imagesTs", None
-    return ("imagesTr", "labelsTr") if int(kept) else ("excluded/images", "excluded/labels")
+def _paths(out, use, row):
+    """Return the paths of an image and of its mask, None for DA, by a manifest row; excluded pairs have own folders."""
+    dg = ("imagesTr", "labelsTr") if int(row["kept"]) else ("excluded/images", "excluded/labels")
+    images, labels = dg if use == "dg" else ("imagesTs", None)
+    image = Path(out) / images / f"{row['case']}_0000.nii.gz"
+    return image, labels and Path(out) / labels / f"{row['case']}.nii.gz"
 
 
 def write_pair(out, use, row, image, working, structures):
@@ -60,14 +61,12 @@ def write_pair(out, use, row, image, working, structures):
     row : of the manifest.  working : the reference.  structures : those of dataset.json.
     """
     affine, spacing_mm = working_affine(working.geometry)
-    images, labels = _folders(use, row["kept"])
+    of_image, of_mask = _paths(out, use, row)
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))            # (D, H, W) -> (X, Y, Z)
-    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
-    write_nifti(path, stored(as_integers(image)), affine, spacing_mm, "synthetic")
-    if labels:
+    write_nifti(of_image, stored(as_integers(image)), affine, spacing_mm, "synthetic")
+    if of_mask:
         classes = network_classes(structures)[np.asarray(working.label)]             # nnU-Net needs consecutive labels
-        path = Path(out) / labels / f"{row['case']}.nii.gz"
-        write_nifti(path, stored(classes), affine, spacing_mm, "mask of the reference")
+        write_nifti(of_mask, stored(classes), affine, spacing_mm, "mask of the reference")
 
 
 def write_dataset_json(out, structures, n_training):
@@ -88,16 +87,10 @@ def draw_worst(out, name, rows, references):
     worst = sorted(rows, key=lambda row: (-np.nan_to_num(row["displacement_p95_mm"]), row["dice_change"]))[:WORST]
     panels = []
     for row in worst:
-        working = working_of[row["reference"]]
+        working, (of_image, _) = working_of[row["reference"]], _paths(out, "dg", row)
+        synthetic = from_integers(read_nifti(of_image).array.transpose(2, 1, 0))     # (X, Y, Z) -> (D, H, W)
         k = (working.label > 0).sum((1, 2)).argmax()
-        images = working.image[k], _read_image(out, row)[k]
+        images = working.image[k], synthetic[k]
         panels.append([with_contours(image, mask) for mask in (None, working.label[k]) for image in images])
     if panels:
         save_png(Path(out) / name, sheet(two_a_row(panels)))
-
-
-def _read_image(out, row):
-    """Read an image of DG (D, H, W) in [-1, 1]."""
-    images, _ = _folders("dg", row["kept"])
-    path = Path(out) / images / f"{row['case']}_0000.nii.gz"
-    return from_integers(read_nifti(path).array.transpose(2, 1, 0))

@@ -136,10 +136,6 @@ class ImageFile:
     axes: tuple                                  # the axes of the file that became X, Y and Z
     nifti: Nifti                                 # the file with its axes as stored
 
-    @property
-    def n_frames(self):
-        return self.frames.shape[3]
-
     def as_stored(self, frames):
         """Return an array (X, Y, Z, T) with the axes and the shape of the file."""
         in_order = frames.transpose(*np.argsort(self.axes), 3)
@@ -247,14 +243,10 @@ def main(argv=None):
         for place, path in images.items():
             with _going_on(path, left_out):
                 draw_ladder(path, sd_dm, picture_of(out / place, "_ladder.svg"), ladder, c.seed)
-        require_all(left_out, len(images))
-        return
-
-    def make(place, path):
-        return {"notes": translate_file(path, sd_dm, Path(c.out) / place, strength, c.seed)}
-
-    settings = {"sd_dm": sd_dm.hash, "strength": str(strength), "seed": c.seed}
-    _, left_out = one_by_one(images, c.out, settings, make)
+    else:
+        make = lambda place, path: {"notes": translate_file(path, sd_dm, Path(c.out) / place, strength, c.seed)}
+        settings = {"sd_dm": sd_dm.hash, "strength": str(strength), "seed": c.seed}
+        _, left_out = one_by_one(images, c.out, settings, make)
     require_all(left_out, len(images))
 
 
@@ -272,7 +264,7 @@ def translate_file(path, sd_dm, out, strength=None, seed=0):
     padded = tissue != stack
     result = np.where(padded, tissue, changed(tissue, working, new, geometry))
     image.write_frames(out, np.where(padded, stack, result).reshape(image.frames.shape))
-    before, after = (grey_view(volume[..., ::image.n_frames], geometry) for volume in (tissue, result))
+    before, after = (grey_view(volume[..., ::image.frames.shape[3]], geometry) for volume in (tissue, result))
     zoom = enlargement(before)
     panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, zoom)]
               for a, b in zip(before, after)]

@@ -15,12 +15,11 @@ from cmr.settings import FULL_GRID
 
 
 class UNet(nn.Module):
-    """Maps z-scored slices (N, 1, H, W) to logits (N, n_classes, H, W); ValueError unless 2^(levels-1) divides H, W."""
+    """Maps z-scored slices (N, 1, H, W) to logits (N, n_classes, H, W); 2^(levels-1) must divide H and W."""
 
     def __init__(self, n_classes, base=32, levels=5):
         super().__init__()
         widths = [base * 2 ** i for i in range(levels)]
-        self.multiple = 2 ** (levels - 1)
         self.down = nn.ModuleList(_double_conv(a, b) for a, b in zip([1, *widths], widths))
         self.pool = nn.MaxPool2d(2)
         self.raise_ = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:]))
@@ -28,9 +27,6 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base, n_classes, 1)
 
     def forward(self, x):
-        height, width = x.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"image is {height}x{width}, but this U-Net needs multiples of {self.multiple}; pad it")
         skips = []
         for i, block in enumerate(self.down):
             x = block(self.pool(x) if i else x)

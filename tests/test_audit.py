@@ -72,6 +72,8 @@ def test_two_looks_are_told_apart_on_volumes_that_were_held_out(classifier_at_fu
     classifier = SourceClassifier.fit(volumes(0, 20), volumes(1, 4, blur=(3, 3)))
     assert (taken_for_the_source(classifier, volumes(2, 8)) > 0.5).all()
     assert (taken_for_the_source(classifier, volumes(3, 8, blur=(3, 3))) < 0.5).all()
+    image = volumes(2, 1)[0]
+    assert classifier.probability(0.3 * image - 0.2) == pytest.approx(classifier.probability(image), abs=1e-5)
 
 
 def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_and_seed(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cmr.comparison import (
-    DISTANCES, POOLED, TEST_COLUMNS, TESTED_METRICS, all_tests, as_written, bca_interval, comparable, compare, distinct,
-    effect_size, gap_closed, hodges_lehmann, holm, means, outcome, paired_t, patient_values, penalised, welch, wilcoxon)
+    DISTANCES, POOLED, TEST_COLUMNS, TESTED_METRICS, all_tests, bca_interval, comparable, compare, distinct,
+    gap_closed, hodges_lehmann, holm, means, outcome, patient_values, penalised, welch, wilcoxon)
 from cmr.experiment import ARMS
 from cmr.files import read_csv, write_csv
 
@@ -102,10 +102,10 @@ def test_a_small_p_value_keeps_its_digits_in_the_table(tmp_path):
     rows = [row(f"p{i}", arm, hd95 + i + i % 3) for i in range(40) for arm, hd95 in (("baseline", 20.0), ("DA", 9.0))]
     rows += [row(f"p{i}", "DA", 9.3 + i, structure="RV") for i in range(40)]
     tests = all_tests(rows)
-    write_csv(tmp_path / "tests.csv", as_written(tests), TEST_COLUMNS)
+    write_csv(tmp_path / "tests.csv", tests, TEST_COLUMNS)
     for test, line in zip(tests, read_csv(tmp_path / "tests.csv", TEST_COLUMNS)):
         assert 0 < test["wilcoxon_p"] < 1e-6
-        assert all(float(line[name]) == pytest.approx(test[name], rel=1e-5) for name in ("wilcoxon_p", "paired_t_p"))
+        assert all(float(line[name]) == pytest.approx(test[name], rel=1e-5) for name in ("wilcoxon_p", "welch_p"))
         assert line["mean_difference"] == f"{test['mean_difference']:.6f}".rstrip("0")
 
 
@@ -124,18 +124,17 @@ B = [7.2, 11.8, 9.9, 12.1, 6.0, 17.5, 10.1, 9.4, 6.6, 11.0, 8.3, 12.9]
 
 def test_oracle():
     assert welch(A, B) == pytest.approx((1.1395291487, 18.9844337669, 0.2686569067), abs=1e-9)
-    assert paired_t(A, B) == pytest.approx((3.2908092239, 11, 0.0071943846), abs=1e-9)
     assert wilcoxon(A, B) == pytest.approx((75, 3, 0.00244140625), abs=1e-12)
     assert wilcoxon(B, A) == pytest.approx((3, 75, 0.00244140625), abs=1e-12)
-    assert hodges_lehmann(A, B) == pytest.approx(1.675) and effect_size(A, B) == pytest.approx(0.8836974843, abs=1e-9)
+    assert hodges_lehmann(A, B) == pytest.approx(1.675)
     assert bca_interval(np.subtract(A, B)) == pytest.approx((0.9916667, 3.2166667), abs=1e-6)
     assert holm([0.003, 0.012, 0.030, 0.041, 0.20, 0.0008]) == pytest.approx([0.015, 0.048, 0.09, 0.09, 0.2, 0.0048])
 
 
 def test_degenerate_input():
     assert bca_interval([1.5, 1.5, 1.5]) == (1.5, 1.5) and np.isnan(bca_interval([1.0])).all()
-    assert wilcoxon([1, 2], [1, 2]) == (0.0, 0.0, 1.0) and paired_t([1, 2], [1, 2]) == (0.0, 1.0, 1.0)
-    assert np.isnan(welch([1], [2])).all() and np.isnan(effect_size([1, 2], [0, 1]))
+    assert wilcoxon([1, 2], [1, 2]) == (0.0, 0.0, 1.0)
+    assert np.isnan(welch([1], [2])).all()
     assert holm([0.01, np.nan, 0.02]) == pytest.approx([0.02, np.nan, 0.02], nan_ok=True)
 
 

@@ -47,7 +47,5 @@ def test_time_matters_and_items_do_not_mix():
 
 
 def test_sizes_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match="17x16.*multiples of 2"):
-        small()(torch.zeros(1, 1, 17, 16), torch.ones(1, dtype=torch.long))
     with pytest.raises(ValueError, match="multiples of 4"):
         Denoiser(16, (1, 2, 3), 1, (), 16, 8, 30)

@@ -1,6 +1,5 @@
 """What an experiment will cost: what is measured, what is multiplied, and that it is said before the long stages."""
 import re
-from types import SimpleNamespace
 
 from cmr import estimate, experiment, reproduce
 from cmr.estimate import Config, seconds_each, table
@@ -36,13 +35,6 @@ def test_an_experiment_is_estimated_from_real_steps(phantom, tmp_path):
                       "results": (8, "volumes")}
     assert all(0 < float(each) < 60 for *_, each in rows)
     assert (tmp_path / "out" / "estimate.md").read_text() in output
-
-
-def test_a_test_study_with_a_mask_of_zeros_is_not_the_one_that_is_measured(monkeypatch):
-    label_of = {"zeros": None, "labelled": 1, "labelled too": 1}
-    monkeypatch.setattr(estimate, "prepare", lambda records, *_: [SimpleNamespace(label=label_of[records[0]],
-                                                                                  name=records[0])])
-    assert estimate.first_labelled(list(label_of), None, "").name == "labelled"
 
 
 def test_no_training_begins_beside_the_estimate(tmp_path):

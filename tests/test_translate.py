@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmr import translate
+from cmr.diffusion import Schedule
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import CANONICAL, Grid, to_original, to_working
 from cmr.nifti import read_nifti, read_volume
@@ -226,7 +227,7 @@ def test_a_slice_a_cine_and_axes_of_one_keep_their_shape(tmp_path, shape):
     array = np.random.default_rng(0).integers(1, 900, shape)
     path = save(tmp_path / "x.nii.gz", array, np.diag([2, 2, 2, 1]))
     image = read_image(path)
-    assert image.n_frames == (shape[3] if len(shape) > 3 else 1)
+    assert image.frames.shape[3] == (shape[3] if len(shape) > 3 else 1)
     image.write_labels(tmp_path / "mask.nii.gz", (image.frames > 400).astype(np.uint8))
     assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, array > 400)
 
@@ -305,7 +306,7 @@ def test_padding_scales_an_image_no_more_than_in_the_experiment_and_stays_as_it_
         return working - 0.2, 0
 
     monkeypatch.setattr(translate, "translate", darker)
-    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    sd_dm = SourceModel(None, Schedule.make("cosine"), None, 0, 1, {"spacing_mm": 2.5, "size": 64}, (), "")
     said = translate.translate_file(path, sd_dm, tmp_path / "out.nii.gz", Strength())
     translate.draw_ladder(path, sd_dm, tmp_path / "ladder.svg", [Strength()])
     assert all(np.array_equal(working, expected) for working in seen) and len(seen) == 2
@@ -322,7 +323,7 @@ def test_voxels_that_are_no_numbers_are_said_and_an_image_of_padding_alone_is_co
     values[0, 40, 40] = np.nan
     save(path, *stored_as(values, (0, 1, 2), (0, 0, 0), (2, 2, 8)), np.float32)
     monkeypatch.setattr(translate, "translate", lambda sd_dm, working, *rest: (working, 0))
-    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    sd_dm = SourceModel(None, Schedule.make("cosine"), None, 0, 1, {"spacing_mm": 2.5, "size": 64}, (), "")
     assert translate.translate_file(path, sd_dm, tmp_path / "out.nii.gz", Strength()) == [
         f"1 non-finite voxels set to 0 in {path}"]
     save(path, *stored_as(np.where(values > 0, 7, -9999), (0, 1, 2), (0, 0, 0), (2, 2, 8)))
@@ -335,7 +336,7 @@ def test_a_bad_file_ends_no_ladder(tmp_path, monkeypatch, capsys):
         padded(tmp_path / "in" / name, -1000)
     bad = tmp_path / "in" / "bad.nii.gz"
     bad.write_bytes(bad.read_bytes()[:-50])
-    sd_dm = SourceModel(None, None, None, 0, 1, {"spacing_mm": 2.5, "size": 64, "schedule": "cosine"}, (), "")
+    sd_dm = SourceModel(None, Schedule.make("cosine"), None, 0, 1, {"spacing_mm": 2.5, "size": 64}, (), "")
     monkeypatch.setattr(SourceModel, "load", lambda path, device: sd_dm)
     monkeypatch.setattr(SourceModel, "require_usable", lambda self, strength: None)
     monkeypatch.setattr(translate, "translate", lambda sd_dm, working, *rest: (working, 0))

@@ -2,7 +2,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 import train_unet
@@ -18,8 +17,6 @@ def test_unet_shapes_and_gradients():
     assert net(x).shape == (2, 4, 16, 24)
     net(x).square().mean().backward()
     assert all(p.grad.abs().max() > 0 for p in net.parameters())
-    with pytest.raises(ValueError, match="multiples of 4"):
-        net(x[..., :15])
     assert zscore(np.full((2, 3, 3), 4.0)).tolist() == np.zeros((2, 3, 3)).tolist()
 
 

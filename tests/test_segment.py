@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmr import segment
+from cmr.diffusion import Schedule
 from cmr.errors import UsageError
 from cmr.metrics import dice
 from cmr.nifti import read_nifti

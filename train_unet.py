@@ -22,7 +22,7 @@ from cmr.studies import in_role, studies_of
 from cmr.synthetic_set import find_set, made_by
 from cmr.training import Run
 from cmr.workers import ahead, half_precision, pick_device, to_device
-from cmr.working import fingerprint, fully_labelled, prepare, slices_mm
+from cmr.working import fingerprint, fully_labelled, prepare
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def main(argv=None):
     train(c, recipe, run, structures, device)
     if not ranks.is_first():
         return
+    apart_mm = [w.spacing_mm[0] for w in real]
     run.finish(structures=list(structures), subjects=sorted({w.record.subject for w in volumes}),
-               made_by=made_by(pairs), slices_mm=list(slices_mm(real)), plan=recipe.plan, **run.state)
+               made_by=made_by(pairs), slices_mm=[min(apart_mm), max(apart_mm)], plan=recipe.plan, **run.state)
 
     # Print the Dice of the domain's validation subjects; it is for information only, nothing is chosen by it.
     score = mean_dice_on(validation, Segmenter.load(run.final, device))

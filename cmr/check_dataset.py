@@ -1,24 +1,18 @@
-"""Look a dataset over before anything long starts: `python -m cmr.check_dataset DATA`.
-
-It names every anomaly and every leak between splits (a subject or an image that is in two), and all unusable files.
-"""
-import hashlib
-import sys
+"""Look a dataset over before anything long starts: `python -m cmr.check_dataset --data DATA`."""
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cmr.errors import DataError, UsageError, run_script
+from cmr.errors import DataError, run_script
 from cmr.experiment import rows_to_measure
-from cmr.files import json_text, writable_folder, write_json
+from cmr.files import digest, read_json, writable_folder, write_json
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
 from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
-from cmr.studies import (UNSEEN, in_role, labelled_apart, labelled_splits, left_out, require_apart, splits_drawn,
-                         studies_of)
+from cmr.studies import UNSEEN, in_role, labelled_apart, left_out, require_apart, splits_drawn, studies_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +37,6 @@ class Volume:
 
 
 def main(argv=None):
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--data", *argv]
     check_dataset(parse(Config, GRIDS, argv, __doc__.splitlines()[0]))
 
 
@@ -63,7 +54,7 @@ def check_dataset(config):
     _require_labels(config.data, source, targets, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
-        if not path.exists() or path.read_text() != json_text(findings):             # a newer file would rerun stages
+        if not path.exists() or read_json(path) != findings:                         # a newer file would rerun stages
             write_json(path, findings)
     return findings
 
@@ -81,22 +72,20 @@ def _require_roles(records, source, targets, c):
         in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
         for split in ("Training", "Validation") if c.upper_bound else ():
-            if split not in labelled_splits(records, domain):
-                raise UsageError(f"--upper-bound: {domain} has no labelled {split} volumes; leave the bound out (make: "
-                                 "UPPER=0), or choose a target that has")
+            in_role(records, domain, split, labelled_only=True)
 
 
 def _look_at(record, grid):
     try:
         image, label, nifti, notes = read_volume(record)
     except DataError as error:
-        is_spare = record.is_extra_frame and isinstance(error, BlankImage)
+        is_spare = record.phase.startswith("F") and isinstance(error, BlankImage)
         return Volume(record, **{"left_out" if is_spare else "unusable": str(error)})
     why = notes.pop() if record.label_path and label is None else ""
     told = repr((nifti.affine.tolist(), nifti.spacing_mm, replace(record, image_path="", label_path=""))).encode()
     both = told + image.tobytes() + (b"" if label is None else label.tobytes())
     found = Volume(record, left_out=why, notes=tuple(notes), spacing=" x ".join(f"{s:.2f}" for s in nifti.spacing_mm),
-                   image_hash=hashlib.sha256(image.tobytes()).hexdigest(), content=hashlib.sha256(both).hexdigest())
+                   image_hash=digest(image.tobytes()), content=digest(both))
     if label is None:
         return found
     _, working_label, _ = to_working(image, nifti, grid, label)
@@ -114,12 +103,14 @@ def _findings(volumes, domains):
         owners_of[v.image_hash].add((v.record.subject, v.record.split))
     for v in volumes:
         splits_of[v.record.subject].add(v.record.split)
+    kinds = Counter(" ".join((v.record.vendor or "-", v.record.pathology or "-", v.record.split, v.record.phase,
+                              "labelled" if v.structures else "unlabelled")) for v in read)
     labelled = Counter(name for v in read for name in v.structures)
     trained = {name for v in read if v.record in domains[0] and v.record.split == "Training" for name in v.structures}
-    return {"content": hashlib.sha256(repr(content).encode()).hexdigest(),
+    return {"content": digest(repr(content)),
             "volumes": len(volumes),
             "subjects": len(splits_of),
-            "counts": dict(sorted(Counter(map(_kind, read)).items())),
+            "counts": dict(sorted(kinds.items())),
             "spacings_mm": dict(Counter(v.spacing for v in read).most_common()),
             "structures": dict(labelled),
             "not_trained": [name for name in STRUCTURES if name in labelled and name not in trained],
@@ -130,11 +121,6 @@ def _findings(volumes, domains):
             "same_image_twice": [sorted(owners) for owners in owners_of.values() if len(owners) > 1],
             "subject_in_two_splits": sorted(s for s, splits in splits_of.items() if len(splits) > 1),
             "unusable": [v.unusable for v in volumes if v.unusable]}
-
-
-def _kind(volume):
-    record, labelled = volume.record, "labelled" if volume.structures else "unlabelled"
-    return " ".join((record.vendor or "-", record.pathology or "-", record.split, record.phase, labelled))
 
 
 def _incomplete(volumes, domains):

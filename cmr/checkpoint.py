@@ -1,8 +1,7 @@
 """Checkpoints: how they are written and read, and the checks that they belong to this experiment.
 
 Every checkpoint and synthetic set records the grid, the source and the data that it was made of.  Each stage compares
-these with its own here, before anything long starts.  A report ends with what `provenance` lists.  `cmr.training`
-decides when a run saves.
+these with its own here, before anything long starts.
 """
 import importlib.metadata
 import os
@@ -64,7 +63,10 @@ def load(path):
     except IsADirectoryError as error:
         raise CheckpointError(f"{path}: is a folder; give the final.pt in it") from error
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: {_no_archive(path)}") from error
+        why = f"no checkpoint, or a damaged one: give {GIVEN}, or delete it if it is one and run the stage again"
+        if Path(path).read_bytes()[:2] in (b"", b"PK"):           # it begins as ours do
+            why = "damaged or truncated; delete it and run the stage again"
+        raise CheckpointError(f"{path}: {why}") from error
     except (PermissionError, MemoryError):                        # neither means a bad file
         raise
     except Exception as error:
@@ -75,15 +77,6 @@ def load(path):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; write it again with this version")
     return content
-
-
-def _no_archive(path):
-    """Return what is wrong with a file that is no whole archive: only one that begins as ours is called damaged."""
-    with open(path, "rb") as file:
-        begun = file.read(2)
-    if begun in (b"", b"PK"):
-        return "damaged or truncated; delete it and run the stage again"
-    return f"no checkpoint, or a damaged one: give {GIVEN}, or delete it if it is one and run the stage again"
 
 
 def fill(net, weights, path):

@@ -82,7 +82,7 @@ def _is_between_ranks(error):
 
 def run_script(main):
     """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print_anything()
     if "WORLD_SIZE" not in os.environ:
         sys.exit(_exit_code(main, first=True))
@@ -129,7 +129,3 @@ def _exit_code(main, first):
         who = "" if first else f"rank {os.environ['RANK']}: "
         print(f"error: {who}{line}", file=sys.stderr)
         return code
-
-
-def _interrupt(number, frame):
-    raise KeyboardInterrupt

@@ -6,11 +6,11 @@
 An *arm* is a row of the results.  A *stage* is a command that writes one file last; make runs it (`cmr.reproduce`) if
 that file is missing or older than a file that it is made from.
 """
-import hashlib
 import shlex
 from dataclasses import dataclass
 
 from cmr.errors import UsageError
+from cmr.files import digest
 from cmr.records import Domain
 from cmr.segmenter import NETWORKS, split_name
 
@@ -118,10 +118,6 @@ def rows_asked_for(c):
                       f"{masks} the masks under Training/Unlabeled", ""])
 
 
-def digest_of(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
 ALONE = ("-m cmr.check_dataset", "-m cmr.estimate")        # scripts that always run on a single rank
@@ -175,7 +171,7 @@ def stages(c):
     made = [stage.file for stage in found if stage.file not in (asked, checked, priced)]
     names = "--pseudonyms" if c.pseudonyms else ""
     report = command(c, "evaluate.py", "results", target, rows, thorough, f"--run {c.run}", names)
-    says_of_which_rows = f"echo {digest_of(rows_asked_for(c))} > {c.run / 'results' / 'rows'}"
+    says_of_which_rows = f"echo {digest(rows_asked_for(c))[:16]} > {c.run / 'results' / 'rows'}"
     return [*found, Stage("results/report.md", ("check/rows", *made), f"{report} && {says_of_which_rows}")]
 
 

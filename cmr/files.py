@@ -54,7 +54,10 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- Text and JSON ----
+def digest(data):
+    """Return the SHA-256 of bytes or of a text, in hexadecimal digits."""
+    return hashlib.sha256(encoded(data) if isinstance(data, str) else data).hexdigest()
+
 
 def encoded(text):
     """Return a text as UTF-8 bytes; undecodable bytes of file names, which Python keeps as surrogates, are restored."""
@@ -66,12 +69,8 @@ def write_text(path, text):
         temporary.write_bytes(encoded(text))
 
 
-def json_text(content):
-    return json.dumps(content, indent=1) + "\n"
-
-
 def write_json(path, content):
-    write_text(path, json_text(content))
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path):
@@ -84,23 +83,17 @@ def read_json(path):
 
 
 def write_sealed_json(path, content):
-    write_text(path, json.dumps({"sha256": _hash_of(content), "content": content}) + "\n")
+    write_text(path, json.dumps({"sha256": digest(json.dumps(content)), "content": content}) + "\n")
 
 
 def read_sealed_json(path):
     """Read what `write_sealed_json` wrote; returns None if the file is missing or was changed since."""
     try:
         sealed = read_json(path)
-        return sealed["content"] if sealed["sha256"] == _hash_of(sealed["content"]) else None
+        return sealed["content"] if sealed["sha256"] == digest(json.dumps(sealed["content"])) else None
     except (DataError, KeyError):
         return None
 
-
-def _hash_of(content):
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-# ---- Tables ----
 
 def write_csv(path, rows, columns, sealed=False):
     """Write dictionaries as CSV atomically; `sealed` adds the hash for `require_sealed`."""
@@ -122,7 +115,7 @@ def _cell(value):
 
 def seal(path, text):
     """Write the hash of `text` beside `path`; call it before writing the file, so that a killed run remakes both."""
-    write_text(f"{path}.sha256", f"{hashlib.sha256(encoded(text)).hexdigest()}  {Path(path).name}\n")
+    write_text(f"{path}.sha256", f"{digest(text)}  {Path(path).name}\n")
 
 
 def require_sealed(path):
@@ -181,8 +174,6 @@ def read_text(path):
     except UnicodeDecodeError:
         return data.decode("cp1252", errors="replace")
 
-
-# ---- Folders that one process works in ----
 
 def writable_folder(path, data=""):
     """Make, sweep and lock the folder `path` outside of the datasets `data`; only the first of several ranks does."""

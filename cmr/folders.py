@@ -17,10 +17,11 @@ from cmr.files import read_bytes, read_csv
 # nibabel's log is silenced: this project reports or mends problems of a header itself and names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
+GZIP = b"\x1f\x8b"                               # begin of every compressed file
 NIFTI = r"(?i:\.nii(?:\.gz)?)"                   # pattern of the suffix of NIfTI files
 READ = re.compile(NIFTI + r"$|(?i:\.(csv|cfg|json))$")            # names of the files that a layout may read
-SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "val": "Validation",
-                 "testing": "Testing", "test": "Testing"}
+SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "valid": "Validation",
+                 "val": "Validation", "testing": "Testing", "test": "Testing"}
 # A folder with such a word in its name is probably meant as a split.
 SPLIT_WORD = re.compile(r"train\w*|valid\w*|val|valset|test\w*|eval\w*|dev|devset|hold(?:out)?|held(?:out)?", re.I)
 SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # made by operating systems
@@ -163,19 +164,18 @@ def decoded(path):
     """Return (nibabel image, unchanged header, decompressed bytes) of a NIfTI file, whose gzip checksum is tested."""
     raw = read_bytes(path)
     try:
-        data = gzip.decompress(raw) if _is_gzip(raw) else raw
+        data = gzip.decompress(raw) if raw.startswith(GZIP) else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is truncated or damaged (gzip checksum); copy or download it again") from error
     if not data:
         raise DataError(f"{path}: is empty; copy or download it again")
-    kind = _nifti_kind(data)
-    if kind is None:
-        what = "a DICOM file" if data[128:132] == b"DICM" else "no NIfTI header"
+    if data[344:347] != b"n+1":
+        what = "a DICOM file" if data[128:132] == b"DICM" else "no NIfTI-1 header"
         raise DataError(f"{path}: begins with {data[:24]!r}, {what}; copy, download or convert it again")
     try:
         with np.errstate(all="ignore"):                           # a damaged header may hold absurd numbers
-            image = kind.from_bytes(data)
-        return image, kind.header_class(data[:kind.header_class.sizeof_hdr], check=False), data
+            image = nib.Nifti1Image.from_bytes(data)
+        return image, nib.Nifti1Header(data[:nib.Nifti1Header.sizeof_hdr], check=False), data
     except Exception as error:                                    # nibabel raises many kinds for a damaged header
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         raise DataError(f"{path}: not a NIfTI file ({why}); copy or download it again") from error
@@ -185,22 +185,8 @@ def frames_in(path):
     """Return the number of frames by the header alone, or None if that fails; reading the voxels will say why."""
     try:
         with open(path, "rb") as file:
-            whole = gzip.GzipFile(fileobj=file) if _is_gzip(file.peek(2)) else file
-            data = whole.read(nib.Nifti2Header.sizeof_hdr)
-        kind = _nifti_kind(data).header_class
-        shape = kind(data[:kind.sizeof_hdr], check=False).get_data_shape()
+            whole = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file
+            shape = nib.Nifti1Header(whole.read(nib.Nifti1Header.sizeof_hdr)).get_data_shape()
     except Exception:
         return None
     return shape[3] if len(shape) > 3 else 1
-
-
-def _is_gzip(data):
-    return data[:2] == b"\x1f\x8b"
-
-
-def _nifti_kind(data):
-    """Return nibabel's class for a file that begins with these bytes, by header size and magic; None if it is none."""
-    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    if 348 in sizes and data[344:347] == b"n+1":
-        return nib.Nifti1Image
-    return nib.Nifti2Image if 540 in sizes and data[4:7] == b"n+2" else None

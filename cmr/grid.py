@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cmr.records import STRUCTURES, labels_of
+from cmr.records import STRUCTURES
 
 # This is the clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior,
 # rows downwards, slices from base to apex.  Every study is turned to it, so that storage order is no domain gap.
@@ -123,7 +123,7 @@ def to_working(image, nifti, grid, label=None, limits=None):
     values = np.arange(1 + len(STRUCTURES))[:, None, None, None]
     shares = _resample(canonical(label, geometry)[None] == values, geometry.original_axes, geometry.working_axes)
     shares[0] += 1 - shares.sum(0)                                # outside the original image all is background
-    return scaled, labels_of(shares), geometry
+    return scaled, shares.argmax(0).astype(np.uint8), geometry
 
 
 def resample_to_original(array, geometry):
@@ -133,26 +133,22 @@ def resample_to_original(array, geometry):
 
 def to_original(scores, geometry):
     """Return labels (X, Y, Z) uint8 on the original grid by the largest score (C, D, H, W); 0 outside the field."""
-    return stored(labels_of(resample_to_original(scores, geometry)), geometry)
+    return stored(resample_to_original(scores, geometry).argmax(0).astype(np.uint8), geometry)
 
 
 def working_affine(geometry):
-    """Return (affine 4 x 4, spacing in mm) of a working volume stored as (W, H, D); its axes are made orthonormal."""
-    affine = np.array(geometry.affine)
+    """Return the affine (4 x 4) of a working volume stored as (W, H, D); its axes are made orthonormal."""
+    affine, shape = np.array(geometry.affine), np.array(geometry.shape)
     u, _, v = np.linalg.svd(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
-    matrix = (u @ v) * np.array(geometry.spacing_mm)
-    n = np.array(geometry.shape)
     order = (1, 0, 2) if geometry.transposed else (0, 1, 2)       # stored axes that are the canonical w, h, d
-    signs = np.array([-1.0 if flip else 1.0 for flip in geometry.flipped[::-1]])
-    directions = matrix[:, order] * signs
+    signs = np.where(geometry.flipped[::-1], -1, 1)
     spacing_mm, size = geometry.grid
-    spacing = (spacing_mm, spacing_mm, geometry.spacing_mm[2])
-    directions = directions / np.linalg.norm(directions, axis=0) * spacing
-    centre = affine[:3, 3] + matrix @ ((n - 1) / 2)
-    working_centre = (np.array([size, size, n[2]]) - 1) / 2
+    directions = (u @ v)[:, order] * signs * (spacing_mm, spacing_mm, geometry.spacing_mm[2])
+    centre = affine[:3, 3] + (u @ v) * geometry.spacing_mm @ ((shape - 1) / 2)
     result = np.eye(4)
-    result[:3, :3], result[:3, 3] = directions, centre - directions @ working_centre
-    return result, spacing
+    result[:3, :3] = directions
+    result[:3, 3] = centre - directions @ ((np.array([size, size, shape[2]]) - 1) / 2)
+    return result
 
 
 def at_same_height(volume, depth):

@@ -1,12 +1,8 @@
-"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found.
-
-To add a layout, write a function that makes `Record`s from names, tables and headers, and add an entry to LAYOUTS.
-"""
+"""Dataset layouts: how the volumes of M&Ms-1, M&Ms-2, ACDC, nnU-Net raw and plain folders are found."""
 import json
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import Callable, NamedTuple
 
 from cmr.errors import DataError
 from cmr.files import by_name, read_csv, read_text, require_sealed
@@ -20,26 +16,21 @@ ACDC = re.compile(r"patient\d+_frame(\d+)" + NIFTI)
 NNUNET_FOLDERS = (("imagesTr", "labelsTr", "Training"), ("imagesTs", "labelsTs", "Testing"))
 CHANNEL = re.compile(r"(.+)_(\d{4})")                             # nnU-Net: case and channel, without suffix
 PHASE = re.compile(r"(.+)_(ED|ES|frame\d+)", re.IGNORECASE)       # a subject's name and the phase or frame
+MMS_FRAME = re.compile(r"([A-Z]\d[A-Z]\d[A-Z]\d)_(\d+)(?:_.*)?")  # M&Ms in nnU-Net v1: code, frame, vendor, centre
 PLAIN_COLUMNS = {"vendor", "centre", "pathology", "split", "ed", "es"}                # understood, so none holds names
 VENDOR_LETTERS = {name.lower(): letter for letter, name in VENDOR_NAMES.items()}
 
 
-class Layout(NamedTuple):
-    name: str
-    recognise: Callable                          # Folder -> bool
-    read: Callable                               # Folder -> list of Record
-
-
 def read_layout(folder):
-    layout = next((layout for layout in LAYOUTS if layout.recognise(folder)), None)
+    layout = next((name for name, (recognise, _) in LAYOUTS.items() if recognise(folder)), None)
     if layout is None:
-        known = ", ".join(layout.name for layout in LAYOUTS)
-        raise DataError(f"{folder.root}: no files of a known layout ({known}) found, {len(folder.files)} NIfTI files "
-                        "of other names; the smallest is images/NAME.nii.gz with labels/NAME.nii.gz")
-    records = layout.read(folder)
+        raise DataError(f"{folder.root}: no files of a known layout ({', '.join(LAYOUTS)}) found, {len(folder.files)} "
+                        "NIfTI files of other names; the smallest is images/NAME.nii.gz with labels/NAME.nii.gz")
+    _, read = LAYOUTS[layout]
+    records = read(folder)
     if not records:
         why = "; ".join(f"{what} {reason}" for what, reason in folder.left_out[:3])
-        raise DataError(f"{folder.root}: no usable volume by the layout {layout.name} ({why or 'no image'})")
+        raise DataError(f"{folder.root}: no usable volume by the layout {layout} ({why or 'no image'})")
     _name_other_layouts(folder, layout, records)
     return records
 
@@ -51,32 +42,29 @@ def _name_other_layouts(folder, layout, records):
     others = {}
     for parent in sorted({path.parent for path in folder.files} - beside):
         inside = tuple(path for path in folder.files if path.parent == parent)
-        known_to = [other.name for other in LAYOUTS if other.recognise(replace(folder, files=inside))]
-        if layout.name not in known_to:
+        known_to = [name for name, (recognise, _) in LAYOUTS.items() if recognise(replace(folder, files=inside))]
+        if layout not in known_to:
             others.setdefault(known_to[0] if known_to else "no known layout", []).extend(inside)
     for name, paths in others.items():
         folder.leave_out(f"{len(paths)} files such as {paths[0]}", f"of {name}, and one folder is read by one layout, "
-                         f"{layout.name} here; give theirs as a second one: DATA=x,y")
+                         f"{layout} here; give theirs as a second one: DATA=x,y")
 
 
 def read_mms1(folder):
     """Read M&Ms-1: a 4D cine of each study, or a file for each phase, and a CSV with vendor, ED and ES frame."""
     rows = by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
-    images = _with_rows(folder, rows, folder.matches(CINE))
-    return [record for path, match in images for record in _mms1_study(folder, path, *match.groups(), rows[match[1]])]
-
-
-def _mms1_study(folder, path, code, phase, row):
-    """Return the Records of one file: one for its phase or, if `phase` is None, those of the frames of a cine."""
-    vendor = row["vendor"] or VENDOR_LETTERS.get(row.get("vendorname", "").lower(), "")
-    base = Record(code, "", str(path), split=folder.split_of(path), **{**_told_by(row), "vendor": vendor})
-    label = folder.mask_beside(path)
-    disputed = any(part.lower() == "unlabeled" for part in path.parts)
-    if disputed and label and not folder.use_unlabeled_masks:
-        base, label = replace(base, flags=("mask under Training/Unlabeled ignored",)), None
-    if phase:
-        return [replace(base, phase=phase.upper(), label_path=label)]
-    return _cine(base, label, row, folder.all_frames)
+    records = []
+    for path, match in _with_rows(folder, rows, folder.matches(CINE)):
+        code, phase = match.groups()                              # the phase of a cine is None
+        row, label = rows[code], folder.mask_beside(path)
+        vendor = row["vendor"] or VENDOR_LETTERS.get(row.get("vendorname", "").lower(), "")
+        base = Record(code, "", str(path), split=folder.split_of(path), **{**_told_by(row), "vendor": vendor})
+        disputed = any(part.lower() == "unlabeled" for part in path.parts)
+        if disputed and label and not folder.use_unlabeled_masks:
+            base, label = replace(base, flags=("mask under Training/Unlabeled ignored",)), None
+        of_phase = phase and [replace(base, phase=phase.upper(), label_path=label)]
+        records += of_phase or _cine(base, label, row, folder.all_frames)
+    return records
 
 
 def _cine(base, label, row, all_frames):
@@ -133,24 +121,17 @@ def read_acdc(folder):
     for patient, found in sorted(frames.items()):
         if patient not in configs:
             raise DataError(f"{patient / 'Info.cfg'}: missing; ED and ES cannot be told from file names")
-        records += _acdc_patient(folder, patient.name, configs[patient], found)
-    return records
-
-
-def _acdc_patient(folder, subject, config, frames):
-    lines = [line.partition(":") for line in read_text(config).splitlines()]
-    row = {name.strip().lower(): value.strip() for name, _, value in lines if name.strip()}
-    by_number = "Testing" if int(re.sub(r"\D", "", subject) or 0) > 100 else "Training"
-    records = []
-    for phase in ("ED", "ES"):
-        said = row.get(phase.lower(), "")
-        path = frames.get(frame_number(said))
-        if path is None:
-            there = ", ".join(map(str, sorted(frames)))
-            folder.leave_out(f"{subject} {phase}", f"frame {said} of {config} has no file; there are {there}")
-        elif records and str(path) == records[0].image_path:
-            folder.leave_out(f"{subject} {phase}", f"{config} names the frame of ED, {said}, for ES too")
-        else:
+        subject, config = patient.name, configs[patient]
+        lines = [line.partition(":") for line in read_text(config).splitlines()]
+        row = {name.strip().lower(): value.strip() for name, _, value in lines if name.strip()}
+        by_number = "Testing" if int(re.sub(r"\D", "", subject) or 0) > 100 else "Training"
+        for phase in ("ED", "ES"):
+            said = row.get(phase.lower(), "")
+            path = found.get(frame_number(said))
+            if path is None:
+                there = ", ".join(map(str, sorted(found)))
+                folder.leave_out(f"{subject} {phase}", f"frame {said} of {config} has no file; there are {there}")
+                continue
             records.append(Record(subject, phase, str(path), folder.mask_beside(path), vendor="A", centre="ACDC",
                                   split=folder.split_of(path) or by_number, pathology=row.get("group", ""),
                                   metadata=row, label_map=dict(ACDC_LABELS)))
@@ -160,13 +141,19 @@ def _acdc_patient(folder, subject, config, frames):
 def read_nnunet_raw(folder):
     """Read nnU-Net raw or a synthetic set of ours with a manifest.csv; raises DataError if that set is incomplete."""
     manifest, rows, records = folder.root / "manifest.csv", {}, []
-    label_map = _nnunet_labels(folder)
-    if manifest.exists() and _is_of_ours(manifest):
+    described = folder.root / "dataset.json"
+    if folder.below("imagesTr") and not described.exists():
+        raise DataError(f"{described}: missing; the numbers of the labels in labelsTr cannot be told without it")
+    label_map = _label_map(described, {0: 0})
+    sealed = manifest.with_name("manifest.csv.sha256").exists()
+    if manifest.exists() and (sealed or "reference_content" in read_text(manifest)):      # else of another program
         require_sealed(manifest)
         rows = {r["case"]: r for r in read_csv(manifest, ("case", "subject", "phase"))}
     for images, labels, split in NNUNET_FOLDERS:
         for case, path in _cases(folder, images, labels).items():
             row = rows.get(case, {})
+            if row.get("kept") == "0":                            # an image of an interrupted run, excluded since
+                continue
             if rows and not row:
                 raise DataError(f"{manifest}: no row of {case}_0000; delete {folder.root} and make the set again")
             subject, phase = (row["subject"], case[len(row["subject"]) + 1:]) if row else _subject_and_phase(case)
@@ -181,17 +168,11 @@ def read_nnunet_raw(folder):
     return records
 
 
-def _is_of_ours(manifest):
-    """Return whether a manifest.csv is of a synthetic set of ours: it is sealed, or has a column that is ours alone."""
-    header = read_text(manifest).partition("\n")[0]
-    return manifest.with_name(f"{manifest.name}.sha256").exists() or "reference_content" in header or "sd_dm" in header
-
-
 def _subject_and_phase(name):
     """Return (subject, phase) of a name such as P1_es or P1_frame05; any other name is a subject's, with phase ED."""
-    named = PHASE.fullmatch(name)
-    if not named:
-        return name, "ED"
+    named, of_mms = PHASE.fullmatch(name), MMS_FRAME.fullmatch(name)
+    if not named:                                                 # both frames of a patient belong in one split
+        return (of_mms[1], f"frame{of_mms[2]}") if of_mms else (name, "ED")
     return named[1], named[2].upper() if len(named[2]) == 2 else named[2].lower()
 
 
@@ -222,52 +203,41 @@ def _cases(folder, images, labels):
     return cases
 
 
-def _nnunet_labels(folder):
-    """Return {label value on disk: ours} by dataset.json; raises DataError if training images come without that."""
-    path, training = folder.root / "dataset.json", folder.below("imagesTr")
+def _label_map(path, usual):
+    """Return {label value on disk: ours} by a dataset.json, or `usual` where there is none."""
     if not path.exists():
-        if training:
-            raise DataError(f"{path}: missing; the numbers of the labels in labelsTr cannot be told without it")
-        return {0: 0}
-    described = _read(path)
-    n_cases = len({CHANNEL.sub(r"\1", stem(image).name) for image in training})
-    if training and str(described.get("numTraining", n_cases)) != str(n_cases):
-        folder.leave_out(path, f"says numTraining {described['numTraining']}, imagesTr holds {n_cases}")
-    return label_map_of(described["labels"], path)
-
-
-def _read(path):
+        return usual
     try:
         described = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"{path}: no valid JSON ({error}); correct it") from error
     if not isinstance(described, dict) or not isinstance(described.get("labels"), dict):
         raise DataError(f'{path}: no labels; expected e.g. "labels": {{"background": 0, "LV": 1, "MYO": 2, "RV": 3}}')
-    return described
+    return label_map_of(described["labels"], path)
 
 
 def read_plain(folder):
-    """Read the smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz and, if there is one, a CSV.
-
-    NAME is a subject, to which _ED, _ES or _frameNN may be appended; the CSV has a row for each NAME or subject.
-    """
-    root, json_path, records = folder.root, folder.root / "dataset.json", []
+    """Read the smallest layout: images/NAME.nii.gz, labels/NAME.nii.gz and, if there is one, a CSV."""
+    root, records = folder.root, []
     images, labels = ({stem(path).relative_to(root / name) for path in folder.below(name)}
                       for name in ("images", "labels"))
-    named = {path: _plain_name(path) for path in sorted(images)}
+    words = lambda path: [part for part in path.parts[:-1] if part.lower() not in SPLIT_FOLDERS]
+    named = {path: "_".join([*words(path), path.name]) for path in sorted(images)}   # train/ward/anna is ward_anna
     names = set(named.values()) | {_subject_and_phase(name)[0] for name in named.values()}
     rows = _plain_table(folder, names) if folder.tables else {}
     for mask in sorted(labels - images):
         folder.leave_out(f"labels/{mask}", "has no image")
-    label_map = label_map_of(_read(json_path)["labels"], json_path) if json_path.exists() else dict(MMS_LABELS)
+    label_map = _label_map(root / "dataset.json", dict(MMS_LABELS))
     for inside, name in named.items():
         subject, phase = _subject_and_phase(name)
         row = rows.get(name) or rows.get(subject) or {}
         if rows and not row:
             folder.leave_out(inside, "has files but no row in the table")
             continue
-        place = root / "images" / inside
-        path, split = folder.nifti(place), SPLIT_FOLDERS.get(row.get("split", "").lower()) or folder.split_of(place)
+        place, said = root / "images" / inside, row.get("split", "")
+        if said and said.lower() not in SPLIT_FOLDERS:
+            raise DataError(f"{root}: the table says split {said!r} of {name}; use training, validation or testing")
+        path, split = folder.nifti(place), SPLIT_FOLDERS.get(said.lower()) or folder.split_of(place)
         base = Record(subject, phase, path, folder.nifti(root / "labels" / inside), split=split, label_map=label_map,
                       **_told_by(row))
         is_cine = (frames_in(path) or 1) > 1
@@ -275,16 +245,8 @@ def read_plain(folder):
     return records
 
 
-def _plain_name(path):
-    """Return the NAME of an image by its path below images/: train/ward/anna is ward_anna; a split is no part of it."""
-    return "_".join([*(part for part in path.parts[:-1] if part.lower() not in SPLIT_FOLDERS), path.name])
-
-
 def _plain_table(folder, names):
-    """Return {name: row} of the newest CSV that holds a name, by its column that holds the most, the first of several.
-
-    Raises DataError if no column holds a name, or if another holds as many and names another subject in a row.
-    """
+    """Return {name: row} of the newest CSV that holds a name, by its column that holds the most of them."""
     for path in folder.tables:
         table = read_csv(path, ())
         columns = [column for column in (table[0] if table else ()) if column not in PLAIN_COLUMNS]
@@ -321,10 +283,10 @@ def _with_rows(folder, rows, images):
     return [(path, match) for path, match in images if match[1] in rows]
 
 
-# The first layout that recognises a folder reads it.
-LAYOUTS = (Layout("nnU-Net raw", lambda folder: any(folder.below(name) for pair in NNUNET_FOLDERS for name in pair[:2]),
-                  read_nnunet_raw),
-           Layout("images and labels", lambda folder: folder.below("images") or folder.below("labels"), read_plain),
-           Layout("M&Ms-2", lambda folder: folder.matches(MMS2), read_mms2),
-           Layout("ACDC", lambda folder: folder.matches(ACDC), read_acdc),
-           Layout("M&Ms-1", lambda folder: folder.matches(CINE), read_mms1))
+# {name: (whether a Folder is of the layout, its list of Records)}; the first that recognises a folder reads it.
+LAYOUTS = {"nnU-Net raw": (lambda folder: any(folder.below(name) for pair in NNUNET_FOLDERS for name in pair[:2]),
+                           read_nnunet_raw),
+           "images and labels": (lambda folder: folder.below("images") or folder.below("labels"), read_plain),
+           "M&Ms-2": (lambda folder: folder.matches(MMS2), read_mms2),
+           "ACDC": (lambda folder: folder.matches(ACDC), read_acdc),
+           "M&Ms-1": (lambda folder: folder.matches(CINE), read_mms1)}

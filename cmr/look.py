@@ -2,27 +2,47 @@
 import numpy as np
 from scipy import ndimage
 
+from cmr.nnunet_preprocess import from_zero, nonzero_box
+
 QUANTILES = np.linspace(0, 1, 257)
 FDA_MM = 160                                     # wavelength; all that are as long or longer are swapped
 GAMMA_SD, SHADING, BLUR_MM, NOISE_SD, ZOOM = 0.4, 0.7, 3.0, 0.10, 0.5                # sizes of `random_shift`
 
 
+def field_of_view(image):
+    """Return the box (slices) of a volume (D, H, W) outside which it is -1: padding, where nothing was imaged."""
+    box, _ = nonzero_box(from_zero(image))
+    return box
+
+
+def padded_as(reference, image):
+    """Return a volume that is `image` within the field of view of `reference` and -1 outside; both are (D, H, W).
+
+    Trap: an nnU-Net crops padding before it z-scores, so padding that a change of look moved from -1 changes its input.
+    """
+    result, box = np.full(np.shape(image), -1, np.float32), field_of_view(reference)
+    result[box] = image[box]
+    return result
+
+
 def intensity_statistics(images):
     """Return the averages over volumes of (quantiles at QUANTILES, which are (257,), mean, standard deviation)."""
-    images = [np.asarray(x, np.float64) for x in images]
+    images = [np.asarray(x, np.float64)[field_of_view(x)] for x in images]
     quantiles = np.mean([np.quantile(x, QUANTILES) for x in images], 0)
     return quantiles, np.mean([x.mean() for x in images]), np.mean([x.std() for x in images])
 
 
 def match_mean_std(image, mean, std):
     """Shift and scale a volume linearly to the given mean and standard deviation; clipped to [-1, 1]."""
-    return np.clip((image - image.mean()) / max(float(image.std()), 1e-6) * std + mean, -1, 1).astype(np.float32)
+    seen = image[field_of_view(image)]
+    return padded_as(image, np.clip((image - seen.mean()) / max(float(seen.std()), 1e-6) * std + mean, -1, 1))
 
 
 def match_quantiles(image, quantiles):
     """Match a volume's histogram to the source's `quantiles` (257,): each voxel gets the quantile of its rank."""
-    before = np.quantile(image, QUANTILES) + np.arange(257) * 1e-9       # increasing although clipped voxels are equal
-    return np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles).astype(np.float32)
+    seen = image[field_of_view(image)]
+    before = np.quantile(seen, QUANTILES) + np.arange(257) * 1e-9        # increasing although clipped voxels are equal
+    return padded_as(image, np.interp(np.interp(image, before, QUANTILES), QUANTILES, quantiles))
 
 
 def fda(image, style, spacing_mm):
@@ -56,8 +76,8 @@ def random_shift(image, spacing_mm, g, amount=1.0):
     if g.random() < 0.3:
         u = _coarser(u, 1 - amount * g.uniform(0, ZOOM))
     u = u + amount * g.uniform(0, NOISE_SD) * g.standard_normal(u.shape)
-    low, high = np.percentile(u, [0.5, 99.5])
-    return np.clip((u - low) / max(high - low, 1e-6) * 2 - 1, -1, 1).astype(np.float32)
+    low, high = np.percentile(u[field_of_view(image)], [0.5, 99.5])
+    return padded_as(image, np.clip((u - low) / max(high - low, 1e-6) * 2 - 1, -1, 1))
 
 
 def _shading(shape, coefficients):

@@ -231,13 +231,10 @@ def _our_numbering(label, label_map, path):
     return table[rounded.astype(int)]
 
 
-def write_nifti(path, array, affine, spacing_mm, description=""):
+def write_nifti(path, array, affine, description=""):
     """Write (X, Y, Z[, T]) atomically as .nii.gz; equal input gives equal bytes, because no time stamp is stored."""
     image = nib.Nifti1Image(array, affine)
-    image.header.set_zooms(tuple(spacing_mm) + (1.0,) * (array.ndim - 3))
     image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, 2)
-    image.set_qform(affine, 0)
     image.header["descrip"] = description[:79].encode()
     with atomic(path) as temporary:
         nib.save(image, temporary)
@@ -261,10 +258,7 @@ def without_words(nifti):
 
 
 def write_changed(path, values, changed, original):
-    """Write the file `original` again atomically with other voxels; everything else in it stays byte for byte.
-
-    values : grey values in the file's shape.  changed : mask of the voxels to write, clipped to what the file can hold.
-    """
+    """Write the file `original` again atomically with the `changed` voxels of `values`; all else stays to the byte."""
     image, _, data = decoded(str(original))
     proxy = image.dataobj
     raw = np.array(proxy.get_unscaled())

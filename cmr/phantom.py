@@ -1,8 +1,7 @@
 """Write the embedded multi-vendor phantom as an M&Ms-1 tree: `python -m cmr.phantom --out data/phantom-demo`.
 
 Four simulated vendors scan, slice by slice, a numerical heart that beats in a numerical thorax, so that everything runs
-without a download.  The word PHANTOM in every file says that it is no patient data.  `cmr.phantom_heart`,
-`cmr.phantom_tissue` and `cmr.phantom_scanner` make the heart, its surroundings and the scan.
+without a download.  The word PHANTOM in every file says that it is no patient data.
 """
 import os
 from dataclasses import asdict, dataclass
@@ -34,13 +33,12 @@ COUNTS = {"tiny": {"A": (4, 0, 2, 2), "B": (0, 0, 1, 2), "C": (0, 1, 1, 2), "D":
 FOLDERS = ("Training/Labeled", "Training/Unlabeled", "Validation", "Testing")
 CSV_NAME = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 README = """PHANTOM data in the layout of the M&Ms-1 challenge: computer-generated, no patient was scanned.
-Not for clinical use.  Written by cmr/phantom.py; all sampled values are in phantom_params.json.
+Not for clinical use.  Written by cmr/phantom.py; its settings are in phantom_params.json.
 """
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the phantom dataset."""
     out: str = opt("data/phantom-demo", "folder of the dataset", required("a folder"))
     counts: str = opt("demo", "studies per vendor and split", one_of(*COUNTS))
     frames: int = opt(3, "frames of each training cine (real ones have 18-34)", within(2, 100))
@@ -60,10 +58,7 @@ def main(argv=None):
 
 
 def write_dataset(config):
-    """Write the whole tree.  phantom_params.json is written last: where it exists, the tree is complete.
-
-    Equal settings give equal bytes.  Raises CheckpointError if the folder holds a phantom of other settings.
-    """
+    """Write the whole tree.  phantom_params.json is written last: where it exists, the tree is complete."""
     root = writable_folder(config.out)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes")}
     started = root / ".settings.json"
@@ -73,15 +68,14 @@ def write_dataset(config):
     write_text(root / "README.txt", README)
     jobs = [(config, *study) for study in _studies(config)]
     done = []
-    for study in spawned(_write_study, jobs, min(config.processes, len(jobs))):
-        done.append(study)
+    for row in spawned(_write_study, jobs, min(config.processes, len(jobs))):
+        done.append(row)
         if len(done) % 10 == 0 or len(done) == len(jobs):
             print(f"phantom: {len(done)} of {len(jobs)} studies", flush=True)
-    done.sort(key=lambda study: study["row"]["External code"])
-    table = [{"": i, **study["row"]} for i, study in enumerate(done)]
+    done.sort(key=lambda row: row["External code"])
+    table = [{"": i, **row} for i, row in enumerate(done)]
     write_csv(root / "OpenDataset" / CSV_NAME, table, list(table[0]))
-    sampled = {study["row"]["External code"]: study["sampled"] for study in done}
-    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings, "studies": sampled})
+    write_json(root / "phantom_params.json", {"PHANTOM": True, "settings": settings})
 
 
 def _studies(config):
@@ -118,37 +112,31 @@ def _groups(draw, n):
 
 
 def _write_study(job):
-    """Render and write one study unless an earlier run did; returns {row: of the CSV, sampled: its sampled values}."""
+    """Render and write one study unless an earlier run did; returns its row of the CSV."""
     config, code, vendor, folder, group = job
     study_folder = Path(config.out) / "OpenDataset" / folder / code
     finished = study_folder / f".{code}.json"
     if finished.exists():
         return read_json(finished)
-    draw = rng(config.seed, code)
-    subject = sample_subject(draw, group)
+    subject = sample_subject(rng(config.seed, code), group)
     frames = config.frames if folder.startswith("Training") else config.test_frames
     study = render_study(subject, VENDORS[vendor], frames, config.seed, code)
     label, ed, es = study.label, study.ed, study.es
     if folder == "Training/Unlabeled":
         label, ed, es = np.zeros_like(label), 0, 0
     for name, array in ((f"{code}_sa.nii.gz", study.image), (f"{code}_sa_gt.nii.gz", label)):
-        write_nifti(study_folder / name, array, study.affine, study.spacing_mm, "PHANTOM, not a patient")
-    sex = str(draw.choice(["M", "F"]))
-    height, weight = ((176, 7), (80, 12)) if sex == "M" else ((163, 7), (67, 12))
+        write_nifti(study_folder / name, array, study.affine, "PHANTOM, not a patient")
     row = {"External code": code, "VendorName": VENDORS[vendor].name, "Vendor": vendor,
-           "Centre": VENDORS[vendor].centre, "ED": ed, "ES": es, "Age": int(draw.integers(20, 80)), "Pathology": group,
-           "Sex": sex, "Height": int(draw.normal(*height)), "Weight": int(draw.normal(*weight))}
-    written = {"row": row, "sampled": study.sampled}
-    write_json(finished, written)
-    return written
+           "Centre": VENDORS[vendor].centre, "ED": ed, "ES": es, "Pathology": group}
+    write_json(finished, row)
+    return row
 
 
 def render_study(subject, vendor, frames, *key):
     """Scan a subject (`cmr.phantom_heart.sample_subject`) on a vendor (`cmr.phantom_scanner.Vendor`).
 
-    Heart, pose and texture depend on the subject alone; `key` seeds only the scan, so two vendors can image one
-    subject.
-    Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z), the frames ed and es, and the sampled values.
+    Heart, pose and texture are the subject's; `key` seeds only the scan, so two vendors can image one subject.
+    Returns image and label (X, Y, Z, T), affine, spacing_mm (x, y, z) and the frames ed and es.
     """
     scan, pose = rng(*key, "scan"), np.random.default_rng(subject.texture_seed + 1)
     session = sample_session(scan, vendor)
@@ -183,9 +171,7 @@ def render_study(subject, vendor, frames, *key):
 
     spacing_mm = (session.fov_mm / session.matrix,) * 2 + (session.spacing_mm,)
     image, label, affine = _store(image, label, spacing_mm, subject, session.vendor.flips)
-    sampled = {"subject": vars(subject), "vendor": asdict(session.vendor), "enhanced": session.enhanced}
-    return SimpleNamespace(image=image, label=label, affine=affine, spacing_mm=spacing_mm, ed=ed, es=es,
-                           sampled=sampled)
+    return SimpleNamespace(image=image, label=label, affine=affine, spacing_mm=spacing_mm, ed=ed, es=es)
 
 
 def contraction(frame, frames, ed):

@@ -91,7 +91,6 @@ def sample_session(g, vendor):
         shim=tuple(g.normal(0, (12, 12, 8))),    # off-resonance in Hz: linear in u and v, constant
         lung_hz=float(abs(g.normal(35, 15))),
         ghost=g.uniform(0.03, 0.08) if g.random() < vendor.ghosting else 0.0,        # share of disturbed k-space lines
-        enhanced=enhanced,
         tissue=np.array(tissue))                 # (len(Tissue), 3) T1, T2, proton density of this subject
 
 

@@ -43,11 +43,6 @@ class Record:
         """Name of the volume, unique in its dataset."""
         return f"{self.subject}_{self.phase}"
 
-    @property
-    def is_extra_frame(self):
-        """Whether this is a cine frame other than ED and ES, which only the diffusion model learns from."""
-        return self.frame is not None and self.phase not in ("ED", "ES")
-
 
 def frame_number(text):
     """The frame number in a table cell such as '24', '24.0' or '24,0'; None if the cell holds no whole number."""
@@ -117,22 +112,14 @@ def as_file_name(text):
     return re.sub(r"[^\w.+-]", "_", text)
 
 
-def structure_called(name):
-    """The structure that a dataset's name means, in any case and spelling (`MLV`, `lv cavity`); None if unknown."""
-    bare = re.sub(r"[\W_]", "", name).upper()
-    return next((structure for structure, names in NAMES.items() if bare in names), None)
-
-
 def label_map_of(labels, path):
-    """{value on disk: value here} from the labels of a dataset.json: {name: value} or, in version 1, {value: name}.
-
-    nnU-Net's label `ignore` may be declared, but no voxel may have it, because nothing here leaves voxels out.
-    """
+    """{value on disk: value here} from the labels of a dataset.json: {name: value} or, in version 1, {value: name}."""
     label_map = {0: 0}
     for name, value in labels.items():
         if str(name).isdigit() and isinstance(value, str) and not value.isdigit():
             name, value = value, name
-        ours = VALUES.get(structure_called(name), 0)
+        bare = re.sub(r"[\W_]", "", name).upper()                 # in any case and spelling: `MLV`, `lv cavity`
+        ours = next((VALUES[structure] for structure, names in NAMES.items() if bare in names), 0)
         known = ours or name.lower() in ("background", "ignore")
         if not known or not re.fullmatch(r"\d+", str(value)) or ours and (
                 int(value) in label_map or ours in label_map.values()):
@@ -154,15 +141,6 @@ def network_classes(structures):
     classes = np.zeros(1 + len(STRUCTURES), np.uint8)
     classes[[VALUES[name] for name in structures]] = np.arange(1, 1 + len(structures))
     return classes
-
-
-def labels_of(scores):
-    """Labels (...) uint8 from class scores (C, ...), equal to np.argmax, which is slower along a leading axis."""
-    largest, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
-    for value in range(1, len(scores)):
-        labels[scores[value] > largest] = value
-        np.maximum(largest, scores[value], out=largest)
-    return labels
 
 
 def looks_swapped(label):

@@ -2,7 +2,6 @@
 
 The stages of `cmr.experiment` are written as rules to a makefile beside the run's folder, and make runs them.
 """
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmr.errors import run_script
-from cmr.experiment import TRAINING_SETS, digest_of, price, rows_asked_for, stages
-from cmr.files import write_text
+from cmr.experiment import TRAINING_SETS, price, rows_asked_for, stages
+from cmr.files import digest, write_text
 from cmr.records import Domain, as_file_name
 from cmr.segmenter import NETWORKS
 from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required, some_of
-from cmr.studies import labelled_splits, studies_of
+from cmr.studies import studies_of
 from cmr.workers import cores
 
 
@@ -68,7 +67,7 @@ class Config:
         data = "+".join(folder.name for folder in folders)
         if not self.data.startswith(EMBEDDED):
             paths = ",".join(str(folder.resolve()) for folder in folders)
-            data += f"-{hashlib.sha256(paths.encode()).hexdigest()[:8]}"
+            data += f"-{digest(paths)[:8]}"
         of = f"-of-{Domain.parse(self.references).file_name}" if self.references else ""
         domains = f"{Domain.parse(self.source).file_name}-to-{Domain.parse(self.target).file_name}{of}"
         return as_file_name(f"{data}-{domains}")
@@ -109,8 +108,9 @@ def with_upper_bound_or_not(c):
     if (Path(c.data) / "phantom_params.json").exists():
         return replace(c, upper="0")
     records = studies_of(replace(c, upper="1"))
+    labelled_in = lambda domain: {r.split for r in domain.select(records) if r.label_path}
     lacking = [str(domain) for domain in Domain.parse(c.target).each()
-               if not {"Training", "Validation"} <= labelled_splits(records, domain)]
+               if not {"Training", "Validation"} <= labelled_in(domain)]
     if lacking:
         print(f"note: no upper bound, as {', '.join(lacking)} has no labelled studies to train and validate on; "
               "--target may name only those that have", flush=True)
@@ -137,7 +137,7 @@ def rows_are_as_before(c):
     rows = rows_asked_for(c)
     if not asked.exists() or asked.read_text() != rows:
         return False
-    return not report.exists() or made.exists() and made.read_text().strip() == digest_of(rows)
+    return not report.exists() or made.exists() and made.read_text().strip() == digest(rows)[:16]
 
 
 def data_changed(c):

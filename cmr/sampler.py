@@ -15,7 +15,7 @@ from cmr.diffusion import Schedule, denoise, levels, noised
 from cmr.errors import CheckpointError, NumericalError, UsageError
 from cmr.files import sha256
 from cmr.guidance import guided_filter, low_pass_distance
-from cmr.look import match_mean_std
+from cmr.look import match_mean_std, padded_as
 from cmr.seeds import generator
 from cmr.workers import half_precision
 
@@ -37,7 +37,7 @@ def translate(model, reference, spacing_mm, strength, *seed):
         if np.isfinite(image).all() and image.std() > 0.25 * matched.std():
             if strength.guide_mm:
                 image = guided_filter(matched, image, strength.guide_mm / spacing_mm)
-            return image, attempt
+            return padded_as(reference, image), attempt
     raise NumericalError(f"translation {seed}: three draws in a row were flat or not finite; "
                          "is the diffusion model trained?")
 

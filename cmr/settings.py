@@ -1,49 +1,42 @@
 """Settings and presets: the frozen dataclass of each script becomes its command line.
 
 Every setting states beside its default what is allowed, and `parse` refuses other values before any file is read.
-Rules about two settings together are checked by the script that has them.
 """
 import argparse
 import dataclasses
-import difflib
 import math
 import re
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
 
 from cmr.errors import UsageError
 
-
-class Allowed(NamedTuple):
-    """The values that a setting may have: in words, and as a test of one value."""
-    words: str
-    holds: Callable
+# Each of these functions returns which values a setting may have: in words, and as a test of one value.
 
 
 def at_least(low):
-    return Allowed(f"{low:g} or more", lambda value: math.isfinite(value) and value >= low)
+    return f"{low:g} or more", lambda value: math.isfinite(value) and value >= low
 
 
 def above(low):
-    return Allowed(f"more than {low:g}", lambda value: math.isfinite(value) and value > low)
+    return f"more than {low:g}", lambda value: math.isfinite(value) and value > low
 
 
 def within(low, high):
-    return Allowed(f"{low:g} to {high:g}", lambda value: low <= value <= high)
+    return f"{low:g} to {high:g}", lambda value: low <= value <= high
 
 
 def one_of(*names):
-    return Allowed(" or ".join(names), lambda value: value in names)
+    return " or ".join(names), lambda value: value in names
 
 
 def some_of(*names):
     """Some, all or none of these names, separated by commas or spaces."""
-    return Allowed(f"some of {', '.join(names)}", lambda text: set(text.replace(",", " ").split()) <= set(names))
+    return f"some of {', '.join(names)}", lambda text: set(text.replace(",", " ").split()) <= set(names)
 
 
 def matching(pattern, words):
     """Any text that matches the whole regular expression `pattern`; `words` describe it."""
-    return Allowed(words, lambda value: re.fullmatch(pattern, value))
+    return words, lambda value: re.fullmatch(pattern, value)
 
 
 def required(words):
@@ -54,12 +47,12 @@ def required(words):
 def integers(low, may_be_empty=False):
     """Whole numbers of `low` or more, separated by commas."""
     is_one = lambda part: part.strip().isdecimal() and int(part) >= low
-    return Allowed(f"whole numbers of {low} or more, separated by commas",
-                   lambda text: may_be_empty and not text or all(map(is_one, text.split(","))))
+    holds = lambda text: may_be_empty and not text or all(map(is_one, text.split(",")))
+    return f"whole numbers of {low} or more, separated by commas", holds
 
 
-def opt(default, help, allowed=None):
-    """A dataclass field, which becomes a flag of the same name, with its help text and the `Allowed` values."""
+def opt(default, help, allowed=("", lambda value: True)):
+    """A dataclass field, which becomes a flag of the same name, with its help text and the allowed values."""
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})
 
 
@@ -102,7 +95,6 @@ def parse(config_class, presets, argv, description, by=None):
     """The settings of one run: the defaults, overridden by the named preset, overridden by the flags.
 
     by : name of a setting; a preset then has one dictionary for each of its values.  None: a preset is one dictionary.
-    Prints the settings, so that a log starts with them.  Raises UsageError for an unknown preset, flag or value.
     """
     flags = vars(_parser(config_class, presets, description).parse_args(argv))
     preset = flags.pop("preset")
@@ -117,53 +109,36 @@ def parse(config_class, presets, argv, description, by=None):
         values["data"] = ",".join(part.strip() for part in values["data"].split(","))
     config = config_class(**values)
     for f in dataclasses.fields(config):
-        value, allowed = getattr(config, f.name), f.metadata.get("allowed")
-        if allowed and not allowed.holds(value):
-            raise UsageError(f"{_flag(f)} {value!r}: use {allowed.words}")
+        value, (words, holds) = getattr(config, f.name), f.metadata["allowed"]
+        if not holds(value):
+            raise UsageError(f"{_flag(f)} {value!r}: use {words}")
     shown = dataclasses.asdict(config).items()
     print(f"preset {preset}: " + "  ".join(f"{name}={value}" for name, value in shown), flush=True)
     return config
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's parser, but mistakes raise UsageError, and for a misspelt flag the nearest one is proposed."""
-
-    def parse_args(self, argv=None):
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [f for a in self._actions for f in a.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise UsageError(f"unknown argument {unknown[0]}; {hint}")
-        return args
+    """argparse's parser, but mistakes raise UsageError."""
 
     def error(self, message):
         raise UsageError(message)
 
 
 def _parser(config_class, presets, description):
-    """The parser, with a flag for every setting in one of two groups."""
+    """The parser, with a flag for every setting."""
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--preset", choices=list(presets), default="demo",
                         help="a named set of values, which flags override (default: demo)")
-    shared = {f.name for f in dataclasses.fields(DataConfig)} - {"out"}
-    of_all = parser.add_argument_group("what all stages must agree on, and where")
-    of_this = parser.add_argument_group("this stage")
     for f in dataclasses.fields(config_class):
         if f.type is tuple:                                       # positional arguments
             parser.add_argument(f.name, nargs="*", metavar=f.name.upper(), help=f.metadata["help"])
             continue
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type}
-        group = of_all if f.name in shared else of_this
-        group.add_argument(_flag(f), **kind, help=_about(f))
+        words, _ = f.metadata["allowed"]
+        about = f"{f.metadata['help']} ({words + '; ' if words else ''}default: {f.default!r})".replace("%", "%%")
+        parser.add_argument(_flag(f), **kind, help=about)
     return parser
 
 
 def _flag(f):
     return "--" + f.name.replace("_", "-")
-
-
-def _about(f):
-    """Help text of a setting: its meaning, what is allowed, its default (docs/presets.md has the presets' values)."""
-    allowed = f"{f.metadata['allowed'].words}; " if f.metadata.get("allowed") else ""
-    return f"{f.metadata['help']} ({allowed}default: {f.default!r})".replace("%", "%%")

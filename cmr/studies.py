@@ -1,15 +1,11 @@
-"""The studies of a dataset: every volume with its split, and the rules for what may be trained and tested on.
-
-`cmr.layouts` reads folders, `cmr.nifti` reads voxels.
-"""
-import hashlib
+"""The studies of a dataset: every volume with its split, and the rules for what may be trained and tested on."""
 import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from cmr.errors import DataError, UsageError
-from cmr.files import encoded
+from cmr.files import digest
 from cmr.folders import like_a_split, open_folder
 from cmr.layouts import read_layout
 from cmr.records import SPLITS, Domain
@@ -80,13 +76,7 @@ def studies_of(c, all_frames=False):
 
 
 def split_by_subject(records, source, upper_bound=False):
-    """Fill in the split where the dataset has none, or no validation: always whole subjects, by a hash of their name.
-
-    Without any split, source subjects become 60 % Training, 15 % Validation, 25 % Testing; others become 25 %
-    Validation, 75 % Testing, or for an upper bound 40 % Training, 10 % Validation, 50 % Testing.  Where the source or
-    the rest of a dataset has no validation studies (ACDC), every sixth training subject by vendor and pathology becomes
-    Validation.
-    """
+    """Fill in the split where a dataset has none, or no validation: whole subjects, by a hash of their names."""
     assigned = _shared_out(records, source, upper_bound)
     records = [replace(r, split=r.split or assigned[r.subject]) for r in records]
     held_out = _held_out(records, source)
@@ -103,7 +93,7 @@ def _shared_out(records, source, upper_bound):
             pools.setdefault(pool, set()).add(record.subject)
     for (is_source, *_), subjects in pools.items():
         bounds = (0.60, 0.75) if is_source else (0.40, 0.50) if upper_bound else (0.0, 0.25)
-        for i, subject in enumerate(sorted(subjects, key=_digest)):
+        for i, subject in enumerate(sorted(subjects, key=digest)):
             share = (i + 0.5) / len(subjects)
             assigned[subject] = SPLITS[sum(share > bound for bound in bounds)]
     return assigned
@@ -117,13 +107,9 @@ def _held_out(records, source):
         pools.setdefault(pool, []).append(record)
     for members in pools.values():
         if all(r.split != "Validation" for r in members):
-            keys = {(r.vendor, r.pathology, _digest(r.subject), r.subject) for r in members if r.split == "Training"}
+            keys = {(r.vendor, r.pathology, digest(r.subject), r.subject) for r in members if r.split == "Training"}
             held_out.update(subject for *_, subject in sorted(keys)[5::6])
     return held_out
-
-
-def _digest(subject):
-    return hashlib.sha256(encoded(subject)).hexdigest()
 
 
 def splits_drawn(c, records):
@@ -146,30 +132,22 @@ def splits_drawn(c, records):
     return said
 
 
-def in_role(records, domain, split, labelled_only=False):
-    """Records of a domain and split; raises UsageError if there is none."""
-    there = [r for r in domain.select(records) if r.split == split]
+def in_role(records, domain, split="", labelled_only=False):
+    """Records of a domain and split (empty: any); raises UsageError if there is none."""
+    there = [r for r in domain.select(records) if split in ("", r.split)]
     chosen = [r for r in there if r.label_path or not labelled_only]
     if not chosen:
-        kind = f"labelled {split}" if labelled_only else split
+        kind = f"labelled {split}".strip() if labelled_only else split
         flags = Counter(flag for r in there for flag in r.flags).most_common(1)
         why = f" ({flags[0][0]}, in {flags[0][1]} of {len(there)})" if flags else ""
         raise UsageError(f"domain {domain} has no {kind} volumes{why}; choose another domain or dataset")
     return chosen
 
 
-def labelled_splits(records, domain):
-    """Return the splits in which a domain has a labelled volume; raises UsageError if it has no volume at all."""
-    return {r.split for r in domain.select(records) if r.label_path}
-
-
 def labelled_apart(records, domain, others):
     """Return all labelled records of the domain of DG's references; UsageError if it has none or shares a subject."""
     require_apart(records, domain, others, "choose --references apart from source and targets, or leave them out")
-    chosen = [r for r in domain.select(records) if r.label_path]
-    if not chosen:
-        raise UsageError(f"domain {domain} has no labelled volumes; choose other --references or leave them out")
-    return chosen
+    return in_role(records, domain, labelled_only=True)
 
 
 def pseudonyms(records):

@@ -60,13 +60,13 @@ def write_pair(out, use, row, image, working, structures):
 
     row : of the manifest.  working : the reference.  structures : those of dataset.json.
     """
-    affine, spacing_mm = working_affine(working.geometry)
+    affine = working_affine(working.geometry)
     of_image, of_mask = _paths(out, use, row)
     stored = lambda array: np.ascontiguousarray(array.transpose(2, 1, 0))            # (D, H, W) -> (X, Y, Z)
-    write_nifti(of_image, stored(as_integers(image)), affine, spacing_mm, "synthetic")
+    write_nifti(of_image, stored(as_integers(image)), affine, "synthetic")
     if of_mask:
         classes = network_classes(structures)[np.asarray(working.label)]             # nnU-Net needs consecutive labels
-        write_nifti(of_mask, stored(classes), affine, spacing_mm, "mask of the reference")
+        write_nifti(of_mask, stored(classes), affine, "mask of the reference")
 
 
 def write_dataset_json(out, structures, n_training):

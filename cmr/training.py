@@ -1,7 +1,4 @@
-"""The training loop of both training scripts: a run that survives being killed, and averaged weights.
-
-The scripts and the networks say what is trained on what, and with which loss.
-"""
+"""The training loop of both training scripts: a run that survives being killed, and averaged weights."""
 import contextlib
 import math
 import os

@@ -1,5 +1,4 @@
 """Working volumes of records, made once and kept in a cache.  `cmr.grid` defines what a working volume is."""
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -9,12 +8,12 @@ import numpy as np
 
 from cmr import ranks
 from cmr.errors import DataError, ResourceError
-from cmr.files import atomic, read_sealed_json, sweep, write_sealed_json
+from cmr.files import atomic, digest, read_sealed_json, sweep, write_sealed_json
 from cmr.grid import Geometry, to_working
 from cmr.nifti import SWAPPED, BlankImage, read_volume
 from cmr.records import labelled
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def prepare(records, grid, work):
             try:
                 workings.append(_prepared(record, grid, Path(work)))
             except BlankImage as error:
-                if not record.is_extra_frame or len(records) == 1:
+                if not record.phase.startswith("F") or len(records) == 1:
                     raise
                 print(f"note: {error}; the frame is left out", flush=True)
     swapped = [w.record.label_path for w in workings if any(note.startswith(SWAPPED) for note in w.notes)]
@@ -58,7 +57,10 @@ def prepare(records, grid, work):
 
 
 def _prepared(record, grid, work):
-    key = _key(record, grid)
+    paths = [os.path.realpath(path) if path else None for path in (record.image_path, record.label_path)]
+    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) if path else None for path in paths]
+    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()), record.limits]
+    key = digest(json.dumps(identity))[:24]
     for _ in range(2):
         if not (work / f"{key}.json").exists():
             _make(record, grid, work, key)
@@ -78,21 +80,14 @@ def _cached(record, work, key):
     try:
         image = np.load(work / f"{key}.image.npy", mmap_mode="r")
         label = np.load(work / f"{key}.label.npy", mmap_mode="r") if entry["labelled"] else None
-        if entry["content"] != _content(image, label):
+        geometry = Geometry(**entry["geometry"])                  # with lists for tuples, which JSON does not have
+        if entry["content"] != _content(image, label, geometry):
             return None
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, EOFError):        # raised by damaged headers
         return None
-    geometry = Geometry(**{name: _as_tuples(value) for name, value in entry["geometry"].items()})
     return Working(record, image, label, geometry, tuple(entry["notes"]), entry["content"])
-
-
-def _key(record, grid):
-    paths = [os.path.realpath(path) if path else None for path in (record.image_path, record.label_path)]
-    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) if path else None for path in paths]
-    identity = [CACHE_VERSION, stats, record.frame, asdict(grid), sorted(record.label_map.items()), record.limits]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
 
 def _make(record, grid, work, key):
@@ -102,20 +97,16 @@ def _make(record, grid, work, key):
         if array is not None:
             with atomic(work / f"{key}.{name}.npy") as temporary:
                 np.save(temporary, array)
-    write_sealed_json(work / f"{key}.json", {"geometry": asdict(geometry), "notes": notes,
-                                             "content": _content(image, label), "labelled": label is not None})
+    entry = {"geometry": asdict(geometry), "notes": notes, "content": _content(image, label, geometry)}
+    write_sealed_json(work / f"{key}.json", {**entry, "labelled": label is not None})
 
 
-def _content(image, label):
-    """Hash of image and label; raises ValueError unless they are little-endian float32 and uint8."""
+def _content(image, label, geometry):
+    """Hash of voxels, labels and spacing; raises ValueError unless they are little-endian float32 and uint8."""
     if image.dtype.str != "<f4" or label is not None and label.dtype.str != "|u1":
         raise ValueError(f"voxels are {image.dtype}, labels {getattr(label, 'dtype', None)}")
-    return hashlib.sha256(image.tobytes() + (b"" if label is None else label.tobytes())).hexdigest()
-
-
-def _as_tuples(value):
-    """Turn lists into tuples, which JSON does not have."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+    spacing_mm = repr([float(mm) for mm in geometry.spacing_mm]).encode()
+    return digest(image.tobytes() + (b"" if label is None else label.tobytes()) + spacing_mm)
 
 
 def with_labels(workings):
@@ -143,10 +134,4 @@ def fully_labelled(workings):
 
 def fingerprint(workings):
     """Hash of the contents of these working volumes, whatever their order and place."""
-    return hashlib.sha256("".join(sorted(w.content for w in workings)).encode()).hexdigest()[:16]
-
-
-def slices_mm(workings):
-    """(least, largest) spacing between the slices of these volumes, in mm."""
-    found = [w.geometry.spacing_mm[2] for w in workings]
-    return min(found), max(found)
+    return digest("".join(sorted(w.content for w in workings)))[:16]

@@ -224,7 +224,7 @@ FAULTS += group("someone else's data", look, [
 FAULTS += group("flags", train, [
     *((f"{stage} {flag}", 2, flag.split()[0][2:] if stage == "synthesize" else "use",
        asked(stage, *flag.split())) for stage, all_flags in flags.items() for flag in all_flags),
-    ("a flag misspelt", 2, "did you mean --steps", asked("train", "--stesp", 3)),
+    ("a flag misspelt", 2, "unrecognized arguments: --stesp", asked("train", "--stesp", 3)),
     ("--data forgotten", 2, "--data", lambda p: ["train_unet.py", "--preset", "tiny", "--out", p.out]),
     *((f"make {setting}", 2, f"--{setting.split('=')[0].lower()}", asked("make", setting))
       for setting in ("SEED=x", "SEEDS=1.5", "JOBS=two", "PRESET=big", "RUNS=a b"))])

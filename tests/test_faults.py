@@ -46,13 +46,13 @@ def test_bad_data_stops_the_check_and_the_training_in_one_line(phantom, tmp_path
 def test_a_fault_ends_the_process_with_its_code_on_any_terminal(tmp_path):
     """A folder with letters that neither the locale nor the terminal knows."""
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    got, printed, errors = process("-m", "cmr.check_dataset", tmp_path / "Müller", **ascii_alone)
+    got, printed, errors = process("-m", "cmr.check_dataset", "--data", tmp_path / "Müller", **ascii_alone)
     assert got == 3 and one_line(errors) and "no such folder" in errors and "preset demo" in printed
 
 
 def test_bad_arguments_and_folders(phantom, run, tmp_path):
     on_phantom = ["--preset", "tiny", "--data", phantom, "--work", tmp_path / "work", "--out", tmp_path / "out"]
-    check = ["-m", "cmr.check_dataset"]
+    check = ["-m", "cmr.check_dataset", "--data"]
     unet, nnunet = ["train_unet.py", *on_phantom], ["train_unet.py", *on_phantom, "--network", "nnunet2d"]
     evaluate = ["evaluate.py", *on_phantom, "--run", run, "--target", "Vendor=B,D"]
     da = ["-m", "cmr.synthesize", *synthesis(phantom, run, "--use", "da", "--out", tmp_path / "da")]
@@ -61,7 +61,7 @@ def test_bad_arguments_and_folders(phantom, run, tmp_path):
             (2, "Vendor has A", [*check, phantom, "--source", "Vendor=Q"]),
             (2, "a target must be unseen", [*check, phantom, "--target", "Pathology=NOR", "--preset", "tiny"]),
             (2, "matches none", ["train_diffusion.py", *on_phantom, "--source", "Vendor=Q"]),
-            (2, "did you mean --steps", ["train_unet.py", "--preset", "tiny", "--stesp", "3"]),
+            (2, "unrecognized arguments: --stesp", ["train_unet.py", "--preset", "tiny", "--stesp", "3"]),
             (2, "use vanilla or nnunet2d or nnunet3d", [*unet, "--network", "resnet"]),
             (5, "choose another --out", [*unet, "--out", __file__ + "/run"]),
             (2, "lies in the dataset", [*unet, "--out", phantom / "run"]),

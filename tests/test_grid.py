@@ -83,8 +83,9 @@ def test_working_grid_is_read_back_as_itself():
     image, label = discs()
     turned, nifti = _nifti(image, True, (1, 0, 1))
     working, _, geometry = to_working(turned, nifti, GRID)
-    affine, spacing = working_affine(geometry)
-    again = to_working(working.transpose(2, 1, 0), Nifti("", None, affine, spacing, ()), GRID)
+    affine = working_affine(geometry)
+    spacing_mm = tuple(np.linalg.norm(affine[:3, :3], axis=0))
+    again = to_working(working.transpose(2, 1, 0), Nifti("", None, affine, spacing_mm, ()), GRID)
     assert not again[2].transposed and again[2].flipped == (False, False, False)
     assert np.corrcoef(again[0].ravel(), working.ravel())[0, 1] > 0.999
     world = lambda a, ijk: a[:3, :3] @ ijk + a[:3, 3]  # the centre of the field of view is one point of the patient

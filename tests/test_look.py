@@ -4,7 +4,8 @@ import pytest
 from test_audit import volume
 from test_sampler import RNG
 
-from cmr.look import fda, intensity_statistics, match_mean_std, match_quantiles, random_shift
+from cmr.look import (
+    fda, field_of_view, intensity_statistics, match_mean_std, match_quantiles, padded_as, random_shift)
 from cmr.seeds import rng
 
 
@@ -29,6 +30,24 @@ def test_fda_swaps_the_amplitudes_of_the_same_wavelengths_in_mm_on_every_grid(si
     swapped[size // 2 - half:size // 2 + half + 1, size // 2 - half:size // 2 + half + 1] = True
     expected = np.where(swapped, np.abs(of_style), np.abs(of_image)) * np.exp(1j * np.angle(of_image))
     assert np.abs(found - expected).max() < 1e-3
+
+
+def test_padding_stays_and_nothing_is_matched_by_it():
+    """An nnU-Net crops what is -1 around the image; were it moved, the box and the z-score would be others."""
+    seen = np.clip(rng("seen").standard_normal((3, 20, 20)) * 0.3, -0.99, 1).astype(np.float32)
+    padded = np.pad(seen, ((0, 0), (6, 6), (4, 8)), constant_values=-1)
+    inside = np.s_[:, 6:-6, 4:-8]
+    quantiles = np.linspace(-0.5, 0.9, 257)
+    for change in (lambda image: match_mean_std(image, 0.2, 0.1), lambda image: match_quantiles(image, quantiles)):
+        assert np.array_equal(change(padded)[inside], change(seen))
+        assert (padded_as(padded, change(padded)) == change(padded)).all() and change(padded)[0, 0, 0] == -1
+    changed = random_shift(padded, 2.5, rng("shift"))
+    assert field_of_view(changed) == field_of_view(padded) == inside_as_slices(seen.shape)
+    assert [float(x) for x in intensity_statistics([padded])[1:]] == [float(x) for x in intensity_statistics([seen])[1:]]
+
+
+def inside_as_slices(shape):
+    return slice(0, shape[0]), slice(6, 6 + shape[1]), slice(4, 4 + shape[2])
 
 
 def test_a_shift_is_a_change_of_look_and_the_same_key_is_the_same_change():

@@ -177,7 +177,7 @@ def test_labels_that_are_nan_are_refused(tmp_path):
 
 def test_equal_voxels_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
-        write_nifti(tmp_path / f"{name}.nii.gz", IMAGE, np.diag([1.25, 1.25, 8, 1]), (1.25, 1.25, 8), "x")
+        write_nifti(tmp_path / f"{name}.nii.gz", IMAGE, np.diag([1.25, 1.25, 8, 1]), "x")
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -278,31 +278,31 @@ def test_what_a_file_is_decides_and_not_its_name(tmp_path):
     plain, packed = tmp_path / "plain.nii", tmp_path / "packed.nii.gz"
     file(plain, IMAGE), file(packed, IMAGE)
     plain.rename(tmp_path / "a.nii.gz"), packed.rename(tmp_path / "b.nii")
-    nib.save(nib.Nifti2Image(IMAGE, np.diag([1.25, 1.25, 8, 1])), tmp_path / "c.nii.gz")
     file(tmp_path / "d.nii.gz", IMAGE[..., None].repeat(3, 3))
     (tmp_path / "d.nii.gz").rename(tmp_path / "D.NII.GZ")
-    for name, frames in (("a.nii.gz", 1), ("b.nii", 1), ("c.nii.gz", 1), ("D.NII.GZ", 3)):
+    for name, frames in (("a.nii.gz", 1), ("b.nii", 1), ("D.NII.GZ", 3)):
         read = read_nifti(tmp_path / name)
         assert (read.array.reshape(*IMAGE.shape, -1)[..., 0] == IMAGE).all() and frames_in(tmp_path / name) == frames
         write_like(tmp_path / "out.nii.gz", LABEL, read)
         assert (read_nifti(tmp_path / "out.nii.gz").array == LABEL).all()
         read_nifti.cache_clear()
     dicom = b"\0" * 128 + b"DICM"
-    for data, words in ((b"PK\3\4...", "PK.*no NIfTI header"), (dicom, "a DICOM file"),
-                        (b"version https://git-lfs.github.com", "version https://git-lfs.*no NIfTI header"),
-                        (gzip.compress(b"<html>"), "<html>.*no NIfTI header")):
+    nib.save(nib.Nifti2Image(IMAGE, np.diag([1.25, 1.25, 8, 1])), tmp_path / "second.nii")
+    for data, words in ((b"PK\3\4...", "PK.*no NIfTI-1 header"), (dicom, "a DICOM file"),
+                        ((tmp_path / "second.nii").read_bytes(), "no NIfTI-1 header"),
+                        (b"version https://git-lfs.github.com", "version https://git-lfs.*no NIfTI-1 header"),
+                        (gzip.compress(b"<html>"), "<html>.*no NIfTI-1 header")):
         (tmp_path / "x.nii.gz").write_bytes(data)
         with pytest.raises(DataError, match=f"x.nii.gz: begins with .*{words}"):
             read_nifti(tmp_path / "x.nii.gz")
         assert frames_in(tmp_path / "x.nii.gz") is None
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_no_byte_of_a_header_ends_in_a_traceback(tmp_path, kind, recwarn):
+def test_no_byte_of_a_header_ends_in_a_traceback(tmp_path, recwarn):
     path = tmp_path / "a.nii"
-    nib.save(kind(IMAGE[:6, :6], np.diag([1.25, 1.25, 8, 1])), path)
+    nib.save(nib.Nifti1Image(IMAGE[:6, :6], np.diag([1.25, 1.25, 8, 1])), path)
     data = path.read_bytes()
-    for position in range(0, kind.header_class.sizeof_hdr, 3):
+    for position in range(0, nib.Nifti1Header.sizeof_hdr, 3):
         broken = bytearray(data)
         broken[position] = (1, 127, 255)[position // 3 % 3]
         path.write_bytes(broken)

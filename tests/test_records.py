@@ -1,24 +1,19 @@
-"""Names and numbers of structures, labels from scores, and domains: filters on metadata."""
-import numpy as np
+"""Names and numbers of structures, and domains: filters on metadata."""
 import pytest
 
-from cmr.errors import UsageError
-from cmr.records import Domain, labels_of, structure_called
+from cmr.errors import DataError, UsageError
+from cmr.records import VALUES, Domain, label_map_of
 from cmr.studies import find
 from helpers import mms
 
 
-def test_labels_are_the_largest_score_and_of_equals_the_first():
-    scores = np.random.default_rng(1).integers(0, 4, (4, 5, 6, 7)).astype(np.float32)                   # many ties
-    assert (labels_of(scores) == scores.argmax(0)).all() and labels_of(scores).dtype == np.uint8
-    assert (labels_of(np.zeros((4, 3))) == 0).all()
-
-
 @pytest.mark.parametrize("name,structure", [("LVC", "LV"), ("LVBP", "LV"), ("lv_cavity", "LV"), ("MLV", "MYO"),
                                             ("LV myocardium", "MYO"), ("RV", "RV"), ("Right Ventricle", "RV"),
-                                            ("aorta", None), ("background", None), ("", None)])
+                                            ("background", None)])
 def test_structures_are_known_by_several_names(name, structure):
-    assert structure_called(name) == structure
+    assert label_map_of({name: 1}, "dataset.json")[1] == VALUES.get(structure, 0)
+    with pytest.raises(DataError, match="label 'aorta': 2; expected background, LV, MYO, RV"):
+        label_map_of({name: 1, "aorta": 2}, "dataset.json")
 
 
 def test_domains(tmp_path):

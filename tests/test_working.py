@@ -26,6 +26,17 @@ def test_cache_is_the_same_again_and_notices_a_changed_file(tmp_path):
     assert fingerprint(prepare([changed], Grid(2.5, 32), tmp_path / "work")) != fingerprint(first)
 
 
+def test_a_corrected_distance_of_slices_is_other_data(tmp_path):
+    """No voxel changes, but a 3D nnU-Net's plan and every distance do."""
+    prints = []
+    for spacing_mm in (8, 6):
+        read_nifti.cache_clear()
+        affine = np.diag([1.25, 1.25, spacing_mm, 1])
+        record = case(tmp_path, LABEL, image_affine=affine, affine=affine)
+        prints.append(fingerprint(prepare([record], Grid(2.5, 32), tmp_path / "work")))
+    assert prints[0] != prints[1]
+
+
 def test_a_damaged_entry_of_the_cache_is_found_and_made_again(tmp_path, capsys):
     record, grid, work = case(tmp_path, LABEL), Grid(2.5, 32), tmp_path / "work"
     [first] = prepare([record], grid, work)

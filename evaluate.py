@@ -172,9 +172,10 @@ class Evaluation:
 
     def made_of(self):
         """Provenance of the results: hashes of the models and of their data."""
-        parts = {"SD-DM": (self.model.hash, self.model.data_hash)}
+        parts = {"SD-DM": (self.model.hash, f"{len(self.model.subjects)} patients, content {self.model.data_hash}")}
         for (network, trained_on), segmenter in self.segmenters.items():
-            parts[f"{network}-{trained_on}"] = segmenter.hash, segmenter.data_hash
+            seen = f"{len(segmenter.subjects)} patients, content {segmenter.data_hash}"
+            parts[f"{network}-{trained_on}"] = segmenter.hash, seen
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def images(self, working):

@@ -154,12 +154,12 @@ def require_references(folder, rows, workings):
 def provenance(data, workings, parts):
     """Return [(name, value)] of the data, checkpoints, versions and machine that results were made with.
 
-    data : dataset folders, comma-separated.  workings : test volumes.  parts : {checkpoint: (hash, hash of its data)}.
+    data : dataset folders, comma-separated.  workings : test volumes.  parts : {checkpoint: (hash, trained on what)}.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return [("dataset", ", ".join(str(Path(folder).resolve()) for folder in data.split(","))),
             ("test volumes", f"{len(workings)}, content {fingerprint(workings)}"),
-            *((name, f"SHA-256 {digest}, trained on {data_hash}") for name, (digest, data_hash) in parts.items()),
+            *((name, f"SHA-256 {digest}, trained on {seen}") for name, (digest, seen) in parts.items()),
             ("versions", f"Python {platform.python_version()}, {versions}"),
             ("commit", _commit()),
             ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "

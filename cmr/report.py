@@ -32,7 +32,8 @@ BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")      
 PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with {names} of what is filled in
 BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same network trained on each target's own "
            "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, 0.5 mm "
-           "HD95 or 0.2 mm ASSD.")
+           "HD95 or 0.2 mm ASSD. A bound has fewer patients to train on than its baseline, as the end of this report "
+           "says, so that the gap may be larger.")
 UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
              "differ in difficulty.")
 
@@ -78,8 +79,9 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
         verdict="\n".join(f"- {sentence}" for sentence in verdict),
         shares=BOUNDED if UPPER_BOUND in distinct(shared, "arm") else UNBOUNDED,
         summary=summary, each_target=_summary(shared, targets, (BASELINE, *PRIMARY_ARMS, UPPER_BOUND)),
-        domains="\n".join(sections), forest=_forest(out, tests), tests=_test_table(tests), ledger=_ledger(shared),
-        examples=draw_examples(out, shared, examples), likeness=_likeness_table(run),
+        domains="\n".join(sections), forest=_forest(out, tests), tests=_test_table(tests),
+        ledger=_ledger(shared, source, run), examples=draw_examples(out, shared, examples),
+        likeness=_likeness_table(run),
         **_synthetic_set(out, run), **_samples(out, run),
         made_of=markdown_table(["what", "value"], made_of),
         left_out="\n".join(f"- {what}: {why}" for what, why in orphans) or "Nothing."))
@@ -201,12 +203,15 @@ def _test_table(tests):
                            "95 % BCa", "Welch p (Holm)", "Wilcoxon p (Holm)"], lines)
 
 
-def _ledger(rows):
+def _ledger(rows, source, run):
     """Return the table of the images and masks of source and target that each row of the experiment has used."""
     ran = distinct(rows, "arm")
-    return markdown_table(["row", "source images", "source masks", "target images", "target masks"],
-                          [[arm.name, arm.source, arm.source, arm.access, arm.target_masks]
-                           for arm in ARMS if arm.name in ran])
+    table = markdown_table(["row", "source images", "source masks", "target images", "target masks"],
+                           [[arm.name, arm.source, arm.source, arm.access, arm.target_masks]
+                            for arm in ARMS if arm.name in ran])
+    others = set(distinct(read_manifest(run / "dg", ("domain",)), "domain")) - {source}
+    note = "\n\nDG's references are the labelled images of {}: whatever was trained on DG's images has seen those too."
+    return table + "".join(note.format(domain) for domain in others)
 
 
 def draw_examples(out, rows, examples):

@@ -10,7 +10,7 @@ from cmr.comparison import DISTANCES, METRIC_COLUMNS, penalised
 from cmr.errors import DataError, UsageError
 from cmr.files import write_csv
 from cmr.pictures import Example
-from cmr.report import _structures, draw_examples, main, write_report
+from cmr.report import _ledger, _structures, draw_examples, main, write_report
 
 NO_NUMBERS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm", "trained_on",
               "test_input", "status")
@@ -144,3 +144,11 @@ def test_rows_of_some_seeds_are_left_out_and_other_test_volumes_or_one_seed_refu
         spread_of(tmp_path, first, [row("q", "baseline", 0.7)])
     with pytest.raises(UsageError, match="give at least two"):
         spread_of(tmp_path, first)
+
+
+@pytest.mark.parametrize("domain,named", [("Vendor=A", False), ("Dataset=ACDC", True)])
+def test_a_third_domain_that_dg_has_seen_is_named(tmp_path, domain, named):
+    (tmp_path / "dg").mkdir()
+    write_csv(tmp_path / "dg" / "manifest.csv", [{"domain": domain}], ("domain",), sealed=True)
+    text = _ledger([{"arm": "baseline"}, {"arm": "DG"}], "Vendor=A", tmp_path)
+    assert ("references are the labelled images of Dataset=ACDC" in text) == named

@@ -12,7 +12,7 @@ import numpy as np
 from cmr.checkpoint import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
-from cmr.experiment import rows_to_measure, training_set
+from cmr.experiment import ARMS, rows_to_measure, training_set
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.look import fda, match_quantiles
@@ -65,7 +65,8 @@ def main(argv=None):
         labelled_in[str(domain), example.case] = distinct(measured, "structure")
     written = {out / "predictions" / network / arm.key / f"{case}.nii.gz"
                for network, arm in evaluation.compared for _, case in labelled_in}
-    for path in set((out / "predictions").rglob("*.nii.gz")) - written:             # of earlier rows or other names
+    ours = [out / "predictions" / network / arm.key for network in NETWORKS for arm in ARMS]
+    for path in {path for place in ours for path in place.glob("*.nii.gz")} - written:                # of earlier rows
         path.unlink()
     unused = [*left_out(c.data, c.use_unlabeled_masks), *evaluation.left_out]
     if unused and c.pseudonyms:                                   # the reasons name files

@@ -52,13 +52,14 @@ def _name_other_layouts(folder, layout, records):
 
 def read_mms1(folder):
     """Read M&Ms-1: a 4D cine of each study, or a file for each phase, and a CSV with vendor, ED and ES frame."""
-    rows = by_name(folder.newest_table(("External code", "Vendor", "ED", "ES")), "external code", folder.root)
+    table = folder.newest_table(("External code", "Vendor", "ED", "ES"))
+    rows = by_name([row for row in table if row["external code"]], "external code", folder.root)
     records = []
     for path, match in _with_rows(folder, rows, folder.matches(CINE)):
         code, phase = match.groups()                              # the phase of a cine is None
         row, label = rows[code], folder.mask_beside(path)
         vendor = row["vendor"] or VENDOR_LETTERS.get(row.get("vendorname", "").lower(), "")
-        base = Record(code, "", str(path), split=folder.split_of(path), **{**_told_by(row), "vendor": vendor})
+        base = Record(code, "", str(path), split=_split_of(folder, path, row), **{**_told_by(row), "vendor": vendor})
         disputed = any(part.lower() == "unlabeled" for part in path.parts)
         if disputed and label and not folder.use_unlabeled_masks:
             base, label = replace(base, flags=("mask under Training/Unlabeled ignored",)), None
@@ -105,7 +106,7 @@ def read_mms2(folder):
         vendor = VENDOR_LETTERS.get(row["vendor"].partition(" ")[0].lower(), "")
         by_number = "Training" if int(subject) <= 160 else "Validation" if int(subject) <= 200 else "Testing"
         records.append(Record(subject, phase.upper(), str(path), folder.mask_beside(path), vendor=vendor,
-                              split=folder.split_of(path) or by_number, pathology=row["disease"], metadata=row))
+                              split=_split_of(folder, path, row) or by_number, pathology=row["disease"], metadata=row))
     return records
 
 
@@ -131,6 +132,9 @@ def read_acdc(folder):
             if path is None:
                 there = ", ".join(map(str, sorted(found)))
                 folder.leave_out(f"{subject} {phase}", f"frame {said} of {config} has no file; there are {there}")
+                continue
+            if records and str(path) == records[-1].image_path:
+                folder.leave_out(f"{subject} {phase}", f"{config} names the frame of ED, {said}, for ES too")
                 continue
             records.append(Record(subject, phase, str(path), folder.mask_beside(path), vendor="A", centre="ACDC",
                                   split=folder.split_of(path) or by_number, pathology=row.get("group", ""),
@@ -234,10 +238,8 @@ def read_plain(folder):
         if rows and not row:
             folder.leave_out(inside, "has files but no row in the table")
             continue
-        place, said = root / "images" / inside, row.get("split", "")
-        if said and said.lower() not in SPLIT_FOLDERS:
-            raise DataError(f"{root}: the table says split {said!r} of {name}; use training, validation or testing")
-        path, split = folder.nifti(place), SPLIT_FOLDERS.get(said.lower()) or folder.split_of(place)
+        place = root / "images" / inside
+        path, split = folder.nifti(place), _split_of(folder, place, row)
         base = Record(subject, phase, path, folder.nifti(root / "labels" / inside), split=split, label_map=label_map,
                       **_told_by(row))
         is_cine = (frames_in(path) or 1) > 1
@@ -266,6 +268,15 @@ def _require_same_subjects(path, table, column, other, names):
         if {a, b} <= names and _subject_and_phase(a)[0] != _subject_and_phase(b)[0]:
             raise DataError(f"{path}: the columns {column} and {other} both hold names of images, but {a} stands "
                             f"beside {b}; take out the column that does not name them")
+
+
+def _split_of(folder, path, row):
+    """Return the split that a table's row names, else that of a folder, or ""; DataError if the row names another."""
+    said = row.get("split", "")
+    if said and said.lower() not in SPLIT_FOLDERS:
+        raise DataError(f"{folder.root}: the table says split {said!r} of {path.name}; use training, validation or "
+                        "testing")
+    return SPLIT_FOLDERS.get(said.lower()) or folder.split_of(path)
 
 
 def _told_by(row):

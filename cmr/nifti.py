@@ -270,7 +270,7 @@ def write_changed(path, values, changed, original):
     voxels = raw.tobytes("F")
     whole = data[:proxy.offset] + voxels + data[proxy.offset + len(voxels):]
     with atomic(path) as temporary:
-        temporary.write_bytes(gzip.compress(whole, 1, mtime=0) if str(path).endswith(".gz") else whole)
+        temporary.write_bytes(gzip.compress(whole, 1, mtime=0) if str(path).lower().endswith(".gz") else whole)
 
 
 def as_integers(image):

@@ -47,7 +47,7 @@ class Config:
                              "cores, a GPU takes one", at_least(1))
     gpus: int       = opt(1, "ranks that share the work of each stage", at_least(1))
     runs: str       = opt("runs", "folder of all runs",
-                          matching(r"[^\s:#%$]+", "a path without spaces, as make takes none"))
+                          matching(r"[\w./+-]+", "a path of letters, digits and . / + - _, as make and the shell take others for more"))
     python: str     = opt(sys.executable, "interpreter of the stages")
     goal: str       = opt("reproduce", "what is wanted", one_of("reproduce", "check", "estimate", "plan"))
 
@@ -94,8 +94,9 @@ def main(argv=None):
         return
     for run in runs:
         prepare(run)
-    path = c.of_preset / f"{c.name}.mk"
-    write_text(path, makefile(runs))
+    text = makefile(runs)
+    path = c.of_preset / f"{c.name}-{digest(text)[:8]}.mk"       # another make may start at the same time
+    write_text(path, text)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (c.jobs * c.gpus))))
     sys.stdout.flush()
     os.execvp("make", ["make", "--no-print-directory", "-f", str(path), "-j", str(c.jobs), c.goal])

@@ -97,7 +97,7 @@ class Run:
                 if logging:
                     self._log_row(steps, bar)
                 stopping = ranks.any_of(self.stop_signal)
-                if stopping or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
+                if stopping or self.step == steps or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
                     self._save_last()
                 if stopping:
                     raise KeyboardInterrupt

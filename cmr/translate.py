@@ -14,6 +14,7 @@ import numpy as np
 
 from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError, run_script
+from cmr.folders import NIFTI, open_folder
 from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
@@ -22,7 +23,7 @@ from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import DEVICE, at_least, opt, parse, required
 from cmr.workers import pick_device
 
-SUFFIX = re.compile(r"\.nii(\.gz)?$")
+SUFFIX = re.compile(NIFTI + "$")
 NAME = re.compile(r"(.+?)(?:_sa)?(?:_(?:(ED|ES)|frame\d+))?(?:_0000)?", re.IGNORECASE)
 BLEND_MM = 10                                    # distance over which a change fades out towards the field's border
 CLEARLY = 1.5                                    # the slice axis is coarser, or shorter, by more than this factor
@@ -42,6 +43,8 @@ def find_images(images, out):
     for start in map(Path, images):
         for path in _below(start, out) if start.is_dir() else [start]:
             place = str(path.relative_to(start)) if start.is_dir() else path.name
+            if not SUFFIX.search(place):
+                raise UsageError(f"{path}: called neither .nii nor .nii.gz, as its result would be; rename it")
             other, _ = found.setdefault(SUFFIX.sub("", place), (path, place))
             if other.resolve() != path.resolve():
                 raise UsageError(f"{other} and {path} would have results of one name; give them one by one")
@@ -54,9 +57,10 @@ def find_images(images, out):
 
 def _below(folder, out):
     """Return the images below a folder; what lies below `out`, where that is a folder inside it, are results."""
-    is_hidden = lambda path: any(part.startswith(".") for part in path.relative_to(folder).parts)
-    files = {path for path in folder.rglob("*.nii*") if SUFFIX.search(path.name) and path.is_file()}
-    files = {path for path in files if not is_hidden(path)}
+    there = open_folder(folder)
+    files = set(there.files)
+    for what, why in there.left_out:
+        print(f"left out: {what}: {why}", flush=True)
     inside = Path(out).resolve()
     results = {path for path in files if folder.resolve() in inside.parents and inside in path.resolve().parents}
     files -= results
@@ -80,6 +84,10 @@ def one_by_one(images, out, settings, make):
     begun = out / "settings.json"
     if begun.exists():
         checkpoint.require_settings(begun, read_json(begun), settings)
+    there = [place for place in images if (out / place).exists()]
+    if there and not begun.exists():
+        raise UsageError(f"--out {out}: {there[0]} lies there already ({len(there)} such) and is no result of this "
+                         "command; choose another folder")
     write_json(begun, settings)
     found, left_out = [], []
     for n, (place, path) in enumerate(images.items(), 1):
@@ -87,9 +95,11 @@ def one_by_one(images, out, settings, make):
         with _going_on(path, left_out):
             done = read_sealed_json(entry)
             if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
+                if done and done.get("path") != str(path.resolve()):
+                    raise DataError(f"{path}: {out / place} is the result of {done['path']}; choose another --out")
                 print(f"{n} of {len(images)}: {path}", flush=True)
                 made = make(place, path)
-                done = {"image": sha256(path), "found": made}
+                done = {"image": sha256(path), "path": str(path.resolve()), "found": made}
                 write_sealed_json(entry, done)
             found.append(done["found"])
             for note in done["found"]["notes"]:

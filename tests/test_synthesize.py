@@ -2,12 +2,14 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+import evaluate
 from cmr import audit, checkpoint, synthesize
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.files import write_sealed_json
@@ -19,7 +21,7 @@ from cmr.seeds import rng
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
-from helpers import one_line, script, synthesis
+from helpers import on, one_line, script, synthesis
 
 
 @pytest.fixture
@@ -133,13 +135,25 @@ def test_a_pair_that_does_not_fit_is_kept_out_of_the_training_set_and_listed(run
     assert not (tmp_path / "none" / "manifest.csv").exists()
 
 
-def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path):
-    saved = checkpoint.load(run / "segmenter-vanilla-real" / "final.pt")
-    saved["subjects"] += [next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")]
+@pytest.mark.parametrize("flag,part", [("--segmenter", "segmenter-vanilla-real"), ("--diffusion", "diffusion")])
+def test_a_test_subject_in_training_is_refused(run, phantom, tmp_path, flag, part):
+    saved = checkpoint.load(run / part / "final.pt")
+    tested = next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing")
+    saved["subjects"] = [*saved["subjects"], tested]
     checkpoint.save(tmp_path / "leaky.pt", **{k: v for k, v in saved.items() if k != "format"})
     arguments = synthesis(phantom, run, "--use", "da", "--target", "Vendor=B", "--out", tmp_path / "da")
-    with pytest.raises(UsageError, match="is a test subject, but .*leaky.pt was trained on it"):
-        synthesize.main([*arguments, "--segmenter", str(tmp_path / "leaky.pt")])
+    with pytest.raises(UsageError, match=f"{tested} is a test subject, but .*leaky.pt was trained on it"):
+        synthesize.main([*arguments, flag, str(tmp_path / "leaky.pt")])
+
+
+def test_a_test_subject_that_a_segmenter_has_seen_is_not_measured(run, phantom, tmp_path, monkeypatch):
+    tested = next(r.subject for r in find(phantom) if r.vendor == "B" and r.split == "Testing" and r.label_path)
+    load = Segmenter.load
+    seen = lambda path, device: replace(load(path, device), subjects=(tested,))
+    monkeypatch.setattr(Segmenter, "load", seen)
+    with pytest.raises(UsageError, match=f"{tested} is a test subject, but vanilla-real was trained on it"):
+        evaluate.main([*map(str, on(phantom, run)), "--run", str(run), "--segmenters", "vanilla-real", "--target",
+                       "Vendor=B,D", "--out", str(tmp_path / "results")])
 
 
 def test_a_checkpoint_of_other_settings_is_refused(run, phantom, tmp_path):

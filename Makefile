@@ -81,7 +81,7 @@ clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
 	for made in $$(grep -ls '^# Written by cmr.reproduce' $(RUNS)/*/*.mk); do run="$${made%-*.mk}"; \
 	    for stage in check diffusion dg shifted references da results results-key-NOT-TO-BE-SHARED.csv; do \
 	        rm -rf "$$run"-seed*/$$stage; done; \
-	    for file in "$$run"-seed*/segmenter-*/log.csv; do test ! -e "$$file" || rm -rf "$${file%/*}"; done; \
+	    for file in "$$run"-seed*/segmenter-*/{log.csv,final.pt}; do test ! -e "$$file" || rm -rf "$${file%/*}"; done; \
 	    rm -rf "$${made%/*}/work" "$$made"; \
 	    rmdir --ignore-fail-on-non-empty "$$run"-seed* "$${made%/*}" "$(RUNS)" 2> /dev/null || true; done
 	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done

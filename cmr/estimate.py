@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cmr import synthesize
-from cmr.errors import run_script
+from cmr.errors import DataError, run_script
 from cmr.experiment import flags_of_all, rows_to_measure
 from cmr.files import read_csv, writable_folder, write_text
 from cmr.grid import Grid
@@ -96,7 +96,10 @@ def evaluation(c, run, segmenters):
     """Return the entry of `estimated` for the stage that segments the test volumes and scores every row."""
     domains, records = [Domain.parse(c.source), *Domain.parse(c.target).each()], studies_of(c)
     tested = [r for domain in domains for r in in_role(records, domain, "Testing", labelled_only=True)]
-    working, *_ = with_labels(prepare(tested, Grid(c.spacing_mm, c.size), c.work))       # read for DA, so cached
+    found = with_labels(prepare(tested, Grid(c.spacing_mm, c.size), c.work))             # read for DA, so cached
+    if not found:
+        raise DataError(f"{c.data}: the masks of all test volumes are zero; nothing can be measured")
+    working = found[0]
     image, seconds = np.asarray(working.image), 0.0
     rows = rows_to_measure(segmenters, domains, c.every_row_of)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}

@@ -214,6 +214,8 @@ def segmenters(c):
         for what in ("real", *split(c.trained), *(bounds if c.upper_bound else ()), *of_network):
             if what not in known:
                 raise UsageError(f"{network}-{what}: no training set is called {what}; use {', '.join(TRAINING_SETS)}")
+            if what == "augmented" and network != "vanilla":
+                raise UsageError(f"{network}-augmented: an nnU-Net always augments; only vanilla-augmented is a row")
             found[f"{network}-{what}"] = known[what]
     return found
 

@@ -130,7 +130,10 @@ def read_csv(path, required):
     """Read a CSV as [{column in lower case: text}]; raises DataError if one of the `required` columns is missing."""
     lines = read_text(path).splitlines() or [""]
     separator = ";" if lines[0].count(";") > lines[0].count(",") else ","
-    cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
+    try:
+        cells = [[c.strip() for c in row] for row in csv.reader(lines, delimiter=separator)]
+    except csv.Error as error:
+        raise DataError(f"{path}: no valid CSV ({error}); look for a quote that is not closed") from error
     header, *rows = [row for row in cells if any(row)] or [[]]
     columns = [c.lower() for c in header]
     missing = [c for c in required if c.lower() not in columns]
@@ -178,9 +181,7 @@ def read_text(path):
 def writable_folder(path, data=""):
     """Make, sweep and lock the folder `path` outside of the datasets `data`; only the first of several ranks does."""
     path = Path(path)
-    for folder in filter(None, data.split(",")):
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            raise UsageError(f"--out {path}: lies in the dataset {folder}; choose a folder outside of it")
+    require_outside(path, data)
     if not ranks.is_first():
         return path
     try:
@@ -190,6 +191,13 @@ def writable_folder(path, data=""):
     except OSError as error:
         raise ResourceError(f"{path}: cannot write there ({error.strerror}); choose another --out") from error
     return path
+
+
+def require_outside(path, data, flag="--out"):
+    """Raise UsageError if a folder that is to be written lies in one of the datasets `data`, separated by commas."""
+    for folder in filter(None, data.split(",")):
+        if Path(path).resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(f"{flag} {path}: lies in the dataset {folder}; choose a folder outside of it")
 
 
 def sweep(folder):

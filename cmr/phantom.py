@@ -20,7 +20,7 @@ from cmr.phantom_scanner import GRID, VENDORS, acquire, export, sample_session, 
 from cmr.phantom_tissue import fractal, noise_fields, tissue_slice
 from cmr.records import VALUES
 from cmr.seeds import rng
-from cmr.settings import at_least, one_of, opt, parse, required, within
+from cmr.settings import SEED, at_least, one_of, opt, parse, required, within
 from cmr.workers import spawned
 
 # Studies of each vendor: labelled training, unlabelled training, validation, testing.  As in M&Ms, C and D have no
@@ -45,7 +45,7 @@ class Config:
     test_frames: int = opt(2, "frames of each validation and testing cine; 2: ED and ES alone", within(2, 100))
     target_training: int = opt(0, "labelled training studies of every vendor but A beside --counts, for networks "
                                   "trained on the target itself; no other study changes", at_least(0))
-    seed: int = opt(0, "seed of every subject and scan", at_least(0))
+    seed: int = opt(0, "seed of every subject and scan", SEED)
     processes: int = opt(os.cpu_count() or 1, "subjects rendered at a time; does not change the result", at_least(1))
 
 
@@ -62,6 +62,8 @@ def write_dataset(config):
     root = writable_folder(config.out)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes")}
     started = root / ".settings.json"
+    if not started.exists() and {path.name for path in root.iterdir()} - {".lock"}:
+        raise CheckpointError(f"{root}: holds files that are no phantom's; use another --out")
     if started.exists() and read_json(started) != settings:
         raise CheckpointError(f"{root}: holds a phantom of other settings; use another --out or delete it")
     write_json(started, settings)

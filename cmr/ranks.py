@@ -32,7 +32,7 @@ USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
 def rank():
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ["RANK"]) if world() > 1 else 0         # a scheduler may set it for purposes of its own
 
 
 def world():
@@ -140,12 +140,15 @@ def first_alone():
 
 
 def dealt(function, n):
-    """[function(i) for i in range(n)] on the first rank, each i computed by one of the ranks; None on the others."""
-    found = {i: function(i) for i in range(rank(), n, world())}
+    """[function(i) for i in range(n)] on the first rank, each i computed by one of the ranks; None on the others.
+
+    Ranks take consecutive ones: taken in turn, a rank may get all the long ones, as of DA's strengths in turn.
+    """
+    found = [function(i) for i in range(rank() * n // world(), (rank() + 1) * n // world())]
     of_all = [None] * world() if is_first() else None
     dist.gather_object(found, of_all)
     if is_first():
-        return [of_all[i % world()][i] for i in range(n)]
+        return [result for of_rank in of_all for result in of_rank]
 
 
 def main(argv=None):

@@ -285,7 +285,7 @@ def spread_over_seeds(runs):
     runs : folders of one experiment, one per seed.  Rows that some seeds did not run are left out.  Raises UsageError
     for a single run, and DataError if a run was tested on other volumes than the first.
     """
-    if len(runs) < 2:
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("--runs: give at least two, one per seed; one has no spread")
     tables = [_read_metrics(run / "results" / "metrics.csv") for run in runs]
     tested = [{(row["domain"], row["subject"], row["phase"], row["structure"]) for row in rows} for rows in tables]
@@ -305,7 +305,10 @@ def _read_metrics(path):
     """Return the rows of a metrics.csv, penalised (`cmr.comparison`); an empty cell becomes nan."""
     rows = read_csv(path, METRIC_COLUMNS)
     for row in rows:
-        row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
+        try:
+            row.update({name: float(row[name] or "nan") for name in ("dice", *DISTANCES, "diagonal_mm")})
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; take the file as evaluate.py wrote it") from error
     return penalised(rows)
 
 

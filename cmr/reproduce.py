@@ -11,10 +11,10 @@ from pathlib import Path
 
 from cmr.errors import run_script
 from cmr.experiment import TRAINING_SETS, price, rows_asked_for, stages
-from cmr.files import digest, write_text
+from cmr.files import digest, require_outside, writable_folder, write_text
 from cmr.records import Domain, as_file_name
 from cmr.segmenter import NETWORKS
-from cmr.settings import GRIDS, at_least, matching, one_of, opt, parse, required, some_of
+from cmr.settings import GRIDS, SEED, at_least, matching, one_of, opt, parse, required, some_of
 from cmr.studies import studies_of
 from cmr.workers import cores
 
@@ -27,7 +27,8 @@ class Config:
     source: str     = opt("Vendor=A", "source domain")
     target: str     = opt("Vendor=B,C,D", "target domains; each value is reported by itself")
     experiment: str = opt("demo", "preset of every stage; that of --preset", one_of(*GRIDS))
-    networks: str   = opt("vanilla,nnunet2d,nnunet3d", "networks; the first judges synthetic pairs")
+    networks: str   = opt("vanilla,nnunet2d,nnunet3d", "networks; the first judges synthetic pairs",
+                          required("one network or several"))
     trained: str    = opt("real,synthetic", "what each network is trained on: real (always), synthetic, both")
     controls: str   = opt("first", "what DG is compared with: first: vanilla-augmented and the first network's "
                                    "shifted, all: that of every network, or a list of network-trainingset: "
@@ -41,13 +42,14 @@ class Config:
     pseudonyms: bool = opt(False, "numbers in place of patients' identifiers in the results")
     use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
     rehearse: bool  = opt(False, "two steps of every stage at the preset's size, in a folder of its own, anew")
-    seed: int       = opt(0, "every random number is a function of this, the step and the item", at_least(0))
+    seed: int       = opt(0, "every random number is a function of this, the step and the item", SEED)
     seeds: int      = opt(1, "runs, from --seed on; more than one adds a table of their spread", at_least(1))
     jobs: int       = opt(2, "stages at a time: two small networks train 1.4 times as fast beside each other on two "
                              "cores, a GPU takes one", at_least(1))
     gpus: int       = opt(1, "ranks that share the work of each stage", at_least(1))
     runs: str       = opt("runs", "folder of all runs",
-                          matching(r"[\w./+-]+", "a path of letters, digits and . / + - _, as make and the shell take others for more"))
+                          matching(r"[\w./+-]+", "a path of letters, digits and . / + - _ alone, which make and the "
+                                                 "shell leave as they are"))
     python: str     = opt(sys.executable, "interpreter of the stages")
     goal: str       = opt("reproduce", "what is wanted", one_of("reproduce", "check", "estimate", "plan"))
 
@@ -92,6 +94,7 @@ def main(argv=None):
         for run in runs:
             print_plan(run)
         return
+    require_outside(c.runs, c.data, "--runs")
     for run in runs:
         prepare(run)
     text = makefile(runs)
@@ -121,8 +124,8 @@ def with_upper_bound_or_not(c):
 def prepare(c):
     """Update the folder of a run, so that make can decide what is to be done."""
     if c.rehearse:
-        for stage in stages(c):
-            shutil.rmtree((c.run / stage.file).parent, ignore_errors=True)
+        for folder in {(c.run / stage.file).parent for stage in stages(c)}:
+            shutil.rmtree(writable_folder(folder), ignore_errors=True)             # unless another is at work there
     if not rows_are_as_before(c):                # make then repeats the check and the report
         write_text(c.run / "check" / "rows", rows_asked_for(c))
     if data_changed(c):
@@ -144,7 +147,7 @@ def rows_are_as_before(c):
 def data_changed(c):
     """Whether a file of the dataset was changed, added or removed since the dataset was checked."""
     asked = c.run / "check" / "asked"
-    if not asked.exists():
+    if not asked.exists() or not asked.with_name("check.json").exists():
         return True
     find = ["find", "-L", *c.data.split(","), "-cnewer", str(asked)]
     found = subprocess.run(find, capture_output=True, text=True)

@@ -60,6 +60,9 @@ DEVICE = opt("auto", "auto is the first GPU if there is one, else the CPU",
              matching(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", "auto, cpu, cuda or cuda:N"))
 
 
+SEED = within(0, 2 ** 31 - 1)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What every stage must agree on: the dataset, the source domain and the working grid."""
@@ -73,7 +76,7 @@ class DataConfig:
     use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
     spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
     size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
-    seed: int = opt(0, "every random number is a function of this, the step and the item", at_least(0))
+    seed: int = opt(0, "every random number is a function of this, the step and the item", SEED)
     device: str = DEVICE
 
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmr.errors import DataError, UsageError
-from cmr.files import digest
+from cmr.files import digest, require_outside
 from cmr.folders import like_a_split, open_folder
 from cmr.layouts import read_layout
 from cmr.records import SPLITS, Domain
 from cmr.seeds import rng
+from cmr.settings import DataConfig
 
 UNSEEN = "a target must be unseen"              # why a target may not share a subject with the source
 
@@ -71,6 +72,8 @@ def studies_of(c, all_frames=False):
 
     The experiment's source alone decides the split, whatever the stage trains on, so that a test study stays one.
     """
+    if isinstance(c, DataConfig):
+        require_outside(c.work, c.data, "--work")
     records = find(c.data, c.use_unlabeled_masks, all_frames)
     return split_by_subject(records, Domain.parse(c.source), c.upper_bound)
 

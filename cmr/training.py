@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
-from cmr.files import write_json, write_text
+from cmr.files import read_json, write_json, write_text
 from cmr.settings import without_places
 from cmr.workers import peak_memory_gb
 
@@ -49,7 +49,10 @@ class Run:
         elif self.last.exists():
             self._resume()
         elif ranks.is_first():
-            write_json(self.out / "config.json", config)
+            path = self.out / "config.json"
+            if path.exists():                                     # of a run killed at once, or of something else
+                checkpoint.require_settings(path, read_json(path), config)
+            write_json(path, config)
             self._write_log()
 
     def _load(self, path):
@@ -97,7 +100,8 @@ class Run:
                 if logging:
                     self._log_row(steps, bar)
                 stopping = ranks.any_of(self.stop_signal)
-                if stopping or self.step == steps or time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]:
+                late = time.monotonic() - self.saved_at >= 60 * self.config["save_minutes"]
+                if stopping or late or self.step == steps:        # what follows the last step may be interrupted too
                     self._save_last()
                 if stopping:
                     raise KeyboardInterrupt

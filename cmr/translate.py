@@ -20,7 +20,7 @@ from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, re
 from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
 from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import SourceModel, Strength, translate
-from cmr.settings import DEVICE, at_least, opt, parse, required
+from cmr.settings import DEVICE, SEED, opt, parse, required
 from cmr.workers import pick_device
 
 SUFFIX = re.compile(NIFTI + "$")
@@ -33,7 +33,7 @@ CLEARLY = 1.5                                    # the slice axis is coarser, or
 class ImagesConfig:
     """Settings of both commands, `cmr.translate` and `cmr.segment`."""
     images: tuple = opt((), "NIfTI files, or folders of them: one slice, a stack, or a cine with its frames last")
-    seed: int = opt(0, "of the noise, which is the same for every slice and frame", at_least(0))
+    seed: int = opt(0, "of the noise, which is the same for every slice and frame", SEED)
     device: str = DEVICE
 
 
@@ -75,10 +75,11 @@ def _below(folder, out):
 
 
 def one_by_one(images, out, settings, make):
-    """Call make(place, path) for each image of `find_images`; return ([its results], [why a file was left out]).
+    """Call make(place, path) for each image of `find_images`; return ([all results there], [why a file was left out]).
 
     make : writes the results of a file and returns plain values, among them "notes", a list of warnings.
-    settings : everything that decides the results; what was finished with them before is not done again.
+    settings : everything that decides the results; what was finished with them before, by this command or an earlier
+    one, is not done again.
     """
     out = writable_folder(out)
     begun = out / "settings.json"
@@ -89,22 +90,22 @@ def one_by_one(images, out, settings, make):
         raise UsageError(f"--out {out}: {there[0]} lies there already ({len(there)} such) and is no result of this "
                          "command; choose another folder")
     write_json(begun, settings)
-    found, left_out = [], []
+    left_out = []
     for n, (place, path) in enumerate(images.items(), 1):
         entry = out / "finished" / f"{SUFFIX.sub('', place)}.json"
         with _going_on(path, left_out):
             done = read_sealed_json(entry)
             if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
                 if done and done.get("path") != str(path.resolve()):
-                    raise DataError(f"{path}: {out / place} is the result of {done['path']}; choose another --out")
+                    raise DataError(f"{path}: {out / place} is the result of another image; choose another --out")
                 print(f"{n} of {len(images)}: {path}", flush=True)
-                made = make(place, path)
-                done = {"image": sha256(path), "path": str(path.resolve()), "found": made}
+                entry.unlink(missing_ok=True)
+                done = {"image": sha256(path), "path": str(path.resolve()), "found": make(place, path)}
                 write_sealed_json(entry, done)
-            found.append(done["found"])
             for note in done["found"]["notes"]:
                 print(f"note: {path}: {note}", flush=True)
-    return found, left_out
+    entries = map(read_sealed_json, sorted((out / "finished").rglob("*.json")))
+    return [done["found"] for done in entries if done], left_out
 
 
 @contextlib.contextmanager

@@ -239,6 +239,27 @@ def plain(root, *names):
     return root
 
 
+def test_rows_without_a_name_and_a_quote_that_is_not_closed(tmp_path):
+    mms(tmp_path, {"A0S9V9": {}})
+    table, = tmp_path.rglob("*.csv")
+    text = table.read_text(encoding="utf-8-sig")
+    table.write_text(text + ",,,,\n,,Siemens,,\n")
+    assert len(find(tmp_path)) == 2
+    table.write_text(text + '"' + "x" * 200_000)
+    with pytest.raises(DataError, match="no valid CSV .*look for a quote that is not closed"):
+        find(tmp_path)
+
+
+def test_a_column_split_goes_before_folders_in_mms(tmp_path):
+    mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}, "C0S9V9": {}})
+    table, = tmp_path.rglob("*.csv")
+    lines = table.read_text(encoding="utf-8-sig").splitlines()
+    cells = ("Split", "test", "", "Validation")
+    table.write_text("\n".join(f"{line},{cell}" for line, cell in zip(lines, cells)))
+    assert {r.subject: r.split for r in find(tmp_path)} == {"A0S9V9": "Testing", "B0S9V9": "Training",
+                                                            "C0S9V9": "Validation"}
+
+
 def test_folders_of_images_are_splits_or_begin_the_name(tmp_path):
     plain(tmp_path, "train/anna_ED", "train/anna_ES", "Test/bert", "val/ward/carla", "ward/dora", "train")
     found = find(tmp_path)
@@ -356,7 +377,8 @@ def test_info_cfg_is_read_as_windows_writes_it(tmp_path, encoding, more):
 
 
 @pytest.mark.parametrize("text,words", [("ED: 0\nES: 12\n", "frame 0 of .*Info.cfg has no file; there are 1, 12"),
-                                        ("ES: 12\n", "frame  of .*Info.cfg has no file")])
+                                        ("ES: 12\n", "frame  of .*Info.cfg has no file"),
+                                        ("ED: 12\nES: 12\n", "names the frame of ED, 12, for ES too")])
 def test_a_frame_of_info_cfg_that_is_wrong_is_named(tmp_path, text, words):
     (acdc(tmp_path) / "Info.cfg").write_text(text)
     assert len(find(tmp_path)) == 1 and re.search(words, left_out(tmp_path)[0][1])

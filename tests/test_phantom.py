@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cmr.errors import CheckpointError
 from cmr.grid import Grid, to_working
 from cmr.nifti import Nifti
-from cmr.phantom import Config, _studies, _write_study, contraction, render_study
+from cmr.phantom import Config, _studies, _write_study, contraction, render_study, write_dataset
 from cmr.phantom_heart import sample_subject
 from cmr.phantom_scanner import VENDORS
 from cmr.records import Domain
@@ -67,6 +68,13 @@ def test_layout_and_orientation(phantom):
         assert area[:len(area) // 2].sum() > area[len(area) // 2 + 1:].sum()     # base first
     assert "PHANTOM" in (phantom / "README.txt").read_text()
     assert json.loads((phantom / "phantom_params.json").read_text())["PHANTOM"]
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_phantom(tmp_path):
+    (tmp_path / "README.txt").write_text("M&Ms")
+    with pytest.raises(CheckpointError, match="holds files that are no phantom's; use another --out"):
+        write_dataset(Config(out=str(tmp_path)))
+    assert (tmp_path / "README.txt").read_text() == "M&Ms"
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(phantom, tmp_path):

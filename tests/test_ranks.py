@@ -31,6 +31,17 @@ def test_shares_are_whole_and_even(monkeypatch):
         ranks.share(2, 0)
 
 
+def test_a_rank_without_a_world_is_a_schedulers_own_and_neighbours_are_dealt_to_one_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "16")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert ranks.rank() == 0 and ranks.is_first()
+    monkeypatch.setenv("WORLD_SIZE", "2")                         # two strengths in turn, of which one is long
+    monkeypatch.setenv("RANK", "1")
+    sent = []
+    monkeypatch.setattr(ranks.dist, "gather_object", lambda found, of_all: sent.append(found))
+    assert ranks.dealt(lambda i: i, 6) is None and sent == [[3, 4, 5]]
+
+
 def test_ranks_train_the_network_that_one_would(phantom, tmp_path):
     """Uneven shares (5 and 6 samples over 2 and 4), batch normalisation, soft Dice of a batch, Adam, SGD, clipping."""
     for n in (1, 2, 4):

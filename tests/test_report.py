@@ -2,6 +2,7 @@
 import csv
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -144,6 +145,16 @@ def test_rows_of_some_seeds_are_left_out_and_other_test_volumes_or_one_seed_refu
         spread_of(tmp_path, first, [row("q", "baseline", 0.7)])
     with pytest.raises(UsageError, match="give at least two"):
         spread_of(tmp_path, first)
+
+
+def test_one_run_is_no_spread_and_a_table_saved_by_a_spreadsheet_is_named(run, tmp_path):
+    with pytest.raises(UsageError, match="give at least two, one per seed"):
+        main(["--runs", f"{run},{run}", "--out", str(tmp_path / "spread.md")])
+    shutil.copytree(run / "results", tmp_path / "b" / "results")
+    path = tmp_path / "b" / "results" / "metrics.csv"
+    path.write_text(path.read_text().replace(",0.", ",x0."))
+    with pytest.raises(DataError, match="metrics.csv: could not convert .* take the file as evaluate.py wrote it"):
+        main(["--runs", f"{run},{tmp_path / 'b'}", "--out", str(tmp_path / "spread.md")])
 
 
 @pytest.mark.parametrize("domain,named", [("Vendor=A", False), ("Dataset=ACDC", True)])

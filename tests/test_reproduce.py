@@ -68,6 +68,36 @@ def test_a_report_of_other_rows_than_its_folder_was_asked_for_is_made_again(tmp_
     assert set(made(tmp_path, *TWO, "--pseudonyms", "--use-unlabeled-masks")) == {"check", "results"}
 
 
+def test_makes_that_begin_together_have_a_makefile_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    asked = []
+    monkeypatch.setattr(os, "execvp", lambda make, words: asked.append(words[words.index("-f") + 1]))
+    for seed in ("0", "1"):
+        main([*ALWAYS, *TWO, "--seed", seed])
+    assert all(f"--seed {seed} " in open(path).read() for seed, path in enumerate(asked))
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--runs", "R&D"], "--runs 'R&D': use a path of letters"), (["--runs", "a,b"], "use a path of letters"),
+    (["--runs", "data/runs"], "--runs data/runs: lies in the dataset data"), (["--networks", ""], "--networks ''"),
+    (["--controls", "nnunet2d-augmented"], "nnunet2d-augmented: an nnU-Net always augments"),
+    (["--trained", "real,augmented"], "nnunet2d-augmented: an nnU-Net always augments")])
+def test_what_no_stage_could_do_is_refused_before_the_first(tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match=words):
+        main([*ALWAYS, *TWO, *flags])
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_check_that_is_lost_is_made_again_and_once_alone(tmp_path):
+    made(tmp_path, *TWO)
+    lost, = tmp_path.rglob("check.json")
+    lost.unlink()
+    assert "check" in made(tmp_path, *TWO) and made(tmp_path, *TWO) == {}
+
+
 @pytest.mark.parametrize("ends", ["exit 5", "kill -INT 0"])
 def test_what_a_stage_has_written_is_kept_whatever_its_end(tmp_path, ends):
     """train_unet.py scores its validation studies after it has written final.pt; make would delete the file."""
@@ -140,13 +170,17 @@ def test_a_rehearsal_begins_anew_in_a_folder_of_its_own_that_clean_reaches(tmp_p
     subprocess.run(["make", "-f", ROOT / "Makefile", "clean", "RUNS=mine"], cwd=tmp_path, check=True)
     left = [path.name for path in runs.rglob("*")]
     assert left == ["notes.txt"]
-    (runs / "mine" / "work").mkdir(parents=True)                  # of the user's: no run of ours is beside it
-    (runs / "mine" / "work" / "notes.txt").write_text("")
+    # The user's own, called as ours are: no makefile of ours is beside it.
+    theirs = [runs / "mine" / name for name in ("work/notes.txt", "config.mk", "mri-seed0/results/a.svg", "a/b-seed0/dg/c")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (runs / "mine" / "empty").mkdir()
     for folder in ("", "my runs", "mine"):
         done = subprocess.run(["make", "-f", ROOT / "Makefile", "clean", f"RUNS={folder}"], cwd=tmp_path,
                               capture_output=True, text=True)
         assert (done.returncode == 0) == (folder == "mine") and ("name a folder" in done.stderr) != (folder == "mine")
-    assert (runs / "mine" / "work" / "notes.txt").exists()
+    assert all(path.exists() for path in [*theirs, runs / "mine" / "empty"])
 
 
 def test_every_training_set_is_made_from_a_stage_that_is_there():

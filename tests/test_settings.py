@@ -48,7 +48,8 @@ REFUSED = {
                       "--device cpu:1", "--device ''"),
     "evaluate.py": ("--processes -1", "--run ''"),
     "-m cmr.synthesize": ("--shift -1", "--shift a", "--use dx", "--samples -2", "--diffusion ''"),
-    "-m cmr.phantom": ("--counts some", "--frames 1", "--processes 0", "--seed -1")}
+    "-m cmr.phantom": ("--counts some", "--frames 1", "--processes 0", "--seed -1",
+                        "--seed 100000000000000000000")}
 
 
 @pytest.mark.parametrize("name,flags", [(name, flags) for name, some in REFUSED.items() for flags in some])

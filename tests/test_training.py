@@ -79,6 +79,21 @@ def test_a_loss_that_was_not_finite_is_found_at_the_next_row_and_never_saved(tmp
     assert not saved or checkpoint.load(tmp_path / "last.pt")["step"] == saved
 
 
+def test_what_follows_the_last_step_may_be_interrupted(tmp_path):
+    """A sheet of samples is drawn and a network is scored before final.pt is written."""
+    run = small_run(tmp_path, save_minutes=60)
+    for _ in run.steps(6):
+        run.update(run.net(torch.zeros(1, 1)).mean())
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 6
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"of": "another program"}')
+    with pytest.raises(CheckpointError, match="config.json was written with other settings .*of: 'another program'"):
+        small_run(tmp_path, save_minutes=1)
+    assert "another program" in (tmp_path / "config.json").read_text()
+
+
 def test_ema_closed_form_with_warm_up():
     net = torch.nn.Linear(1, 1, bias=False)
     ema = {"weight": torch.zeros(1, 1)}

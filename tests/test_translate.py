@@ -116,6 +116,34 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_done(tmp_path, image
         find_images([tmp_path / name for name in images], tmp_path / out)
 
 
+def test_a_file_that_is_no_result_of_ours_and_that_of_another_image_are_left_alone(tmp_path):
+    touch(tmp_path, "a/x.nii.gz", "b/x.nii.gz", "b/y.nii.gz", "masks/x.nii.gz")
+    (tmp_path / "b" / "x.nii.gz").write_bytes(b"another")
+    images = lambda name: find_images([tmp_path / name], tmp_path / "out")
+    with pytest.raises(UsageError, match="x.nii.gz lies there already .1 such. and is no result of this command"):
+        one_by_one(images("a"), tmp_path / "masks", {}, None)
+
+    def make(place, path):
+        (tmp_path / "out" / place).write_bytes(path.read_bytes())
+        return {"notes": [], "of": path.parent.name}
+
+    assert one_by_one(images("a"), tmp_path / "out", {}, make) == ([{"notes": [], "of": "a"}], [])
+    found, left_out = one_by_one(images("b"), tmp_path / "out", {}, make)
+    assert [done["of"] for done in found] == ["a", "b"]           # what an earlier command has made is in the table too
+    assert len(left_out) == 1 and "is the result of another image; choose another --out" in left_out[0]
+    assert (tmp_path / "out" / "x.nii.gz").read_bytes() == b"a/x.nii.gz"
+
+
+def test_capitals_and_links_are_images_and_other_names_are_none(tmp_path, capsys):
+    touch(tmp_path, "a/B.NII.GZ", "disk/c.nii", "scan")
+    (tmp_path / "a" / "patient").symlink_to(tmp_path / "disk")
+    (tmp_path / "a" / "lost").symlink_to(tmp_path / "nowhere")
+    assert list(find_images([tmp_path / "a"], tmp_path / "out")) == ["B.NII.GZ", "patient/c.nii"]
+    assert "lost" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="scan: called neither .nii nor .nii.gz"):
+        find_images([tmp_path / "scan"], tmp_path / "out")
+
+
 def test_one_bad_file_is_said_at_the_end_and_a_second_run_makes_only_what_is_missing(tmp_path, capsys):
     touch(tmp_path, "in/a.nii.gz", "in/bad.nii.gz", "in/c.nii.gz")
     images, out, made = find_images([tmp_path / "in"], tmp_path / "out"), tmp_path / "out", []

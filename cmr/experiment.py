@@ -240,7 +240,7 @@ def command(c, script, folder, *flags):
     ranks = f"-m cmr.ranks {c.gpus}" if c.gpus > 1 and script not in ALONE else ""
     short = SHORT.get(script, "") if c.rehearse else ""
     agreed = shlex.join(flags_of_all(c, c.of_preset / "work"))
-    words = [c.python, ranks, script, agreed, short, *flags, f"--out {c.run / folder}"]
+    words = [shlex.quote(c.python), ranks, script, agreed, short, *flags, f"--out {c.run / folder}"]
     return " ".join(filter(None, words))
 
 

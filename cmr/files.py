@@ -120,6 +120,8 @@ def seal(path, text):
 
 def require_sealed(path):
     path, beside = Path(path), Path(f"{path}.sha256")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; run the stage that writes {path.parent} again")
     expected = beside.read_bytes().split()[:1] if beside.exists() else []
     if expected != [sha256(path).encode()]:
         raise DataError(f"{path}: not as it was written (its SHA-256 is not that of {beside.name}); delete "

@@ -3,6 +3,7 @@
 The stages of `cmr.experiment` are written as rules to a makefile beside the run's folder, and make runs them.
 """
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,8 @@ class Config:
             data += f"-{digest(paths)[:8]}"
         of = f"-of-{Domain.parse(self.references).file_name}" if self.references else ""
         domains = f"{Domain.parse(self.source).file_name}-to-{Domain.parse(self.target).file_name}{of}"
-        return as_file_name(f"{data}-{domains}")
+        name = as_file_name(f"{data}-{domains}")
+        return name if len(name) <= 150 else f"{name[:140]}-{digest(name)[:8]}"      # file systems take 255 bytes
 
     @property
     def run(self):
@@ -160,7 +162,8 @@ def makefile(runs):
     shown = [f"@cat {report}; echo; echo 'figures and per-case numbers: {Path(report).parent}'" for report in reports]
     if len(runs) > 1:
         folders = ",".join(str(run.run) for run in runs)
-        shown.append(f"@{runs[0].python} -m cmr.report --runs {folders} --out {runs[0].run}/results/seeds.md")
+        python = shlex.quote(runs[0].python)
+        shown.append(f"@{python} -m cmr.report --runs {folders} --out {runs[0].run}/results/seeds.md")
     rules = [rule("reproduce", reports, [], *shown), rule("check", [], [], stages(runs[0])[0].command),
              rule("estimate", [], [], price(runs[0]))]
     files = []

@@ -26,14 +26,18 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
     """
     records, folder_of, path_of = [], {}, {}
     for folder in _folders(root):
+        name = folder.absolute().name                             # of `.` too
         for record in read_layout(open_folder(folder, use_unlabeled_masks, all_frames)):
+            if not record.case.isprintable() or record.case != record.case.strip():
+                raise DataError(f"{record.image_path!r}: a name with blanks at its ends or letters that are no UTF-8 "
+                                "cannot be written into tables; rename it")
             first, path = folder_of.setdefault(record.subject, folder), record.image_path
             if first != folder:
                 raise DataError(f"{record.subject} is a subject of {first} and of {folder}; rename it in one of them")
             if path_of.setdefault(record.case, path) != path:
                 raise DataError(f"{record.case} is there twice: {path_of[record.case]} and {path}; remove one of "
                                 "them, or rename it if it is another volume")
-            records.append(replace(record, metadata={"dataset": folder.name, **record.metadata}))
+            records.append(replace(record, metadata={"dataset": name, **record.metadata}))
     return sorted(records, key=lambda r: r.case)
 
 
@@ -124,7 +128,7 @@ def splits_drawn(c, records):
         folder = next(folder for folder in folders if folder in path.parents)
         name = like_a_split(path, folder)
         where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
-        if name or not before.split and folder.name in with_splits:
+        if name or not before.split and folder.absolute().name in with_splits:
             drawn.setdefault((folder, where), {})[after.subject] = after.split
     said = []
     for (folder, where), splits in drawn.items():

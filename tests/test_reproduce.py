@@ -68,6 +68,13 @@ def test_a_report_of_other_rows_than_its_folder_was_asked_for_is_made_again(tmp_
     assert set(made(tmp_path, *TWO, "--pseudonyms", "--use-unlabeled-masks")) == {"check", "results"}
 
 
+def test_names_that_are_long_and_an_interpreter_behind_a_blank():
+    many = "Vendor=" + ",".join(f"a vendor of a very long name number {i}" for i in range(12))
+    c = Config(data="data", target=many, upper="0", python="/my disk/.venv/bin/python")
+    assert len(c.name) <= 150 and c.name != dataclasses.replace(c, target=many + "x").name
+    assert all(stage.command.startswith("'/my disk/.venv/bin/python' ") for stage in stages(c) if stage.command)
+
+
 def test_makes_that_begin_together_have_a_makefile_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

@@ -81,6 +81,21 @@ def test_two_datasets_are_taken_together_and_told_apart_by_their_folders(tmp_pat
         find(f"{tmp_path / 'first'},{tmp_path / 'third'}")
 
 
+def test_a_name_that_no_table_can_hold_is_refused_and_the_folder_of_a_point_has_its_name(tmp_path, monkeypatch):
+    image, label = cine(0)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    nifti(tmp_path / "mine" / "images" / "anna.nii.gz", image[..., 0])
+    nifti(tmp_path / "mine" / "labels" / "anna.nii.gz", label[..., 0])
+    assert Domain.parse("Dataset=mine").select(find("."))
+    for name in ("K\udcf6hler", " anna"):
+        path = tmp_path / "mine" / "images" / f"{name}.nii.gz"
+        nifti(path, image[..., 0])
+        with pytest.raises(DataError, match="cannot be written into tables; rename it"):
+            find(".")
+        path.unlink()
+
+
 def test_what_is_there_twice_is_refused(tmp_path):
     mms(tmp_path, {"A0S9V9": {}, "B0S9V9": {}})
     study = tmp_path / "OpenDataset" / "Training" / "Labeled" / "A0S9V9"

@@ -15,7 +15,7 @@ from cmr.errors import DataError, run_script
 from cmr.experiment import ARMS, rows_to_measure, training_set
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
-from cmr.look import fda, match_quantiles
+from cmr.look import fda, match_quantiles, padded_as
 from cmr.metrics import measure
 from cmr.network import softmax
 from cmr.nifti import read_volume, without_words, write_like
@@ -186,7 +186,7 @@ class Evaluation:
         style = at_same_height(self.styles[drawn].image, len(image))
         return {NONE: image, **self.translated_of[case],
                 "matched": match_quantiles(image, self.model.quantiles),
-                "fda": np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)])}
+                "fda": padded_as(image, np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)]))}
 
     def volume(self, index):
         """(rows of metrics.csv, Example) of one test volume; writes its predictions on the original grid."""

@@ -17,6 +17,7 @@ from skimage.transform import resize
 from torch import nn
 
 from cmr.diffusion import denoise, levels
+from cmr.look import field_of_view
 from cmr.metrics import border, mean_dice
 from cmr.nnunet_preprocess import zscore
 from cmr.seeds import generator, initialised
@@ -121,7 +122,7 @@ class SourceClassifier:
     @classmethod
     def fit(cls, source, others, seed=0):
         """Train on volumes (D, H, W) of both domains, of patients that `probability` is not asked about."""
-        pools = [torch.from_numpy(np.concatenate(list(map(zscore, volumes)))) for volumes in (source, others)]
+        pools = [torch.from_numpy(np.concatenate(list(map(_as_segmented, volumes)))) for volumes in (source, others)]
         net = initialised(_patch_network, seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
         of_source = torch.cat([torch.ones(PATCHES // 2), torch.zeros(PATCHES // 2)])
@@ -138,10 +139,17 @@ class SourceClassifier:
     @torch.no_grad()
     def probability(self, image):
         """Return the probability, averaged over patches, that a volume (D, H, W) is of the source."""
-        slices = torch.from_numpy(zscore(np.asarray(image)))
+        slices = torch.from_numpy(_as_segmented(image))
         edge = min(PATCH, *slices.shape[1:])
         patches = slices.unfold(1, edge, edge // 2).unfold(2, edge, edge // 2).reshape(-1, 1, edge, edge)
         return float(torch.cat([self.net(some).sigmoid() for some in patches.split(256)]).mean())
+
+
+def _as_segmented(volume):
+    """Return a volume z-scored by its field of view, as an nnU-Net's input is; padding is 0."""
+    inside = np.zeros(volume.shape, bool)
+    inside[field_of_view(volume)] = True
+    return np.where(inside, zscore(np.asarray(volume), inside), np.float32(0))
 
 
 def _patch_network():

@@ -1,4 +1,5 @@
 """Look a dataset over before anything long starts: `python -m cmr.check_dataset --data DATA`."""
+import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -6,7 +7,7 @@ import numpy as np
 
 from cmr.errors import DataError, run_script
 from cmr.experiment import rows_to_measure
-from cmr.files import digest, read_json, writable_folder, write_json
+from cmr.files import digest, read_text, writable_folder, write_text
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
@@ -54,8 +55,9 @@ def check_dataset(config):
     _require_labels(config.data, source, targets, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
-        if not path.exists() or read_json(path) != findings:                         # a newer file would rerun stages
-            write_json(path, findings)
+        text = json.dumps(findings, indent=1) + "\n"
+        if not path.exists() or read_text(path) != text:          # a newer file would rerun stages
+            write_text(path, text)
     return findings
 
 
@@ -72,7 +74,8 @@ def _require_roles(records, source, targets, c):
         in_role(records, domain, "Validation")
         in_role(records, domain, "Testing", labelled_only=True)
         for split in ("Training", "Validation") if c.upper_bound else ():
-            in_role(records, domain, split, labelled_only=True)
+            in_role(records, domain, split, labelled_only=True, instead="leave the upper bound out (make: UPPER=0), or "
+                    "choose a target that has")
 
 
 def _look_at(record, grid):

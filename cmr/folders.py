@@ -117,11 +117,14 @@ def _date_in(name):
     return "".join(found.groups()) if found else ""
 
 
-def open_folder(root, use_unlabeled_masks=False, all_frames=False):
+def open_folder(root, use_unlabeled_masks=False, all_frames=False, whole=True):
+    """Return the Folder `root`; if it must be `whole`, raise ResourceError for what may not be read below it."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the dataset with --data (make: DATA=...)")
     found, left_out, refused = _walk(root)
-    if refused:
+    if not whole:
+        left_out += [(what, "may not be read") for what in refused]
+    elif refused:
         more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise ResourceError(f"{root}: {len(refused)} files or folders may not be read: "
                             f"{', '.join(sorted(refused)[:8])}{more}; ask their owner for the right to read them, or "

@@ -119,7 +119,8 @@ def _write_study(job):
     study_folder = Path(config.out) / "OpenDataset" / folder / code
     finished = study_folder / f".{code}.json"
     if finished.exists():
-        return read_json(finished)
+        row = read_json(finished)
+        return row.get("row", row)                                # which an earlier version wrote with more beside it
     subject = sample_subject(rng(config.seed, code), group)
     frames = config.frames if folder.startswith("Training") else config.test_frames
     study = render_study(subject, VENDORS[vendor], frames, config.seed, code)

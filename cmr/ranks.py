@@ -32,7 +32,7 @@ USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
 def rank():
-    return int(os.environ["RANK"]) if world() > 1 else 0         # a scheduler may set it for purposes of its own
+    return int(os.environ.get("RANK", 0)) if world() > 1 else 0   # a scheduler may set one of the two for itself
 
 
 def world():

@@ -32,8 +32,8 @@ BY_STRUCTURE = (BASELINE, "DA", "DA, guided, averaged", "DG", "real + DG")      
 PAGE = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")                 # with {names} of what is filled in
 BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same network trained on each target's own "
            "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, 0.5 mm "
-           "HD95 or 0.2 mm ASSD. A bound has fewer patients to train on than its baseline, as the end of this report "
-           "says, so that the gap may be larger.")
+           "HD95 or 0.2 mm ASSD. A bound may have fewer or more patients to train on than its baseline, as the end of "
+           "this report says, which makes the gap look smaller or larger.")
 UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
              "differ in difficulty.")
 

@@ -28,7 +28,7 @@ def find(root, use_unlabeled_masks=False, all_frames=False):
     for folder in _folders(root):
         name = folder.absolute().name                             # of `.` too
         for record in read_layout(open_folder(folder, use_unlabeled_masks, all_frames)):
-            if not record.case.isprintable() or record.case != record.case.strip():
+            if any(not text.isprintable() or text != text.strip() for text in (record.subject, record.case)):
                 raise DataError(f"{record.image_path!r}: a name with blanks at its ends or letters that are no UTF-8 "
                                 "cannot be written into tables; rename it")
             first, path = folder_of.setdefault(record.subject, folder), record.image_path
@@ -128,7 +128,8 @@ def splits_drawn(c, records):
         folder = next(folder for folder in folders if folder in path.parents)
         name = like_a_split(path, folder)
         where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
-        if name or not before.split and folder.absolute().name in with_splits:
+        by_table = before.metadata.get("split")
+        if not by_table and (name or not before.split and folder.absolute().name in with_splits):
             drawn.setdefault((folder, where), {})[after.subject] = after.split
     said = []
     for (folder, where), splits in drawn.items():
@@ -139,22 +140,22 @@ def splits_drawn(c, records):
     return said
 
 
-def in_role(records, domain, split="", labelled_only=False):
-    """Records of a domain and split (empty: any); raises UsageError if there is none."""
+def in_role(records, domain, split="", labelled_only=False, instead="choose another domain or dataset"):
+    """Records of a domain and split (empty: any); raises UsageError if there is none, with what to do `instead`."""
     there = [r for r in domain.select(records) if split in ("", r.split)]
     chosen = [r for r in there if r.label_path or not labelled_only]
     if not chosen:
         kind = f"labelled {split}".strip() if labelled_only else split
         flags = Counter(flag for r in there for flag in r.flags).most_common(1)
         why = f" ({flags[0][0]}, in {flags[0][1]} of {len(there)})" if flags else ""
-        raise UsageError(f"domain {domain} has no {kind} volumes{why}; choose another domain or dataset")
+        raise UsageError(f"domain {domain} has no {kind} volumes{why}; {instead}")
     return chosen
 
 
 def labelled_apart(records, domain, others):
     """Return all labelled records of the domain of DG's references; UsageError if it has none or shares a subject."""
     require_apart(records, domain, others, "choose --references apart from source and targets, or leave them out")
-    return in_role(records, domain, labelled_only=True)
+    return in_role(records, domain, labelled_only=True, instead="choose other --references or leave them out")
 
 
 def pseudonyms(records):

@@ -14,9 +14,10 @@ import numpy as np
 
 from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError, run_script
-from cmr.folders import NIFTI, open_folder
 from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
+from cmr.folders import NIFTI, open_folder
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
+from cmr.layouts import MMS_FRAME
 from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
 from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import SourceModel, Strength, translate
@@ -24,6 +25,7 @@ from cmr.settings import DEVICE, SEED, opt, parse, required
 from cmr.workers import pick_device
 
 SUFFIX = re.compile(NIFTI + "$")
+MASK = re.compile(r"_gt(?=\.nii)", re.IGNORECASE)
 NAME = re.compile(r"(.+?)(?:_sa)?(?:_(?:(ED|ES)|frame\d+))?(?:_0000)?", re.IGNORECASE)
 BLEND_MM = 10                                    # distance over which a change fades out towards the field's border
 CLEARLY = 1.5                                    # the slice axis is coarser, or shorter, by more than this factor
@@ -43,8 +45,11 @@ def find_images(images, out):
     for start in map(Path, images):
         for path in _below(start, out) if start.is_dir() else [start]:
             place = str(path.relative_to(start)) if start.is_dir() else path.name
+            if not path.exists():
+                raise DataError(f"{path}: no such file or folder")
             if not SUFFIX.search(place):
-                raise UsageError(f"{path}: called neither .nii nor .nii.gz, as its result would be; rename it")
+                raise UsageError(f"{path}: called neither .nii nor .nii.gz, as its result would be; convert it to "
+                                 "NIfTI, or rename it if it is one")
             other, _ = found.setdefault(SUFFIX.sub("", place), (path, place))
             if other.resolve() != path.resolve():
                 raise UsageError(f"{other} and {path} would have results of one name; give them one by one")
@@ -57,14 +62,14 @@ def find_images(images, out):
 
 def _below(folder, out):
     """Return the images below a folder; what lies below `out`, where that is a folder inside it, are results."""
-    there = open_folder(folder)
+    there = open_folder(folder, whole=False)                      # a file that may not be read is named in its turn
     files = set(there.files)
     for what, why in there.left_out:
         print(f"left out: {what}: {why}", flush=True)
     inside = Path(out).resolve()
     results = {path for path in files if folder.resolve() in inside.parents and inside in path.resolve().parents}
     files -= results
-    masks = {path for path in files if path.with_name(path.name.replace("_gt.nii", ".nii")) in files - {path}}
+    masks = {path for path in files if path.with_name(MASK.sub("", path.name)) in files - {path}}
     if not files:
         raise UsageError(f"{folder}: no NIfTI files below it")
     if results:
@@ -85,10 +90,11 @@ def one_by_one(images, out, settings, make):
     begun = out / "settings.json"
     if begun.exists():
         checkpoint.require_settings(begun, read_json(begun), settings)
-    there = [place for place in images if (out / place).exists()]
+    results = [name for place in images for name in (place, picture_of(place), "volumes.csv")]
+    there = [name for name in results if (out / name).exists()]
     if there and not begun.exists():
-        raise UsageError(f"--out {out}: {there[0]} lies there already ({len(there)} such) and is no result of this "
-                         "command; choose another folder")
+        raise UsageError(f"--out {out}: {there[0]} lies there already and is no result of this command; choose another "
+                         "folder")
     write_json(begun, settings)
     left_out = []
     for n, (place, path) in enumerate(images.items(), 1):
@@ -96,7 +102,7 @@ def one_by_one(images, out, settings, make):
         with _going_on(path, left_out):
             done = read_sealed_json(entry)
             if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
-                if done and done.get("path") != str(path.resolve()):
+                if done and (out / place).is_file() and done.get("path") != str(path.resolve()):
                     raise DataError(f"{path}: {out / place} is the result of another image; choose another --out")
                 print(f"{n} of {len(images)}: {path}", flush=True)
                 entry.unlink(missing_ok=True)
@@ -129,7 +135,9 @@ def subject_and_phase(path):
 
     The subject is called as in the experiment, because it is the key of the noise; P1_frame05 is a frame of P1.
     """
-    subject, phase = NAME.fullmatch(SUFFIX.sub("", Path(path).name)).groups()
+    name = SUFFIX.sub("", Path(path).name)
+    of_mms = MMS_FRAME.fullmatch(name)
+    subject, phase = (of_mms[1], None) if of_mms else NAME.fullmatch(name).groups()
     return subject, phase and phase.upper()
 
 

@@ -10,6 +10,7 @@ from cmr.audit import (
     STEPS, SourceClassifier, audit_samples, boundary_displacement_mm, draw_samples, features, frechet_distance,
     frechet_to_held_out, memorisation, still_fits, through_plane_correlation)
 from cmr.diffusion import Schedule
+from cmr.look import match_mean_std
 from cmr.seeds import rng
 
 
@@ -86,6 +87,9 @@ def test_two_looks_are_told_apart_on_volumes_that_were_held_out(classifier_at_fu
     assert (taken_for_the_source(classifier, volumes(3, 8, blur=(3, 3))) < 0.5).all()
     image = volumes(2, 1)[0]
     assert classifier.probability(0.3 * image - 0.2) == pytest.approx(classifier.probability(image), abs=1e-5)
+    padded = np.pad(image, ((0, 0), (8, 8), (8, 8)), constant_values=-1)
+    matched = match_mean_std(padded, 0.1, 0.2)                    # padding stays where it is, and is no part of a look
+    assert classifier.probability(matched) == pytest.approx(classifier.probability(padded), abs=1e-4)
 
 
 def test_a_domain_is_not_told_from_itself_and_an_answer_is_a_function_of_images_and_seed(

@@ -41,6 +41,7 @@ def test_padding_stays_and_nothing_is_matched_by_it():
     for change in (lambda image: match_mean_std(image, 0.2, 0.1), lambda image: match_quantiles(image, quantiles)):
         assert np.array_equal(change(padded)[inside], change(seen))
         assert (padded_as(padded, change(padded)) == change(padded)).all() and change(padded)[0, 0, 0] == -1
+    assert field_of_view(padded_as(padded, fda(padded[0], padded[1], 2.5)[None].repeat(3, 0))) == field_of_view(padded)
     changed = random_shift(padded, 2.5, rng("shift"))
     assert field_of_view(changed) == field_of_view(padded) == inside_as_slices(seen.shape)
     assert [float(x) for x in intensity_statistics([padded])[1:]] == [float(x) for x in intensity_statistics([seen])[1:]]

@@ -35,6 +35,9 @@ def test_a_rank_without_a_world_is_a_schedulers_own_and_neighbours_are_dealt_to_
     monkeypatch.setenv("RANK", "16")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert ranks.rank() == 0 and ranks.is_first()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK")
+    assert ranks.rank() == 0
     monkeypatch.setenv("WORLD_SIZE", "2")                         # two strengths in turn, of which one is long
     monkeypatch.setenv("RANK", "1")
     sent = []

@@ -174,9 +174,12 @@ def test_a_rehearsal_begins_anew_in_a_folder_of_its_own_that_clean_reaches(tmp_p
     assert rehearsed[0] == rehearsed[1] and rehearsed[0].keys() == result.keys()
     assert all("/rehearsal-tiny/" in command and command not in result.values() for command in rehearsed[0].values())
     assert made(tmp_path, *mine) == {}
+    run, = (path for path in (runs / "tiny").iterdir() if path.name.endswith("-seed0"))
+    copy = run.with_name(f"{run.name}-backup") / "results" / "report.md"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("the user's")
     subprocess.run(["make", "-f", ROOT / "Makefile", "clean", "RUNS=mine"], cwd=tmp_path, check=True)
-    left = [path.name for path in runs.rglob("*")]
-    assert left == ["notes.txt"]
+    assert {path for path in runs.rglob("*") if path.is_file()} == {runs / "notes.txt", copy}
     # The user's own, called as ours are: no makefile of ours is beside it.
     theirs = [runs / "mine" / name for name in ("work/notes.txt", "config.mk", "mri-seed0/results/a.svg", "a/b-seed0/dg/c")]
     for path in theirs:

@@ -48,7 +48,7 @@ def test_a_subject_whose_volumes_lie_in_source_and_target_is_refused():
 def test_references_without_masks_are_refused():
     records = [Record("P1", "ED", "ed.nii.gz", "mask.nii.gz", vendor="A"), Record("P2", "ED", "ed.nii.gz", vendor="B")]
     source, references = Domain.parse("Vendor=A"), Domain.parse("Vendor=B")
-    with pytest.raises(UsageError, match="domain Vendor=B has no labelled volumes; choose another domain or dataset"):
+    with pytest.raises(UsageError, match="domain Vendor=B has no labelled volumes; choose other --references or leave them"):
         labelled_apart(records, references, [source])
     assert labelled_apart(records, source, [references]) == records[:1]
 
@@ -88,7 +88,7 @@ def test_a_name_that_no_table_can_hold_is_refused_and_the_folder_of_a_point_has_
     nifti(tmp_path / "mine" / "images" / "anna.nii.gz", image[..., 0])
     nifti(tmp_path / "mine" / "labels" / "anna.nii.gz", label[..., 0])
     assert Domain.parse("Dataset=mine").select(find("."))
-    for name in ("K\udcf6hler", " anna"):
+    for name in ("K\udcf6hler", " anna", "anna "):
         path = tmp_path / "mine" / "images" / f"{name}.nii.gz"
         nifti(path, image[..., 0])
         with pytest.raises(DataError, match="cannot be written into tables; rename it"):

@@ -1,6 +1,7 @@
 """Synthetic sets: controls, interruptions, pairs kept out, leaks."""
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -111,6 +112,11 @@ def test_interrupted_synthesis_makes_only_what_is_missing_and_the_same(run, phan
     assert {p.name: p.read_bytes() for p in sorted((copy / "imagesTr").iterdir())} == before
     assert images[0].stat().st_mtime_ns == stamp
     assert (copy / "manifest.csv").read_bytes() == (run / "dg" / "manifest.csv").read_bytes()
+    config = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(re.sub('"audited_by": "[0-9a-f]+"', '"audited_by": "another"', config))
+    with pytest.raises(CheckpointError, match="audited_by: 'another' there"):
+        synthesize.main([*again, "--strength", "t0=30,steps=2"])
+    (copy / "config.json").write_text(config)
     write_sealed_json(copy / "items" / "X_ED_s0.json", {})        # of a study that was a reference in another split
     with pytest.raises(CheckpointError, match="holds X_ED_s0, which is not to be made now"):
         synthesize.main([*again, "--strength", "t0=30,steps=2"])

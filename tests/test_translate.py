@@ -3,6 +3,7 @@
 Image files without a dataset: which there are, one bad among many; any axis, direction, size and type, there and back.
 """
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from cmr import translate
 from cmr.diffusion import Schedule
 from cmr.errors import CheckpointError, DataError, UsageError
 from cmr.grid import CANONICAL, Grid, to_original, to_working
+from cmr.layouts import _subject_and_phase
 from cmr.nifti import read_nifti, read_volume
 from cmr.records import Record
 from cmr.sampler import SourceModel, Strength
@@ -120,8 +122,10 @@ def test_a_file_that_is_no_result_of_ours_and_that_of_another_image_are_left_alo
     touch(tmp_path, "a/x.nii.gz", "b/x.nii.gz", "b/y.nii.gz", "masks/x.nii.gz")
     (tmp_path / "b" / "x.nii.gz").write_bytes(b"another")
     images = lambda name: find_images([tmp_path / name], tmp_path / "out")
-    with pytest.raises(UsageError, match="x.nii.gz lies there already .1 such. and is no result of this command"):
-        one_by_one(images("a"), tmp_path / "masks", {}, None)
+    touch(tmp_path, "tables/volumes.csv")
+    for out in ("masks", "tables"):
+        with pytest.raises(UsageError, match="lies there already and is no result of this command"):
+            one_by_one(images("a"), tmp_path / out, {}, None)
 
     def make(place, path):
         (tmp_path / "out" / place).write_bytes(path.read_bytes())
@@ -132,16 +136,36 @@ def test_a_file_that_is_no_result_of_ours_and_that_of_another_image_are_left_alo
     assert [done["of"] for done in found] == ["a", "b"]           # what an earlier command has made is in the table too
     assert len(left_out) == 1 and "is the result of another image; choose another --out" in left_out[0]
     assert (tmp_path / "out" / "x.nii.gz").read_bytes() == b"a/x.nii.gz"
+    (tmp_path / "out" / "x.nii.gz").unlink()                      # on purpose: it is made again, from where it lies now
+    assert one_by_one(images("b"), tmp_path / "out", {}, make)[1] == []
 
 
 def test_capitals_and_links_are_images_and_other_names_are_none(tmp_path, capsys):
-    touch(tmp_path, "a/B.NII.GZ", "disk/c.nii", "scan")
+    touch(tmp_path, "a/B.NII.GZ", "a/B_gt.NII.GZ", "disk/c.nii", "scan")
     (tmp_path / "a" / "patient").symlink_to(tmp_path / "disk")
     (tmp_path / "a" / "lost").symlink_to(tmp_path / "nowhere")
     assert list(find_images([tmp_path / "a"], tmp_path / "out")) == ["B.NII.GZ", "patient/c.nii"]
     assert "lost" in capsys.readouterr().out
     with pytest.raises(UsageError, match="scan: called neither .nii nor .nii.gz"):
         find_images([tmp_path / "scan"], tmp_path / "out")
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        find_images([tmp_path / "nowhere"], tmp_path / "out")
+
+
+def test_a_file_that_may_not_be_read_stops_no_other(tmp_path, monkeypatch):
+    touch(tmp_path, "in/a.nii.gz", "in/bad.nii.gz")
+    monkeypatch.setattr("cmr.folders.os.access", lambda path, mode: "bad" not in str(path))
+    assert list(find_images([tmp_path / "in"], tmp_path / "out")) == ["a.nii.gz", "bad.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["A0S9V9_0000_A_1_0000", "P1_ES", "P1_frame05", "A0S9V9_sa_ED", "la_0003"])
+def test_the_key_of_the_noise_is_the_experiments_subject(tmp_path, name):
+    touch(tmp_path, f"images/{name}.nii.gz")
+    if not name.startswith("A0S9V9_sa"):                          # M&Ms-1 has its names from its table
+        subject, _ = _subject_and_phase(re.sub("_0000$", "", name))
+        assert subject_and_phase(tmp_path / f"{name}.nii.gz")[0] == subject
+    else:
+        assert subject_and_phase(tmp_path / f"{name}.nii.gz") == ("A0S9V9", "ED")
 
 
 def test_one_bad_file_is_said_at_the_end_and_a_second_run_makes_only_what_is_missing(tmp_path, capsys):

@@ -20,7 +20,7 @@ from cmr.metrics import measure
 from cmr.network import softmax
 from cmr.nifti import read_volume, without_words, write_like
 from cmr.pictures import Example
-from cmr.records import STRUCTURES, VALUES, Domain, labelled
+from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report
 from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength
 from cmr.seeds import rng
@@ -225,7 +225,7 @@ class Evaluation:
 def labelled_and_measured(logits, working, truth, nifti, structures):
     """(labels on the working grid, on the original grid, {structure: metrics}) from a list of logits (4, D, H, W)."""
     labels = labels_on_original(logits, working.geometry)
-    on_working = np.mean([softmax(of_one) for of_one in logits], 0).argmax(0).astype(np.uint8)
+    on_working = labels_of(np.mean([softmax(of_one) for of_one in logits], 0))
     to_dhw = lambda array: array.transpose(2, 1, 0)
     metrics = {}
     for name in structures:

@@ -1,5 +1,4 @@
 """Look a dataset over before anything long starts: `python -m cmr.check_dataset --data DATA`."""
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -7,7 +6,7 @@ import numpy as np
 
 from cmr.errors import DataError, run_script
 from cmr.experiment import rows_to_measure
-from cmr.files import digest, read_text, writable_folder, write_text
+from cmr.files import digest, json_text, read_text, writable_folder, write_json
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
@@ -55,9 +54,8 @@ def check_dataset(config):
     _require_labels(config.data, source, targets, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
-        text = json.dumps(findings, indent=1) + "\n"
-        if not path.exists() or read_text(path) != text:          # a newer file would rerun stages
-            write_text(path, text)
+        if not path.exists() or read_text(path) != json_text(findings):              # a newer file would rerun stages
+            write_json(path, findings)
     return findings
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cmr.errors import CheckpointError, ResourceError
-from cmr.files import atomic
+from cmr.files import atomic, read_json
 from cmr.records import Domain
 from cmr.settings import without_places
 from cmr.working import fingerprint
@@ -96,6 +96,12 @@ def require_settings(path, saved, now):
     if differing:
         raise CheckpointError(f"{path} was written with other settings ({', '.join(differing)}); use another --out or "
                               "delete it")
+
+
+def require_begun_with(path, settings):
+    """As `require_settings` with what a folder was begun with: the JSON file `path`, if it is there."""
+    if path.exists():
+        require_settings(path, read_json(path), settings)
 
 
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common

@@ -69,8 +69,12 @@ def write_text(path, text):
         temporary.write_bytes(encoded(text))
 
 
+def json_text(content):
+    return json.dumps(content, indent=1) + "\n"
+
+
 def write_json(path, content):
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json_text(content))
 
 
 def read_json(path):

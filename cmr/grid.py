@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cmr.records import STRUCTURES
+from cmr.records import STRUCTURES, labels_of
 
 # This is the clinical short-axis view in patient coordinates (RAS+): columns run from right-anterior to left-posterior,
 # rows downwards, slices from base to apex.  Every study is turned to it, so that storage order is no domain gap.
@@ -123,7 +123,7 @@ def to_working(image, nifti, grid, label=None, limits=None):
     values = np.arange(1 + len(STRUCTURES))[:, None, None, None]
     shares = _resample(canonical(label, geometry)[None] == values, geometry.original_axes, geometry.working_axes)
     shares[0] += 1 - shares.sum(0)                                # outside the original image all is background
-    return scaled, shares.argmax(0).astype(np.uint8), geometry
+    return scaled, labels_of(shares), geometry
 
 
 def resample_to_original(array, geometry):
@@ -133,7 +133,7 @@ def resample_to_original(array, geometry):
 
 def to_original(scores, geometry):
     """Return labels (X, Y, Z) uint8 on the original grid by the largest score (C, D, H, W); 0 outside the field."""
-    return stored(resample_to_original(scores, geometry).argmax(0).astype(np.uint8), geometry)
+    return stored(labels_of(resample_to_original(scores, geometry)), geometry)
 
 
 def working_affine(geometry):

@@ -130,6 +130,11 @@ def label_map_of(labels, path):
     return label_map
 
 
+def labels_of(scores):
+    """Labels (...) uint8 by the largest of the scores (C, ...) of the classes, the first of equals."""
+    return scores.argmax(0).astype(np.uint8)
+
+
 def labelled(workings):
     """Structures that occur in the labels of these working volumes, in the order of STRUCTURES."""
     present = {value for w in workings if w.label is not None for value in np.unique(w.label)}

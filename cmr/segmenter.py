@@ -11,7 +11,7 @@ from cmr.grid import resample_to_original, stored, to_original
 from cmr.network import softmax
 from cmr.nnunet import NNUNET_2D, NNUNET_3D
 from cmr.nnunet_preprocess import NEVER
-from cmr.records import STRUCTURES, VALUES
+from cmr.records import STRUCTURES, VALUES, labels_of
 from cmr.vanilla import VANILLA
 from cmr.workers import half_precision
 
@@ -79,7 +79,7 @@ class Segmenter:
 
     def labels(self, image, spacing_mm):
         """The most probable label of each voxel of a working volume, (D, H, W) uint8."""
-        return self.logits(image, spacing_mm).argmax(0).astype(np.uint8)
+        return labels_of(self.logits(image, spacing_mm))
 
 
 def labels_on_original(logits, geometry):
@@ -90,4 +90,4 @@ def labels_on_original(logits, geometry):
     if len(logits) == 1:
         return to_original(logits[0], geometry)
     probabilities = [softmax(resample_to_original(sample, geometry)) for sample in logits]
-    return stored(np.mean(probabilities, 0).argmax(0).astype(np.uint8), geometry)
+    return stored(labels_of(np.mean(probabilities, 0)), geometry)

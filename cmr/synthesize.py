@@ -17,7 +17,7 @@ from cmr.audit import SourceClassifier, audit, audit_samples
 from cmr.audit import COLUMNS as SAMPLE_COLUMNS
 from cmr.checkpoint import require_part, require_references, require_trained_on
 from cmr.errors import CheckpointError, DataError, UsageError, run_script
-from cmr.files import read_json, read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
+from cmr.files import read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.nifti import as_integers, from_integers
@@ -121,8 +121,7 @@ class Synthesis:
         settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash,
                         audited_by=self.segmenter.hash)
         path = self.out / "config.json"
-        if path.exists():
-            checkpoint.require_settings(path, read_json(path), settings)
+        checkpoint.require_begun_with(path, settings)
         if ranks.is_first():
             write_json(path, settings)
         made = {path.stem for path in (self.out / "items").glob("*.json") if not path.name.startswith(".")}

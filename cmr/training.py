@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
-from cmr.files import read_json, write_json, write_text
+from cmr.files import write_json, write_text
 from cmr.settings import without_places
 from cmr.workers import peak_memory_gb
 
@@ -50,8 +50,7 @@ class Run:
             self._resume()
         elif ranks.is_first():
             path = self.out / "config.json"
-            if path.exists():                                     # of a run killed at once, or of something else
-                checkpoint.require_settings(path, read_json(path), config)
+            checkpoint.require_begun_with(path, config)           # by a run killed at once, or by something else
             write_json(path, config)
             self._write_log()
 

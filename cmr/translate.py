@@ -14,8 +14,8 @@ import numpy as np
 
 from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError, run_script
-from cmr.files import read_json, read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
-from cmr.folders import NIFTI, open_folder
+from cmr.files import read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
+from cmr.folders import open_folder, stem
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.layouts import MMS_FRAME
 from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
@@ -24,7 +24,6 @@ from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import DEVICE, SEED, opt, parse, required
 from cmr.workers import pick_device
 
-SUFFIX = re.compile(NIFTI + "$")
 MASK = re.compile(r"_gt(?=\.nii)", re.IGNORECASE)
 NAME = re.compile(r"(.+?)(?:_sa)?(?:_(?:(ED|ES)|frame\d+))?(?:_0000)?", re.IGNORECASE)
 BLEND_MM = 10                                    # distance over which a change fades out towards the field's border
@@ -47,10 +46,10 @@ def find_images(images, out):
             place = str(path.relative_to(start)) if start.is_dir() else path.name
             if not path.exists():
                 raise DataError(f"{path}: no such file or folder")
-            if not SUFFIX.search(place):
+            if stem(path) == path:
                 raise UsageError(f"{path}: called neither .nii nor .nii.gz, as its result would be; convert it to "
                                  "NIfTI, or rename it if it is one")
-            other, _ = found.setdefault(SUFFIX.sub("", place), (path, place))
+            other, _ = found.setdefault(stem(Path(place)), (path, place))
             if other.resolve() != path.resolve():
                 raise UsageError(f"{other} and {path} would have results of one name; give them one by one")
             if (Path(out) / place).resolve() == path.resolve():
@@ -88,8 +87,7 @@ def one_by_one(images, out, settings, make):
     """
     out = writable_folder(out)
     begun = out / "settings.json"
-    if begun.exists():
-        checkpoint.require_settings(begun, read_json(begun), settings)
+    checkpoint.require_begun_with(begun, settings)
     results = [name for place in images for name in (place, picture_of(place), "volumes.csv")]
     there = [name for name in results if (out / name).exists()]
     if there and not begun.exists():
@@ -98,7 +96,7 @@ def one_by_one(images, out, settings, make):
     write_json(begun, settings)
     left_out = []
     for n, (place, path) in enumerate(images.items(), 1):
-        entry = out / "finished" / f"{SUFFIX.sub('', place)}.json"
+        entry = out / "finished" / f"{stem(Path(place))}.json"
         with _going_on(path, left_out):
             done = read_sealed_json(entry)
             if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
@@ -135,14 +133,14 @@ def subject_and_phase(path):
 
     The subject is called as in the experiment, because it is the key of the noise; P1_frame05 is a frame of P1.
     """
-    name = SUFFIX.sub("", Path(path).name)
+    name = stem(Path(path)).name
     of_mms = MMS_FRAME.fullmatch(name)
     subject, phase = (of_mms[1], None) if of_mms else NAME.fullmatch(name).groups()
     return subject, phase and phase.upper()
 
 
 def picture_of(path, suffix=".png"):
-    return Path(path).with_name(SUFFIX.sub("", Path(path).name) + suffix)
+    return Path(f"{stem(Path(path))}{suffix}")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def test_padding_stays_and_nothing_is_matched_by_it():
     assert field_of_view(padded_as(padded, fda(padded[0], padded[1], 2.5)[None].repeat(3, 0))) == field_of_view(padded)
     changed = random_shift(padded, 2.5, rng("shift"))
     assert field_of_view(changed) == field_of_view(padded) == inside_as_slices(seen.shape)
-    assert [float(x) for x in intensity_statistics([padded])[1:]] == [float(x) for x in intensity_statistics([seen])[1:]]
+    of_padded, of_seen = (intensity_statistics([image])[1:] for image in (padded, seen))
+    assert list(map(float, of_padded)) == list(map(float, of_seen))
 
 
 def inside_as_slices(shape):

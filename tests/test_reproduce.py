@@ -181,7 +181,8 @@ def test_a_rehearsal_begins_anew_in_a_folder_of_its_own_that_clean_reaches(tmp_p
     subprocess.run(["make", "-f", ROOT / "Makefile", "clean", "RUNS=mine"], cwd=tmp_path, check=True)
     assert {path for path in runs.rglob("*") if path.is_file()} == {runs / "notes.txt", copy}
     # The user's own, called as ours are: no makefile of ours is beside it.
-    theirs = [runs / "mine" / name for name in ("work/notes.txt", "config.mk", "mri-seed0/results/a.svg", "a/b-seed0/dg/c")]
+    names = ("work/notes.txt", "config.mk", "mri-seed0/results/a.svg", "a/b-seed0/dg/c")
+    theirs = [runs / "mine" / name for name in names]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

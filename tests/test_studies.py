@@ -48,7 +48,8 @@ def test_a_subject_whose_volumes_lie_in_source_and_target_is_refused():
 def test_references_without_masks_are_refused():
     records = [Record("P1", "ED", "ed.nii.gz", "mask.nii.gz", vendor="A"), Record("P2", "ED", "ed.nii.gz", vendor="B")]
     source, references = Domain.parse("Vendor=A"), Domain.parse("Vendor=B")
-    with pytest.raises(UsageError, match="domain Vendor=B has no labelled volumes; choose other --references or leave them"):
+    words = "domain Vendor=B has no labelled volumes; choose other --references or leave them"
+    with pytest.raises(UsageError, match=words):
         labelled_apart(records, references, [source])
     assert labelled_apart(records, source, [references]) == records[:1]
 

@@ -6,7 +6,6 @@ Prints the table fault -> answer of docs/faults.md and exits 1 if one of them en
 with another code or without the words that are expected.  A word of a fault's name as argument asks those faults alone.
 """
 import gzip
-import os
 import re
 import shutil
 import sys
@@ -181,7 +180,6 @@ FAULTS += group("damaged files", check, [
     ("affine that cannot be inverted", 3, "cannot be inverted", to(image, singular)),
     ("NaN voxels in an image: named with the file", 0, "_sa.nii.gz (2 volumes)",
      to(image, rewrite, lambda a: np.where(a > 100, np.nan, a.astype(np.float32)), kind=np.float32)),
-    ("no read permission", 5 if os.geteuid() else 0, "", to(image, Path.chmod, 0)),       # root may read all
     ("64-bit integers", 0, "structures", to(image, rewrite, kind=np.int64)),
     *((name + of, 4, words, to(path, damage), command) for damage, name, words in spoilt
       for of, path, command in (("", sd_dm, synthesize), (" of a segmenter", final_nnunet, evaluate))),

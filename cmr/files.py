@@ -2,9 +2,9 @@
 
 A *sealed* file has a hash that reveals a flipped bit or an edited digit, after which text still reads well.
 """
-import atexit
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import itertools
@@ -22,6 +22,7 @@ from cmr.errors import DataError, ResourceError, UsageError
 PATIENCE_S = 3                                   # how long to wait until a process that was just killed has ended
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.tmp\..+")
+_held = {}                                       # {lock file: its open file}; closing one would give the lock back
 
 
 @contextlib.contextmanager
@@ -29,7 +30,8 @@ def atomic(path):
     """Yield a temporary path with the suffix of `path`; rename it to `path` if the block succeeds, or delete it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    # The name tells which process of which host uses it: `sweep` deletes only abandoned ones.
+    temporary = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -42,11 +44,6 @@ def atomic(path):
         raise ResourceError(f"{path}: cannot be written ({why}); free some space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _temporary(path):
-    """A new name beside `path` that tells which process of which host uses it: `sweep` deletes only abandoned ones."""
-    return path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp.{path.name}")
 
 
 def sha256(path):
@@ -215,50 +212,26 @@ def sweep(folder):
 
 
 def _lock(path):
-    """Take the lock file `path`, which only one process can create on every file system, until this process ends.
+    """Hold the lock file `path` until this process ends; the system gives it back, however that happens.
 
-    The lock of a process that has ended is taken over, and so is, after PATIENCE_S, one that names no process.
+    The workers of a process that was killed end after it and hold its lock until then, for which PATIENCE_S is enough.
     """
-    given_up = time.monotonic() + PATIENCE_S
+    _held.pop(path.resolve(), None)                               # of an earlier call
+    file, given_up = open(path, "a+"), time.monotonic() + PATIENCE_S
     while True:
         try:
-            with open(path, "x") as file:
-                file.write(f"{_HOST} {os.getpid()}")
-            atexit.register(unlock, path.parent)
-            return
-        except FileExistsError:
-            host, process = _holder(path)
-        if (host, process) == (_HOST, os.getpid()):
-            return
-        waited = time.monotonic() > given_up
-        if waited and not host or host == _HOST and not _is_running(process):
-            _give_up(path, (host, process))
-        elif waited:
-            where = "" if host == _HOST else " on another machine"
-            raise ResourceError(f"{path.parent}: process {process}{where} is working there; wait until it has ended, "
-                                f"or delete {path} if it is gone")
-        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > given_up:
+                file.seek(0)
+                raise ResourceError(f"{path.parent}: process {file.read()} is working there; wait until it has ended, "
+                                    f"or delete {path} if it is gone") from error
             time.sleep(0.1)
-
-
-def _give_up(path, stale):
-    """Delete the lock that names the ended process `stale`; what another process has put in its place is put back."""
-    moved = _temporary(path)
-    with contextlib.suppress(FileNotFoundError):                  # another process was first
-        path.rename(moved)
-        if _holder(moved) == stale:
-            moved.unlink()
-        else:
-            moved.rename(path)
-
-
-def _holder(path):
-    """Return the (host, process) that a lock names; (None, 0) if it was just given back or names no process."""
-    try:
-        host, process = path.read_text().split()
-        return host, int(process)
-    except (FileNotFoundError, ValueError):
-        return None, 0
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _held[path.resolve()] = file
 
 
 def _is_running(process):
@@ -270,9 +243,3 @@ def _is_running(process):
         return False
     except OSError:                                               # another user's process, or no /proc
         return True
-
-
-def unlock(folder):
-    path = Path(folder) / ".lock"
-    if _holder(path) == (_HOST, os.getpid()):
-        path.unlink(missing_ok=True)

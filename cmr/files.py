@@ -53,17 +53,13 @@ def sha256(path):
 
 def digest(data):
     """Return the SHA-256 of bytes or of a text, in hexadecimal digits."""
-    return hashlib.sha256(encoded(data) if isinstance(data, str) else data).hexdigest()
-
-
-def encoded(text):
-    """Return a text as UTF-8 bytes; undecodable bytes of file names, which Python keeps as surrogates, are restored."""
-    return text.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data).hexdigest()
 
 
 def write_text(path, text):
+    """Write a text in UTF-8; undecodable bytes of file names, which Python keeps as surrogates, are restored."""
     with atomic(path) as temporary:
-        temporary.write_bytes(encoded(text))
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def json_text(content):

@@ -19,11 +19,13 @@ from cmr.look import intensity_statistics
 from cmr.pictures import save_png, sheet, with_contours
 from cmr.records import Domain
 from cmr.seeds import generator, initialised
-from cmr.settings import FULL_GRID, DataConfig, above, at_least, integers, one_of, opt, parse, within
+from cmr.settings import FULL_GRID, DataConfig, above, at_least, matching, one_of, opt, parse, within
 from cmr.studies import in_role, studies_of
 from cmr.training import Run
 from cmr.workers import half_precision, pick_device, to_device
 from cmr.working import fingerprint, prepare
+
+_LIST, _WORDS = r" *[1-9]\d* *(, *[1-9]\d* *)*", "whole numbers of 1 or more, separated by commas"
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Config(DataConfig):
     schedule: str         = opt("cosine", "noise schedule", one_of("cosine", "linear"))
     T: int                = opt(1000, "diffusion steps of the schedule", within(2, 100_000))
     base: int             = opt(24, "channels of the first level", at_least(1))
-    multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", integers(1))
+    multipliers: str      = opt("1,2,3", "channels of each level, as multiples of base", matching(_LIST, _WORDS))
     blocks: int           = opt(1, "residual blocks per level", at_least(1))
     attention_at: str     = opt("8", "feature-map edges with self-attention, in pixels; the coarsest always has it",
-                                integers(1, may_be_empty=True))
+                                matching(f"({_LIST})?", _WORDS))
     head: int             = opt(24, "channels per attention head", at_least(1))
     groups: int           = opt(8, "groups of the group normalisation", at_least(1))
     patch: int            = opt(2, "pixels folded into channels along each axis: 2 is four times cheaper than 1",

@@ -44,13 +44,6 @@ def required(words):
     return matching(r"(?s).*\S.*", words)
 
 
-def integers(low, may_be_empty=False):
-    """Whole numbers of `low` or more, separated by commas."""
-    is_one = lambda part: part.strip().isdecimal() and int(part) >= low
-    holds = lambda text: may_be_empty and not text or all(map(is_one, text.split(",")))
-    return f"whole numbers of {low} or more, separated by commas", holds
-
-
 def opt(default, help, allowed=("", lambda value: True)):
     """A dataclass field, which becomes a flag of the same name, with its help text and the allowed values."""
     return dataclasses.field(default=default, metadata={"help": help, "allowed": allowed})

@@ -114,11 +114,7 @@ class _Sum(torch.autograd.Function):
 
 def together(net):
     """Wrap the network in DistributedDataParallel: equal initial weights, gradients averaged over the ranks."""
-    if world() == 1:
-        return net
-    device = next(net.parameters()).device
-    return torch.nn.parallel.DistributedDataParallel(net, [device] if device.type == "cuda" else None,
-                                                     forward_sync_buffers=False)
+    return net if world() == 1 else torch.nn.parallel.DistributedDataParallel(net, forward_sync_buffers=False)
 
 
 def any_of(flag):

@@ -28,7 +28,6 @@ from cmr.errors import ResourceError, UsageError, run_script
 MEETING = datetime.timedelta(minutes=3)          # how long to wait until all ranks have started
 PATIENCE = datetime.timedelta(hours=12)          # how long to wait for the first to read a dataset
 HERE, LAUNCHER_S = "127.0.0.1", 60               # all ranks are on this machine; launcher's time limit, s
-USAGE = "use: python -m cmr.ranks RANKS script.py|-m module [flags]"
 
 
 def rank():
@@ -147,10 +146,10 @@ def dealt(function, n):
         return [result for of_rank in of_all for result in of_rank]
 
 
-def main(argv=None):
-    ranks, *command = (sys.argv[1:] if argv is None else argv) or [""]
+def main():
+    ranks, *command = sys.argv[1:] or [""]
     if not ranks.isdecimal() or int(ranks) < 1 or not command:
-        raise UsageError(f"{' '.join([ranks, *command])}: {USAGE}")
+        raise UsageError(f"{' '.join([ranks, *command])}: use: python -m cmr.ranks RANKS script.py|-m module [flags]")
     logging.disable(logging.ERROR)                                # silences the launcher's own messages
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")         # silences warnings about host names, see HERE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(ranks))))

@@ -134,7 +134,7 @@ def plan_for(dims, workings, n_classes, first_features, memory_gb):
     shapes = [tuple(side.stop - side.start for side in box) for box in boxes]
     kept = float(np.median([math.prod(shape) / w.image.size for shape, w in zip(shapes, workings)]))
     spacings_mm = [w.spacing_mm for w in workings]
-    return make_plan(dims, spacings_mm, shapes, len(workings), n_classes, kept, first_features, memory_gb)
+    return make_plan(dims, spacings_mm, shapes, n_classes, kept, first_features, memory_gb)
 
 
 @torch.no_grad()

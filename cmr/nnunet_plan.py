@@ -37,12 +37,11 @@ class Plan:
         return len(self.patch)
 
 
-def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.0, first_features=32,
-              memory_gb=REFERENCE_GB):
+def make_plan(dims, spacings_mm, shapes, n_classes, relative_size=1.0, first_features=32, memory_gb=REFERENCE_GB):
     """Make the plan of a 2D or 3D network.
 
-    spacings_mm, shapes : (volumes, 3), of the training volumes after the non-zero crop.
-    n_training : number of volumes.  n_classes : with the background.
+    spacings_mm, shapes : (volumes, 3), of all training volumes after the non-zero crop.
+    n_classes : with the background.
     relative_size : median share of a volume's voxels that the crop keeps.
     first_features : channels of the first stage, 32 in nnU-Net; patch and batch do not depend on it.
     memory_gb : memory that patch and batch are fitted to, 8 in nnU-Net.
@@ -55,7 +54,7 @@ def make_plan(dims, spacings_mm, shapes, n_training, n_classes, relative_size=1.
     in_order = np.asarray(shapes)[:, order], np.asarray(spacings_mm)[:, order]
     resampled = [resampled_shape(shape, spacing, target) for shape, spacing in zip(*in_order)]
     median = np.median(resampled, 0).tolist()                     # may end in .5
-    n_voxels = math.prod(median) * n_training                     # on the 3D grid, even for a 2D plan
+    n_voxels = math.prod(median) * len(shapes)                    # on the 3D grid, even for a 2D plan
     if dims == 3 and median[0] == 1:
         raise UsageError("the training volumes have one slice each; use nnunet2d")
     target, median = target[-dims:], tuple(median[-dims:])

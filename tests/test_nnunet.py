@@ -57,7 +57,7 @@ def test_forward_pass(name, shape, count, first, second, channels):
 
 
 def test_initial_weights():
-    plan = make_plan(3, [(10, 1.5625, 1.5625)] * 10, [(10, 256, 216)] * 10, 200, n_classes=4)
+    plan = make_plan(3, [(10, 1.5625, 1.5625)] * 200, [(10, 256, 216)] * 200, n_classes=4)
     net = initialised(lambda: NnUNet(4, plan.features, plan.kernels, plan.strides), 0)
     sd = lambda layer: layer.weight.std().item()
     assert sd(net.encoder[0][0][0]) == pytest.approx(0.47138, rel=0.15)                  # 288 weights

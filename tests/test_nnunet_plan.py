@@ -34,20 +34,19 @@ T21 2.5x0.8x0.8 28x256x256 2,6,6 111.122.222.222.122.122.122 133.333.333.333.333
 T22 10x1.5625x1.5625 7x64x64 0,4,4 111.122.122.122.122 133.133.333.333.333 7x64x64 32,64,128,256,320
 T23 10x1.5625x1.5625 32x64x64 2,4,4 111.122.122.222.222 133.133.333.333.333 32x64x64 32,64,128,256,320
 """
-# fingerprint: groups of (count, shape, spacing), volumes in the training set
-A = [(10, (10, 256, 216), (10, 1.5625, 1.5625))]
+# fingerprint: groups of (count, shape, spacing)
 FINGERPRINTS = {
-    "A": (A, 200),
-    "B": ([(10, (10, 256, 216), (9.6, 1.25, 1.25))], 200),
-    "C": ([(60, (10, 256, 216), (10, 1.5625, 1.5625)), (60, (9, 256, 256), (10, 1.25, 1.25)), (60, (12, 288, 288), (9.6, 1.25, 1.25)),
-           (20, (18, 256, 256), (5, 1.4, 1.4))], 200),
-    "D": ([(88, (10, 256, 216), (10, 1.5625, 1.5625)), (12, (18, 256, 216), (5, 1.5625, 1.5625))], 200),
-    "E": ([(5, (11, 208, 256), (9.2, 1.25, 1.25)), (10, (10, 240, 210), (9.6, 1.25, 1.25)), (10, (12, 256, 256), (10, 1.328125, 1.328125))], 300),
-    "F": (A, 6),
-    "G": ([(10, (10, 512, 512), (10, 0.7, 0.7))], 200),
-    "H": ([(10, (40, 320, 320), (2, 0.8, 0.8))], 200),
-    "I": ([(10, (200, 240, 220), (1, 1, 1))], 100),
-    "J": ([(10, (10, 256, 216), (4.6, 1.5625, 1.5625))], 200)}
+    "A": [(200, (10, 256, 216), (10, 1.5625, 1.5625))],
+    "B": [(200, (10, 256, 216), (9.6, 1.25, 1.25))],
+    "C": [(60, (10, 256, 216), (10, 1.5625, 1.5625)), (60, (9, 256, 256), (10, 1.25, 1.25)), (60, (12, 288, 288), (9.6, 1.25, 1.25)),
+           (20, (18, 256, 256), (5, 1.4, 1.4))],
+    "D": [(176, (10, 256, 216), (10, 1.5625, 1.5625)), (24, (18, 256, 216), (5, 1.5625, 1.5625))],
+    "E": [(60, (11, 208, 256), (9.2, 1.25, 1.25)), (120, (10, 240, 210), (9.6, 1.25, 1.25)), (120, (12, 256, 256), (10, 1.328125, 1.328125))],
+    "F": [(6, (10, 256, 216), (10, 1.5625, 1.5625))],
+    "G": [(200, (10, 512, 512), (10, 0.7, 0.7))],
+    "H": [(200, (40, 320, 320), (2, 0.8, 0.8))],
+    "I": [(100, (200, 240, 220), (1, 1, 1))],
+    "J": [(200, (10, 256, 216), (4.6, 1.5625, 1.5625))]}
 # fingerprint, dims: spacing; patch; batch; strides; kernels; features; parameters; memory estimate (0: not recorded)
 PLANS = """
 A 2 1.5625x1.5625 256x224 56 11.22.22.22.22.22 33.33.33.33.33.33 32,64,128,256,512,512 20621076 18063360
@@ -86,8 +85,8 @@ def stages(text):
 
 
 def fingerprint(name):
-    groups, n_training = FINGERPRINTS[name]
-    return [s for n, _, s in groups for _ in range(n)], [x for n, x, _ in groups for _ in range(n)], n_training
+    groups = FINGERPRINTS[name]
+    return [s for n, _, s in groups for _ in range(n)], [x for n, x, _ in groups for _ in range(n)]
 
 
 @pytest.mark.parametrize("row", TOPOLOGY.split("\n")[1:-1])
@@ -126,7 +125,7 @@ def test_target_spacing():
 def test_axis_order_and_rounding():
     assert resampled_shape((5, 5, 5), (1, 1, 1), (2, 2, 2)) == (2, 2, 2)
     assert resampled_shape((7, 7, 7), (1, 1, 1), (2, 2, 2)) == (4, 4, 4)
-    plan = make_plan(3, [(1.5625, 1.5625, 10)] * 10, [(256, 216, 10)] * 10, 200, n_classes=4)
+    plan = make_plan(3, [(1.5625, 1.5625, 10)] * 200, [(256, 216, 10)] * 200, n_classes=4)
     assert plan == replace(make_plan(3, *fingerprint("A"), n_classes=4), order=(2, 0, 1))
 
 
@@ -144,7 +143,7 @@ def test_shrink_trace(spacing, patch, median, trace):
 
 
 def test_less_memory_shrinks_the_patch_and_the_batch_by_the_same_rules():
-    heart = [(9, 2.5, 2.5)] * 60, [(12, 64, 64)] * 60, 60
+    heart = [(9, 2.5, 2.5)] * 60, [(12, 64, 64)] * 60
     for memory_gb, expected in ((8, [((64, 64), 36), ((12, 64, 64), 3)]), (0.08, [((64, 64), 8), ((8, 48, 48), 2)])):
         plans = [make_plan(dims, *heart, n_classes=4, memory_gb=memory_gb) for dims in (2, 3)]
         assert [(p.patch, p.batch) for p in plans] == expected
@@ -152,9 +151,9 @@ def test_less_memory_shrinks_the_patch_and_the_batch_by_the_same_rules():
 
 def test_too_small_for_a_decoder_is_refused():
     with pytest.raises(UsageError, match="cannot be halved once"):
-        make_plan(2, [(10, 1, 1)] * 3, [(5, 7, 11)] * 3, 3, n_classes=4)
+        make_plan(2, [(10, 1, 1)] * 3, [(5, 7, 11)] * 3, n_classes=4)
     with pytest.raises(UsageError, match="use nnunet2d"):
-        make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, 3, n_classes=4)
+        make_plan(3, [(10, 1, 1)] * 3, [(1, 64, 64)] * 3, n_classes=4)
 
 
 def test_the_first_stage_may_be_narrower():

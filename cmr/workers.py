@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cmr import ranks
-from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, UserError, print_anything
+from cmr.errors import SHARED_MEMORY, ResourceError, UsageError, print_anything
 
 VOLUME_S, BATCH_S = 12 * 3600, 1800              # seconds to wait for one: far longer than any takes
 _work = None                                     # in a worker process: what build(config) has made
@@ -122,7 +122,7 @@ def _start(build, config, threads):
     try:
         with contextlib.redirect_stdout(io.StringIO()):           # the parent has printed the same
             _work = build and build(config)
-    except UserError as error:                                    # raised with the first volume, in one line
+    except Exception as error:                                    # raised with the first volume, in one line
         _work = error
 
 
@@ -137,7 +137,7 @@ def _batch(step):
 
 
 def _volume(index):
-    if isinstance(_work, UserError):
+    if isinstance(_work, Exception):
         raise _work
     return _work.volume(index)
 

@@ -13,7 +13,7 @@ import torch
 
 from cmr.errors import DataError, ResourceError, UsageError
 from cmr.seeds import generator
-from cmr.workers import ahead, half_precision, peak_memory_gb, pick_device, spawned
+from cmr.workers import ahead, half_precision, over_volumes, peak_memory_gb, pick_device, spawned
 from helpers import ROOT, one_line, process
 
 
@@ -31,10 +31,16 @@ def refuse(n):
     raise DataError(f"volume {n} cannot be read")
 
 
-def test_results_come_in_order_and_a_user_error_comes_through():
+def too_large(config):
+    raise MemoryError
+
+
+def test_results_come_in_order_and_errors_come_through():
     assert list(spawned(square, range(5), 2)) == [0, 1, 4, 9, 16]
     with pytest.raises(DataError, match="volume 0 cannot be read"):
         list(spawned(refuse, range(3), 2))
+    with pytest.raises(MemoryError):                              # before the first volume: nothing was killed
+        over_volumes(SimpleNamespace(jobs=range(3)), too_large, None, 2)
 
 
 def test_a_worker_that_is_killed_ends_the_run_instead_of_hanging():

@@ -84,7 +84,7 @@ def run_script(main):
     """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print_anything()
-    if "WORLD_SIZE" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(_exit_code(main, first=True))
     first = os.environ.get("RANK", "0") == "0"
     if not first:

@@ -224,6 +224,9 @@ def _lock(path):
                 raise ResourceError(f"{path.parent}: process {file.read()} is working there; wait until it has ended, "
                                     f"or delete {path} if it is gone") from error
             time.sleep(0.1)
+        except OSError:                                           # such as a network drive that was mounted without
+            print(f"note: {path.parent}: this disk knows no locks; let no other process work there")
+            break
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

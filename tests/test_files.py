@@ -71,6 +71,13 @@ def test_a_lock_needs_no_links_and_none_that_is_empty_lasts(tmp_path, monkeypatc
         writable_folder("/dev/full")
 
 
+def test_a_disk_that_knows_no_locks_is_named_and_used(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    assert writable_folder(tmp_path) == tmp_path and "knows no locks" in capsys.readouterr().out
+
+
 def test_two_processes_do_not_work_in_one_folder(tmp_path, monkeypatch):
     """The second is refused; the lock of a process that has ended or was killed is taken over."""
     code = ("import sys, time; from cmr.files import writable_folder; "

@@ -114,11 +114,10 @@ def read_volume(record):
     nifti = read_nifti(record.image_path)
     notes = list(nifti.notes)
     image = nifti.frame(record.frame)
-    _require_contrast(image, record)
     if record.limits is None:
         image, padding = without_padding(image)
         notes += padding
-        _require_contrast(image, record)
+    _require_contrast(image, record)
     if not record.label_path:
         return image, None, nifti, notes
     mask = read_nifti(record.label_path)
@@ -143,11 +142,9 @@ def read_volume(record):
 def _require_contrast(image, record):
     """Raise BlankImage if less than 1 % of the voxels differ from the median: every heart is larger than that."""
     usual = float(np.median(image))
-    differing = int((image != usual).sum())
-    if differing < 0.01 * image.size:
-        but = f" but for {differing} voxels" if differing else ""
-        raise BlankImage(f"{record.image_path}: {record.phase} of {record.subject} is constant ({usual:g}){but}; "
-                         "leave it out")
+    if (image != usual).sum() < 0.01 * image.size:
+        raise BlankImage(f"{record.image_path}: {record.phase} of {record.subject} is constant ({usual:g}); leave it "
+                         "out")
 
 
 def without_padding(image):

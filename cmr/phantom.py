@@ -17,7 +17,7 @@ from cmr.grid import CANONICAL
 from cmr.nifti import write_nifti
 from cmr.phantom_heart import GROUPS, heart_at, label_slice, sample_subject
 from cmr.phantom_scanner import GRID, VENDORS, acquire, export, sample_session, signal_slice
-from cmr.phantom_tissue import fractal, noise_fields, tissue_slice
+from cmr.phantom_tissue import fractal, noise_fields, thorax_tissue, tissue_slice
 from cmr.records import VALUES
 from cmr.seeds import rng
 from cmr.settings import SEED, at_least, one_of, opt, parse, required, within
@@ -158,11 +158,12 @@ def render_study(subject, vendor, frames, *key):
     image = np.zeros((frames, len(positions), session.matrix, session.matrix), np.float32)
     label = np.zeros(image.shape, np.uint8)
     for k, (w, shift) in enumerate(zip(positions, shifts)):
-        thorax, here = None, {name: field[k] for name, field in noise.items()}
+        here = {name: field[k] for name, field in noise.items()}
         hand = [ndimage.zoom(wobble[2 * k + i], u_near.shape[0] / 64, order=1) * 1.7 for i in (0, 1)]
         u_breath, v_breath = u + np.float32(shift[0]), v + np.float32(shift[1])
+        thorax = thorax_tissue(subject, u_breath, v_breath, w, here)
         for f, heart in enumerate(hearts):
-            layers, thorax = tissue_slice(heart, u_breath, v_breath, w, here, thorax)
+            layers = tissue_slice(heart, thorax, u_breath, v_breath, w, here)
             signal = signal_slice(layers, u, v, here["texture"], session)
             image[f, k] = acquire(signal, u, v, w, session, scan)
             if f in (ed, es):

@@ -11,13 +11,11 @@ _NAMES = "AIR FAT MUSCLE CORTEX MARROW LUNG LIVER SPLEEN FOOD GAS KIDNEY FLUID A
 Tissue = IntEnum("Tissue", _NAMES, start=0)
 
 
-def tissue_slice(heart, u, v, w, noise, thorax=None):
-    """Tissues of three layers through a slice of 8 mm, (3, H, W) int8 of Tissue, and of the thorax alone, (H, W).
+def tissue_slice(heart, thorax, u, v, w, noise):
+    """Tissues of three layers through a slice of 8 mm, (3, H, W) int8 of Tissue.
 
-    u, v : (H, W) mm.  noise : {name: (H, W)}.  thorax : that of another phase of this slice, or None to compute it.
+    thorax : that of the slice, which is equal for every phase.  u, v : (H, W) mm.  noise : {name: (H, W)}.
     """
-    if thorax is None:
-        thorax = _thorax_tissue(heart.subject, u, v, w, noise)
     stack = np.repeat(thorax[None], 3, 0)
     offsets = (np.arange(3) - 1.0) * 8.0 / 3
     rows, columns = np.abs(v[:, 0] - heart.subject.centre_mm[1]) < 90, np.abs(u[0] - heart.subject.centre_mm[0]) < 90
@@ -26,7 +24,7 @@ def tissue_slice(heart, u, v, w, noise, thorax=None):
         part = layer[box]
         _heart_tissue(heart, u[box], v[box], w + offset, {k: f[box] for k, f in noise.items()}, part)
         layer[box] = part
-    return stack, thorax
+    return stack
 
 
 def _heart_tissue(heart, u, v, w, noise, tissue):
@@ -75,7 +73,7 @@ def _heart_tissue(heart, u, v, w, noise, tissue):
         tissue[near & (root < 0)] = Tissue.ARTERIAL
 
 
-def _thorax_tissue(subject, u, v, w, noise):
+def thorax_tissue(subject, u, v, w, noise):
     """The thorax without the heart at slice position w, (H, W) int8 of Tissue; later lines cover earlier ones."""
     s = subject
     tissue = np.full(u.shape, Tissue.AIR, np.int8)

@@ -10,7 +10,7 @@ from cmr.nifti import Nifti
 from cmr.phantom_heart import heart_at, sample_subject
 from cmr.phantom_scanner import (
     _TISSUE, GRID, VENDORS, _window, acquire, blood_level, bssfp, export, sample_session, signal_slice)
-from cmr.phantom_tissue import Tissue, noise_fields, tissue_slice
+from cmr.phantom_tissue import Tissue, noise_fields, thorax_tissue, tissue_slice
 from cmr.seeds import rng
 
 
@@ -90,7 +90,8 @@ def vendor_accuracy(profiles, subjects=10):
     for i in range(subjects):
         heart = heart_at(sample_subject(rng(21, i), "NOR"), 0.0)
         noise = {k: f[0] for k, f in noise_fields(heart.subject, 1, GRID).items()}
-        layers, _ = tissue_slice(heart, U, V, 0.4 * heart.L, noise)
+        thorax = thorax_tissue(heart.subject, U, V, 0.4 * heart.L, noise)
+        layers = tissue_slice(heart, thorax, U, V, 0.4 * heart.L, noise)
         for vendor, profile in profiles.items():
             session = sample_session(rng(21, i, vendor), profile)
             signal = signal_slice(layers, U, V, noise["texture"], session)

@@ -119,8 +119,7 @@ def _write_study(job):
     study_folder = Path(config.out) / "OpenDataset" / folder / code
     finished = study_folder / f".{code}.json"
     if finished.exists():
-        row = read_json(finished)
-        return row.get("row", row)                                # which an earlier version wrote with more beside it
+        return read_json(finished)
     subject = sample_subject(rng(config.seed, code), group)
     frames = config.frames if folder.startswith("Training") else config.test_frames
     study = render_study(subject, VENDORS[vendor], frames, config.seed, code)

@@ -42,18 +42,6 @@ class Geometry:
     high: float                                  # original intensity that became +1
     grid: tuple                                  # (spacing_mm, size)
 
-    @property
-    def working_axes(self):
-        """((number, spacing in mm) of the rows, the same of the columns) on the working grid."""
-        spacing_mm, size = self.grid
-        return ((size, spacing_mm),) * 2
-
-    @property
-    def original_axes(self):
-        """((number, spacing in mm) of the canonical rows, the same of the columns) on the original grid."""
-        (x, y, _), (x_mm, y_mm, _) = self.shape, self.spacing_mm
-        return ((x, x_mm), (y, y_mm)) if self.transposed else ((y, y_mm), (x, x_mm))
-
 
 def orientation(affine):
     """Return (transposed, flips of (d, h, w), oriented), which turn stored axes to the clinical short-axis view.
@@ -94,9 +82,12 @@ def resampler(n_in, spacing_in, n_out, spacing_out):
     return (weights / np.where(total > 0, total, 1) * inside[:, None]).astype(np.float32)
 
 
-def _resample(array, axes_in, axes_out):
-    """Resample (..., H, W) between grids that are given as ((number, spacing) of the rows, the same of the columns)."""
-    (h_in, w_in), (h_out, w_out) = axes_in, axes_out
+def _resample(array, geometry, back=False):
+    """Resample canonical (..., H, W) from the original pixels to the working grid, or back."""
+    (x, y, _), (x_mm, y_mm, _), (spacing_mm, size) = geometry.shape, geometry.spacing_mm, geometry.grid
+    original = ((x, x_mm), (y, y_mm)) if geometry.transposed else ((y, y_mm), (x, x_mm))     # rows, columns
+    working = ((size, spacing_mm), (size, spacing_mm))
+    (h_in, w_in), (h_out, w_out) = (working, original) if back else (original, working)
     return resampler(*h_in, *h_out) @ array.astype(np.float32) @ resampler(*w_in, *w_out).T
 
 
@@ -109,7 +100,7 @@ def to_working(image, nifti, grid, label=None, limits=None):
     geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
                         grid=(grid.spacing_mm, grid.size))
     darkest = min(0.0, float(image.min()))                        # subtracted, so that the padding, 0, is the darkest
-    resampled = _resample(canonical(image, geometry) - darkest, geometry.original_axes, geometry.working_axes)
+    resampled = _resample(canonical(image, geometry) - darkest, geometry)
     if limits:
         low, high = np.subtract(limits, darkest)
     else:
@@ -121,14 +112,14 @@ def to_working(image, nifti, grid, label=None, limits=None):
     if label is None:
         return scaled, None, geometry
     values = np.arange(1 + len(STRUCTURES))[:, None, None, None]
-    shares = _resample(canonical(label, geometry)[None] == values, geometry.original_axes, geometry.working_axes)
+    shares = _resample(canonical(label, geometry)[None] == values, geometry)
     shares[0] += 1 - shares.sum(0)                                # outside the original image all is background
     return scaled, labels_of(shares), geometry
 
 
 def resample_to_original(array, geometry):
     """Resample working images or scores (..., D, H, W) to the original pixels, still canonical; 0 outside the field."""
-    return _resample(array, geometry.working_axes, geometry.original_axes)
+    return _resample(array, geometry, back=True)
 
 
 def to_original(scores, geometry):

@@ -128,13 +128,10 @@ def read_acdc(folder):
         by_number = "Testing" if int(re.sub(r"\D", "", subject) or 0) > 100 else "Training"
         for phase in ("ED", "ES"):
             said = row.get(phase.lower(), "")
-            path = found.get(frame_number(said))
+            path = found.pop(frame_number(said), None)            # no frame is of both phases
             if path is None:
                 there = ", ".join(map(str, sorted(found)))
-                folder.leave_out(f"{subject} {phase}", f"frame {said} of {config} has no file; there are {there}")
-                continue
-            if records and str(path) == records[-1].image_path:
-                folder.leave_out(f"{subject} {phase}", f"{config} names the frame of ED, {said}, for ES too")
+                folder.leave_out(f"{subject} {phase}", f"frame {said} of {config} has no file left; there are {there}")
                 continue
             records.append(Record(subject, phase, str(path), folder.mask_beside(path), vendor="A", centre="ACDC",
                                   split=folder.split_of(path) or by_number, pathology=row.get("group", ""),

@@ -33,7 +33,7 @@ class Grid:
 class Geometry:
     """How a working volume lies in its original file; `canonical` means oriented as the clinical short-axis view."""
     shape: tuple                                 # original (X, Y, Z)
-    affine: tuple                                # original, 4 x 4
+    affine: list                                 # original, 4 x 4
     spacing_mm: tuple                            # original (x, y, z)
     transposed: bool                             # True: canonical columns run along the original axis 1
     flipped: tuple                               # for (d, h, w): True if the axis runs against the original one
@@ -96,9 +96,8 @@ def to_working(image, nifti, grid, label=None, limits=None):
 
     limits : intensities that become -1 and 1; None: percentiles 0.5 and 99.5 of the voxels brighter than the padding.
     """
-    affine = tuple(map(tuple, nifti.affine.tolist()))
-    geometry = Geometry(tuple(image.shape), affine, nifti.spacing_mm, *orientation(nifti.affine), low=0.0, high=1.0,
-                        grid=(grid.spacing_mm, grid.size))
+    geometry = Geometry(image.shape, nifti.affine.tolist(), nifti.spacing_mm, *orientation(nifti.affine), low=0.0,
+                        high=1.0, grid=(grid.spacing_mm, grid.size))
     darkest = min(0.0, float(image.min()))                        # subtracted, so that the padding, 0, is the darkest
     resampled = _resample(canonical(image, geometry) - darkest, geometry)
     if limits:

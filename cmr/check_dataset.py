@@ -47,10 +47,12 @@ def check_dataset(config):
     volumes = [_look_at(record, grid) for record in records]
     emptied = [(v.record.case, v.left_out) for v in volumes if v.left_out]
     orphans = [*left_out(config.data, config.use_unlabeled_masks), *emptied]
-    findings = {**_findings(volumes, [source, *targets]), "left_out": [f"{what}: {why}" for what, why in orphans],
-                "splits_drawn": splits_drawn(config, records)}
-    _print(findings)
-    _refuse(config.data, findings)
+    findings = {**_findings(volumes, [source, *targets]), "split": splits_drawn(config, records),
+                "left out": [f"{what}: {why}" for what, why in orphans]}
+    for title, lines in findings.items():
+        for line in lines:
+            print(f"{title}: {line}")
+    _refuse(config.data, volumes, findings)
     _require_labels(config.data, source, targets, volumes)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
@@ -96,32 +98,27 @@ def _look_at(record, grid):
 
 
 def _findings(volumes, domains):
-    """Return the findings on all volumes as plain values.  domains : the source first, then the targets."""
+    """Return {title: [lines]} of what is in the volumes.  domains : the source first, then the targets."""
     read = [v for v in volumes if v.content]
-    content = sorted((v.record.case, v.content) for v in read)
-    owners_of, splits_of = defaultdict(set), defaultdict(set)     # image hash -> (subject, split); subject -> splits
-    for v in read:
-        owners_of[v.image_hash].add((v.record.subject, v.record.split))
-    for v in volumes:
-        splits_of[v.record.subject].add(v.record.split)
     kinds = Counter(" ".join((v.record.vendor or "-", v.record.pathology or "-", v.record.split, v.record.phase,
                               "labelled" if v.structures else "unlabelled")) for v in read)
     labelled = Counter(name for v in read for name in v.structures)
     trained = {name for v in read if v.record in domains[0] and v.record.split == "Training" for name in v.structures}
-    return {"content": digest(repr(content)),
-            "volumes": len(volumes),
-            "subjects": len(splits_of),
-            "counts": dict(sorted(kinds.items())),
-            "spacings_mm": dict(Counter(v.spacing for v in read).most_common()),
-            "structures": dict(labelled),
-            "not_trained": [name for name in STRUCTURES if name in labelled and name not in trained],
-            "notes": dict(Counter(note for v in read for note in v.notes)),
-            "heart_outside_working_field": [f"{v.record.case} ({100 * (1 - v.inside):.0f} %)" for v in read
-                                            if v.inside < 0.97],
-            "incompletely_labelled": _incomplete(read, domains),
-            "same_image_twice": [sorted(owners) for owners in owners_of.values() if len(owners) > 1],
-            "subject_in_two_splits": sorted(s for s, splits in splits_of.items() if len(splits) > 1),
-            "unusable": [v.unusable for v in volumes if v.unusable]}
+    notes = [f"{note} ({n} volumes)" for note, n in sorted(Counter(note for v in read for note in v.notes).items())]
+    unknown = ", ".join(name for name in STRUCTURES if name not in trained)
+    if unknown:
+        notes.append(f"{unknown} labelled in no training volume of the source: neither trained nor measured")
+    return {"content": [digest(repr(sorted((v.record.case, v.content) for v in read)))],
+            "subjects": [len({v.record.subject for v in volumes})],
+            "volumes": [len(volumes), *(f"{n:4d} {kind}" for kind, n in sorted(kinds.items()))],
+            "spacing mm": [f"{spacing} ({n})" for spacing, n in Counter(v.spacing for v in read).most_common(8)],
+            "structures": [", ".join(f"{name} in {n} volumes" for name, n in labelled.items())],
+            "note": notes,
+            "heart cut by the working field of view": [f"{v.record.case} ({1 - v.inside:.0%})" for v in read
+                                                       if v.inside < 0.97],
+            "not fully labelled (training leaves the volume out, evaluation the structure)": _incomplete(read, domains),
+            "there twice": _twice(read),
+            "UNUSABLE": [v.unusable for v in volumes if v.unusable]}
 
 
 def _incomplete(volumes, domains):
@@ -140,19 +137,29 @@ def _incomplete(volumes, domains):
     return found
 
 
-def _refuse(data, findings):
-    unusable, shared = findings["unusable"], findings["subject_in_two_splits"]
+def _twice(volumes):
+    """Return a text for each subject that is in two splits and each image that two subjects have."""
+    owners_of, found = defaultdict(set), []
+    for v in volumes:
+        owner = v.record.subject, v.record.split
+        owners_of["one subject in two splits", v.record.subject].add(owner)
+        owners_of["one image under two names", v.image_hash].add(owner)
+    for (what, _), owners in owners_of.items():
+        if len(owners) > 1:
+            leak = "leakage between splits: " if len({split for _, split in owners}) > 1 else ""
+            found.append(f"{leak}{what}, {sorted(owners)}")
+    return found
+
+
+def _refuse(data, volumes, findings):
+    unusable, twice = findings["UNUSABLE"], findings["there twice"]
     if len(unusable) == 1:
         raise DataError(unusable[0])
     if unusable:
-        raise DataError(f"{len(unusable)} of {findings['volumes']} volumes cannot be used; the first: {unusable[0]}")
-    twice = [f"leakage between splits: {subject} is in two" for subject in shared]
-    for owners in findings["same_image_twice"]:
-        leak = "leakage between splits: " if len({split for _, split in owners}) > 1 else ""
-        twice.append(f"{leak}one image under two names, {owners}")
+        raise DataError(f"{len(unusable)} of {len(volumes)} volumes cannot be used; the first: {unusable[0]}")
     if twice:
         raise DataError(f"{data}: {twice[0]}; leave one of them out")
-    if not findings["structures"]:
+    if not any(v.structures for v in volumes):
         raise DataError(f"{data}: no labelled volume; segmenters cannot be trained")
 
 
@@ -164,31 +171,6 @@ def _require_labels(data, source, targets, volumes):
         if masked and not any(v.structures for v in masked):
             raise DataError(f"{data}: no mask of the {split.lower()} volumes of {domain} labels anything; "
                             f"{masked[0].record.case}: {masked[0].left_out}")
-
-
-def _print(findings):
-    print(f"{findings['subjects']} subjects, {findings['volumes']} volumes")
-    print("vendor pathology split phase                     volumes")
-    for key, n in findings["counts"].items():
-        print(f"  {key:44s} {n:5d}")
-    print("spacing mm: " + ", ".join(f"{k} ({n})" for k, n in list(findings["spacings_mm"].items())[:8]))
-    print("structures: " + ", ".join(f"{k} in {n} volumes" for k, n in findings["structures"].items()))
-    missing = [s for s in STRUCTURES if s not in findings["structures"]]
-    if missing and findings["structures"]:
-        print(f"note: {', '.join(missing)} labelled nowhere: unknown there, neither trained nor measured")
-    if findings["not_trained"]:
-        print(f"note: {', '.join(findings['not_trained'])} labelled in no training volume of the source: neither "
-              "trained nor measured")
-    for note, n in sorted(findings["notes"].items()):
-        print(f"note: {note} ({n} volumes)")
-    for title, key in (("heart cut by the working field of view", "heart_outside_working_field"),
-                       ("not fully labelled (training leaves the volume out, evaluation the structure)",
-                        "incompletely_labelled"),
-                       ("split", "splits_drawn"), ("left out", "left_out"),
-                       ("the same image twice", "same_image_twice"),
-                       ("subject in two splits", "subject_in_two_splits"), ("UNUSABLE", "unusable")):
-        for item in findings[key]:
-            print(f"{title}: {item}")
 
 
 if __name__ == "__main__":

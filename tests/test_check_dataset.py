@@ -16,8 +16,8 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     tested = {"C0S9V9": {"folder": "Testing", "Vendor": "B"}}
     mms(one, {**source, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, **tested})
     findings = check_dataset(Config(data=str(one), target="Vendor=B", size=32))
-    assert findings["volumes"] == 10 and findings["structures"] == {"LV": 10, "MYO": 10, "RV": 10}
-    assert not findings["unusable"]
+    assert findings["volumes"][0] == 10 and findings["subjects"] == [5] and not findings["UNUSABLE"]
+    assert findings["structures"] == ["LV in 10 volumes, MYO in 10 volumes, RV in 10 volumes"]
     asked = dict(data=str(one), target="Vendor=B", size=32)       # before the first stage, not after every training
     with pytest.raises(UsageError, match="Vendor=B has no labelled Training volumes"):
         check_dataset(Config(**asked, upper_bound=True))
@@ -49,7 +49,7 @@ def test_masks_of_zeros_and_masks_without_a_structure_are_named(tmp_path, capsys
     _, label = cine(1)
     mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.where(label == 3, 0, label)}, "A2S9V9": {"label": 0 * label}})
     findings = check_dataset(Config(data=str(tmp_path), size=32))
-    assert findings["left_out"] == ["A2S9V9_ED: its mask is all zero", "A2S9V9_ES: its mask is all zero"]
+    assert findings["left out"] == ["A2S9V9_ED: its mask is all zero", "A2S9V9_ES: its mask is all zero"]
     printed = capsys.readouterr().out
     for phase in ("ED", "ES"):
         assert f"left out: A2S9V9_{phase}: its mask is all zero" in printed
@@ -62,9 +62,9 @@ def test_swapped_ventricles_are_named(tmp_path, capsys):
     image, label = cine(1)
     mms(tmp_path, {"A0S9V9": {}, "A1S9V9": {"label": np.array([0, 3, 2, 1], np.uint8)[label]}})
     findings = check_dataset(Config(data=str(tmp_path), size=32))
-    [named] = findings["notes"]
-    assert "encloses what is labelled RV) in " in named and named.endswith("A1S9V9_sa_gt.nii.gz")
-    assert f"note: {named} (2 volumes)" in capsys.readouterr().out
+    [named] = findings["note"]
+    assert "encloses what is labelled RV) in " in named and named.endswith("A1S9V9_sa_gt.nii.gz (2 volumes)")
+    assert f"note: {named}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change,words", [
@@ -100,7 +100,7 @@ def test_what_cannot_be_trained_on_is_left_out_by_name(tmp_path):
     one, blank = label.copy(), image.copy()
     one[..., 2], blank[..., 0] = 0, 0
     mms(tmp_path, {"A0S9V9": {"label": one}, "A1S9V9": {"image": blank, "ED": 0, "ES": 0}})
-    left_out = check_dataset(Config(data=str(tmp_path), size=32))["left_out"]
+    left_out = check_dataset(Config(data=str(tmp_path), size=32))["left out"]
     assert "A0S9V9_ES: its mask is all zero" in left_out
     assert any("F00 of A1S9V9 is constant (0)" in item for item in left_out)
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_trained_on_is_left_out_by_name(tmp_path):
 def test_a_corrected_header_or_table_is_other_content(tmp_path):
     """check.json is written anew, so that make asks the stages again; nothing of the voxels has changed."""
     studies = {"A0S9V9": {}, "A1S9V9": {"folder": "Testing"}}
-    content = lambda: check_dataset(Config(data=str(tmp_path), size=32))["content"]
+    content = lambda: check_dataset(Config(data=str(tmp_path), size=32))["content"][0]
     mms(tmp_path, studies)
     first = content()
     assert content() == first

@@ -92,6 +92,6 @@ def test_names_that_look_like_a_split(name, looks):
                                           ("Centre 5", "lie in no folder of a split")])
 def test_a_folder_that_is_no_split_is_named_with_what_was_drawn(tmp_path, folder, words, capsys):
     mms(tmp_path, {f"A{i}S9V9": {"folder": folder if i > 1 else "Training"} for i in range(6)})
-    [said] = check_dataset(Config(data=str(tmp_path), size=32))["splits_drawn"]
+    [said] = check_dataset(Config(data=str(tmp_path), size=32))["split"]
     assert f"4 subjects of {tmp_path} {words}" in said and ": taken as 2 Training, 1 Validation, 1 Testing;" in said
     assert f"split: {said}" in capsys.readouterr().out

@@ -22,8 +22,6 @@ NIFTI = r"(?i:\.nii(?:\.gz)?)"                   # pattern of the suffix of NIfT
 READ = re.compile(NIFTI + r"$|(?i:\.(csv|cfg|json))$")            # names of the files that a layout may read
 SPLIT_FOLDERS = {"training": "Training", "train": "Training", "validation": "Validation", "valid": "Validation",
                  "val": "Validation", "testing": "Testing", "test": "Testing"}
-# A folder with such a word in its name is probably meant as a split.
-SPLIT_WORD = re.compile(r"train\w*|valid\w*|val|valset|test\w*|eval\w*|dev|devset|hold(?:out)?|held(?:out)?", re.I)
 SYSTEM_FOLDERS = {"lost+found", "$RECYCLE.BIN", "System Volume Information"}         # made by operating systems
 
 
@@ -100,15 +98,6 @@ def stem(path):
 def _split_on_the_way(folder, root):
     names = (part.lower() for part in folder.relative_to(root).parts)
     return next((SPLIT_FOLDERS[name] for name in names if name in SPLIT_FOLDERS), "")
-
-
-def like_a_split(path, root):
-    """Return the folder between root and path whose name resembles a split's but is none, e.g. Test_set, or ""."""
-    for part in path.relative_to(root).parts[:-1]:
-        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)
-        if part.lower() not in SPLIT_FOLDERS and any(SPLIT_WORD.fullmatch(word) for word in words):
-            return part
-    return ""
 
 
 def _date_in(name):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmr.errors import DataError, UsageError
 from cmr.files import digest, require_outside
-from cmr.folders import like_a_split, open_folder
+from cmr.folders import open_folder
 from cmr.layouts import read_layout
 from cmr.records import SPLITS, Domain
 from cmr.seeds import rng
@@ -120,23 +120,18 @@ def _held_out(records, source):
 
 
 def splits_drawn(c, records):
-    """Sentences on records that were given a split although folder names speak of one; c : settings of a stage."""
-    found, folders, drawn = find(c.data, c.use_unlabeled_masks), _folders(c.data), {}
-    with_splits = {r.metadata["dataset"] for r in found if r.split}
-    for before, after in zip(found, records):
-        path = Path(before.image_path)
-        folder = next(folder for folder in folders if folder in path.parents)
-        name = like_a_split(path, folder)
-        where = f"in {name}, which is no name of a split" if name else "in no folder of a split"
-        by_table = before.metadata.get("split")
-        if not by_table and (name or not before.split and folder.absolute().name in with_splits):
-            drawn.setdefault((folder, where), {})[after.subject] = after.split
+    """Sentences on the subjects whom no folder and no table gives a split.  c : settings of a stage."""
+    drawn = {}
+    for before, after in zip(find(c.data, c.use_unlabeled_masks), records):
+        if not before.split:
+            drawn.setdefault(before.metadata["dataset"], {})[after.subject] = after
     said = []
-    for (folder, where), splits in drawn.items():
-        counts = Counter(splits.values())
+    for dataset, found in drawn.items():
+        counts = Counter(record.split for record in found.values())
         drawn_as = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
-        said.append(f"{len(splits)} subjects of {folder} lie {where} (training, validation, testing): taken as "
-                    f"{drawn_as}; rename the folder if that is not meant")
+        first = Path(next(iter(found.values())).image_path).parent
+        said.append(f"{len(found)} subjects of {dataset} lie in no folder of a split (training, validation, testing), "
+                    f"the first in {first}: taken as {drawn_as}; rename its folder if that is not meant")
     return said
 
 

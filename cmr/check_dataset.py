@@ -153,8 +153,6 @@ def _twice(volumes):
 
 def _refuse(data, volumes, findings):
     unusable, twice = findings["UNUSABLE"], findings["there twice"]
-    if len(unusable) == 1:
-        raise DataError(unusable[0])
     if unusable:
         raise DataError(f"{len(unusable)} of {len(volumes)} volumes cannot be used; the first: {unusable[0]}")
     if twice:

@@ -52,8 +52,7 @@ def check_dataset(config):
     for title, lines in findings.items():
         for line in lines:
             print(f"{title}: {line}")
-    _refuse(config.data, volumes, findings)
-    _require_labels(config.data, source, targets, volumes)
+    _refuse(config.data, [source, *targets], volumes, findings)
     if config.out:
         path = writable_folder(config.out, config.data) / "check.json"
         if not path.exists() or read_text(path) != json_text(findings):              # a newer file would rerun stages
@@ -151,20 +150,15 @@ def _twice(volumes):
     return found
 
 
-def _refuse(data, volumes, findings):
+def _refuse(data, domains, volumes, findings):
+    """Raise DataError for volumes that cannot be used or are there twice, and for a role whose masks are all empty."""
     unusable, twice = findings["UNUSABLE"], findings["there twice"]
     if unusable:
         raise DataError(f"{len(unusable)} of {len(volumes)} volumes cannot be used; the first: {unusable[0]}")
     if twice:
         raise DataError(f"{data}: {twice[0]}; leave one of them out")
-    if not any(v.structures for v in volumes):
-        raise DataError(f"{data}: no labelled volume; segmenters cannot be trained")
-
-
-def _require_labels(data, source, targets, volumes):
-    """Raise DataError if no mask of a domain's volumes that are trained, validated or tested on labels anything."""
-    roles = [(source, "Training"), (source, "Validation"), *((domain, "Testing") for domain in (source, *targets))]
-    for domain, split in roles:
+    source = domains[0]
+    for domain, split in [(source, "Training"), (source, "Validation"), *((domain, "Testing") for domain in domains)]:
         masked = [v for v in volumes if v.record in domain and v.record.split == split and v.record.label_path]
         if masked and not any(v.structures for v in masked):
             raise DataError(f"{data}: no mask of the {split.lower()} volumes of {domain} labels anything; "

@@ -6,7 +6,6 @@ source and keeps its mask.  **DA**: every test image is projected to the source,
 For the audit alone, DG also makes images of the source's validation patients: `held_out.csv` has their figures, and
 `sd_dm.csv` compares the diffusion model's samples with their slices.  An interrupted run makes only what is missing.
 """
-import functools
 from dataclasses import asdict, dataclass
 from itertools import cycle
 
@@ -184,18 +183,12 @@ class Generalisation(Synthesis):
         judged, _ = fully_labelled(self.unseen)
         self.ways = list(zip(range(c.samples), cycle(self.shifts), cycle(self.strengths)))
         self.begin([*self.jobs_of(self.references, self.domain), *self.jobs_of(judged, self.source, held_out=True)])
-
-    @functools.cached_property
-    def classifiers(self):
-        """Return {domain: SourceClassifier} of the source's training volumes against others; fitted when first used.
-
-        DG knows no target: the others are the same volumes with their look changed, or references of another domain.
-        """
-        real, others = images(self.real), images(self.references)
+        # DG knows no target: the source is told from references of another domain, or from its own changed looks.
+        others = [working.image for working in self.references]
         if self.domain == self.source:
-            streams = [rng(self.c.seed, "classifier", i) for i in range(len(real))]
-            others = [random_shift(image, self.c.spacing_mm, stream) for image, stream in zip(real, streams)]
-        return dict.fromkeys((self.source, self.domain), SourceClassifier.fit(real, others, self.c.seed))
+            others = [random_shift(image, c.spacing_mm, rng(c.seed, "classifier", i)) for i, image in enumerate(others)]
+        classifier = SourceClassifier.fit([working.image for working in self.real], others, c.seed)
+        self.classifiers = dict.fromkeys((self.source, self.domain), classifier)
 
     def finish(self, rows, held_out):
         """Print and draw which pairs fit, audit the SD-DM and write the dataset's description.
@@ -239,35 +232,25 @@ class Adaptation(Synthesis):
             raise UsageError("--use da: a test image is projected once with each --strength, as it is; leave out "
                              "--samples and --shift")
         super().__init__(c)
-        self.targets = Domain.parse(c.target).each()
-        require_apart(self.records, self.source, self.targets, UNSEEN)
+        targets = Domain.parse(c.target).each()
+        require_apart(self.records, self.source, targets, UNSEEN)
         self.ways = [(0, 0.0, strength) for strength in self.strengths]
         jobs = []
-        for domain in (self.source, *self.targets):
+        for domain in (self.source, *targets):
             tested = in_role(self.records, domain, "Testing")
             require_unseen(tested, self.segmenter.subjects, c.segmenter)
             require_unseen(tested, self.sd_dm.subjects, c.diffusion)
             jobs += self.jobs_of(self.read(tested), domain)
-        # Read here, where ranks are in step, and not when a rank first has an image to audit, which some have not.
-        self.unseen = {}
-        for domain in self.targets:
-            unlabelled = [r for r in domain.select(self.records) if r.split == "Validation"]
-            if unlabelled:
-                self.unseen[domain] = self.read(unlabelled)
         self.begin(jobs)
-
-    @functools.cached_property
-    def classifiers(self):
-        """Return {target: SourceClassifier} against the target's validation volumes, if any; fitted when first used."""
-        fit = lambda unseen: SourceClassifier.fit(images(self.real), images(unseen), self.c.seed)
-        return {domain: fit(unseen) for domain, unseen in self.unseen.items()}
+        # The source is told from each target's validation volumes, if it has any; their masks are not used.
+        real, self.classifiers = [working.image for working in self.real], {}
+        for domain in targets:
+            unseen = self.read([r for r in domain.select(self.records) if r.split == "Validation"])
+            if unseen:
+                self.classifiers[domain] = SourceClassifier.fit(real, [working.image for working in unseen], c.seed)
 
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)
-
-
-def images(workings):
-    return [np.asarray(working.image) for working in workings]
 
 
 if __name__ == "__main__":

@@ -172,28 +172,23 @@ def _random_patches(slices, n, g):
 # ---- 3. Has the SD-DM learnt the source? ----
 
 def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
-    """Draw samples from a SourceModel and return one row of COLUMNS; without held-out slices only `samples` is known.
+    """Draw samples from a SourceModel and return one row of COLUMNS.
 
     training, held_out : source slices (n, H, W) in [-1, 1].  spacing_mm : (slice, row, column).
     """
-    n = min(len(training), len(held_out) or SAMPLES, SAMPLES)
-    calls = min(CALLS, model.schedule.T)
-    size = training.shape[-1]
-    samples = draw_samples(model.schedule, model.output, n, size, calls, seed, model.device)
-    row = dict.fromkeys(COLUMNS, math.nan) | {"samples": n}
-    if not len(held_out):
-        return row
+    n = min(len(training), len(held_out), SAMPLES)
+    samples = draw_samples(model.schedule, model.output, n, training.shape[-1], CALLS, seed, model.device)
     thinned = lambda pool: pool[np.linspace(0, len(pool) - 1, n).astype(int)]
     of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm)
                                                     for pool in (samples, thinned(training), thinned(held_out))))
     nearest = memorisation(samples, training, held_out)
-    return row | {"frechet_samples": of_samples, "frechet_training": of_training,
-                  "frechet_ratio": of_samples / of_training, "copies": int((nearest < COPIED).sum()),
-                  "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
+    return {"samples": n, "frechet_samples": of_samples, "frechet_training": of_training,
+            "frechet_ratio": of_samples / of_training, "copies": int((nearest < COPIED).sum()),
+            "nearest_mean": float(nearest.mean()), "nearest_least": float(nearest.min())}
 
 
 def draw_samples(schedule, net, n, size, calls, seed, device):
-    """Draw n unconditional samples (n, size, size) in [-1, 1] with the denoiser `net`, `calls` network calls each.
+    """Draw n unconditional samples (n, size, size) in [-1, 1] with the denoiser `net`, at most `calls` of it each.
 
     The noise of a sample depends on the seed and its number alone, so a larger n only appends samples.
     """

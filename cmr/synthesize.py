@@ -179,7 +179,7 @@ class Generalisation(Synthesis):
             if not self.references:
                 raise DataError(f"{c.data}: the masks of all volumes of {self.domain} are zero, so that none can be a "
                                 "reference; choose other --references or leave them out")
-        self.unseen = self.read([r for r in self.source.select(self.frames) if r.split == "Validation"])
+        self.unseen = self.read(in_role(self.frames, self.source, "Validation"))
         judged, _ = fully_labelled(self.unseen)
         self.ways = list(zip(range(c.samples), cycle(self.shifts), cycle(self.strengths)))
         self.begin([*self.jobs_of(self.references, self.domain), *self.jobs_of(judged, self.source, held_out=True)])
@@ -213,8 +213,7 @@ class Generalisation(Synthesis):
 
     def audit_sd_dm(self):
         """Write and print whether the SD-DM's samples are like slices of patients that it has not seen."""
-        slices = [np.concatenate([w.image for w in pool]) if pool else np.zeros((0, 1, 1))
-                  for pool in (self.learnt, self.unseen)]
+        slices = [np.concatenate([w.image for w in pool]) for pool in (self.learnt, self.unseen)]
         row = audit_samples(self.sd_dm, self.segmenter, *slices, self.learnt[0].spacing_mm, self.c.seed)
         write_csv(self.out / "sd_dm.csv", [row], SAMPLE_COLUMNS)
         print(f"{self.out.name}: Fréchet distance to held-out source slices: {row['frechet_samples']:.3g} from "

@@ -5,7 +5,6 @@
 3. Has the SD-DM learnt the source (Heusel et al. 2017), or does it copy training slices (Carlini et al. 2023)?
 """
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -110,17 +109,14 @@ def through_plane_correlation(image):
 
 # ---- 2. Which domain does it look like? ----
 
-@dataclass(frozen=True)
 class SourceClassifier:
     """A small network that tells source images from others, trained on the CPU, where results are reproducible.
 
     Trap: it sees volumes z-scored, as every segmenter does.  Else matching two numbers, mean and SD, without any
     diffusion model, makes it take every image for the source's, although not a segmenter sees a difference.
     """
-    net: nn.Module
 
-    @classmethod
-    def fit(cls, source, others, seed=0):
+    def __init__(self, source, others, seed=0):
         """Train on volumes (D, H, W) of both domains, of patients that `probability` is not asked about."""
         pools = [torch.from_numpy(np.concatenate(list(map(_as_segmented, volumes)))) for volumes in (source, others)]
         net = initialised(_patch_network, seed)
@@ -134,7 +130,7 @@ class SourceClassifier:
             loss.backward()
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
             optimizer.step()
-        return cls(net.eval())
+        self.net = net.eval()
 
     @torch.no_grad()
     def probability(self, image):

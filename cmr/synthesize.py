@@ -187,7 +187,7 @@ class Generalisation(Synthesis):
         others = [working.image for working in self.references]
         if self.domain == self.source:
             others = [random_shift(image, c.spacing_mm, rng(c.seed, "classifier", i)) for i, image in enumerate(others)]
-        classifier = SourceClassifier.fit([working.image for working in self.real], others, c.seed)
+        classifier = SourceClassifier([working.image for working in self.real], others, c.seed)
         self.classifiers = dict.fromkeys((self.source, self.domain), classifier)
 
     def finish(self, rows, held_out):
@@ -246,7 +246,7 @@ class Adaptation(Synthesis):
         for domain in targets:
             unseen = self.read([r for r in domain.select(self.records) if r.split == "Validation"])
             if unseen:
-                self.classifiers[domain] = SourceClassifier.fit(real, [working.image for working in unseen], c.seed)
+                self.classifiers[domain] = SourceClassifier(real, [working.image for working in unseen], c.seed)
 
     def finish(self, rows, held_out):
         write_dataset_json(self.out, self.segmenter.structures, n_training=0)

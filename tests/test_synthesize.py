@@ -45,7 +45,7 @@ def without_models(monkeypatch):
 
 
 def test_a_target_without_validation_volumes_has_no_classifier(without_models, monkeypatch):
-    monkeypatch.setattr(synthesize.SourceClassifier, "fit", lambda source, others, seed: len(others))
+    monkeypatch.setattr(synthesize, "SourceClassifier", lambda source, others, seed: len(others))
     adaptation = synthesize.Adaptation(synthesize.Config(use="da", target="Vendor=B,C"))
     assert adaptation.classifiers == {Domain.parse("Vendor=B"): 1}
 

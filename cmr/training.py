@@ -148,9 +148,7 @@ class Run:
         seconds, waiting = self.seconds / n, self.waited / self.seconds
         memory_gb = peak_memory_gb(next(self.net.parameters()).device)
         self.rows.append(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},{memory_gb:.3f}")
-        if ranks.is_first():
-            with open(self.log, "a") as file:                     # whole only when a run begins or goes on
-                file.write(self.rows[-1] + "\n")
+        self._write_log()
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)

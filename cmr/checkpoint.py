@@ -174,10 +174,9 @@ def provenance(data, workings, parts):
 
 def _commit():
     """Return the commit of this checkout and whether files were edited since; "none" if git does not tell."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
-                                        check=True, timeout=GIT_PATIENCE_S).stdout.strip()
+    git = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=, with uncommitted changes"]
     try:
-        edited = git("status", "--porcelain", "-uno")
-        return git("rev-parse", "HEAD") + (", with uncommitted changes" if edited else "")
+        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+                              timeout=GIT_PATIENCE_S).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "none"

@@ -147,14 +147,12 @@ def require_made_by(path, made_by, sd_dm):
 
 
 def require_references(folder, rows, workings):
-    """Raise CheckpointError if a reference in `rows`, a set's manifest, was changed or is missing in `workings`."""
+    """Raise CheckpointError if one of `workings`, the references of `rows` of a set's manifest, was changed since."""
     content = {w.record.case: w.content[:16] for w in workings}
     for row in rows:
-        found = content.get(row["reference"])
-        if found != row["reference_content"]:
-            why = "which is not among the references now" if found is None else "whose image or mask was changed since"
-            raise CheckpointError(f"{folder}: {row['case']} was made of {row['reference']}, {why}; "
-                                  f"delete {folder} and make it again")
+        if row["reference_content"] != content[row["reference"]]:
+            raise CheckpointError(f"{folder}: {row['case']} was made of {row['reference']}, whose image or mask was "
+                                  f"changed since; delete {folder} and make it again")
 
 
 def provenance(data, workings, parts):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from cmr import ranks
 from cmr.errors import CheckpointError, ResourceError
-from cmr.files import atomic, read_json
+from cmr.files import atomic, read_json, write_json
 from cmr.records import Domain
 from cmr.settings import without_places
 from cmr.working import fingerprint
@@ -98,10 +99,12 @@ def require_settings(path, saved, now):
                               "delete it")
 
 
-def require_begun_with(path, settings):
-    """As `require_settings` with what a folder was begun with: the JSON file `path`, if it is there."""
+def begin_with(path, settings):
+    """Write the settings that a folder is begun with to the JSON `path`; raises CheckpointError if it has others."""
     if path.exists():
         require_settings(path, read_json(path), settings)
+    if ranks.is_first():
+        write_json(path, settings)
 
 
 SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common

@@ -11,12 +11,12 @@ from itertools import cycle
 
 import numpy as np
 
-from cmr import checkpoint, ranks
+from cmr import checkpoint
 from cmr.audit import SourceClassifier, audit, audit_samples
 from cmr.audit import COLUMNS as SAMPLE_COLUMNS
 from cmr.checkpoint import require_part, require_references, require_trained_on
 from cmr.errors import CheckpointError, DataError, UsageError, run_script
-from cmr.files import read_sealed_json, writable_folder, write_csv, write_json, write_sealed_json
+from cmr.files import read_sealed_json, writable_folder, write_csv, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
 from cmr.nifti import as_integers, from_integers
@@ -119,10 +119,7 @@ class Synthesis:
         settings = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
         settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash,
                         audited_by=self.segmenter.hash)
-        path = self.out / "config.json"
-        checkpoint.require_begun_with(path, settings)
-        if ranks.is_first():
-            write_json(path, settings)
+        checkpoint.begin_with(self.out / "config.json", settings)
         made = {path.stem for path in (self.out / "items").glob("*.json") if not path.name.startswith(".")}
         others = sorted(made - {job.case for job in jobs})
         if others:

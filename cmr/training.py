@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
-from cmr.files import write_json, write_text
+from cmr.files import write_text
 from cmr.settings import without_places
 from cmr.workers import peak_memory_gb
 
@@ -49,9 +49,7 @@ class Run:
         elif self.last.exists():
             self._resume()
         elif ranks.is_first():
-            path = self.out / "config.json"
-            checkpoint.require_begun_with(path, config)           # by a run killed at once, or by something else
-            write_json(path, config)
+            checkpoint.begin_with(self.out / "config.json", config)
             self._write_log()
 
     def _load(self, path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from cmr import checkpoint
 from cmr.errors import DataError, NumericalError, UsageError, run_script
-from cmr.files import read_sealed_json, sha256, writable_folder, write_json, write_sealed_json, write_text
+from cmr.files import read_sealed_json, sha256, writable_folder, write_sealed_json, write_text
 from cmr.folders import open_folder, stem
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.layouts import MMS_FRAME
@@ -87,13 +87,12 @@ def one_by_one(images, out, settings, make):
     """
     out = writable_folder(out)
     begun = out / "settings.json"
-    checkpoint.require_begun_with(begun, settings)
     results = [name for place in images for name in (place, picture_of(place), "volumes.csv")]
     there = [name for name in results if (out / name).exists()]
     if there and not begun.exists():
         raise UsageError(f"--out {out}: {there[0]} lies there already and is no result of this command; choose another "
                          "folder")
-    write_json(begun, settings)
+    checkpoint.begin_with(begun, settings)
     left_out = []
     for n, (place, path) in enumerate(images.items(), 1):
         entry = out / "finished" / f"{stem(Path(place))}.json"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cmr.errors import DataError
 from cmr.files import read_csv, require_sealed, write_json
 from cmr.grid import working_affine
 from cmr.nifti import as_integers, from_integers, read_nifti, write_nifti
@@ -25,14 +24,9 @@ WORST = 10                                       # number of pairs in a picture
 
 
 def find_set(folder):
-    """Return a finished set's records, whose metadata are manifest rows; raises DataError without MADE_OF columns."""
-    records = find(folder)
-    for record in records:
-        missing = [name for name in MADE_OF if name not in record.metadata]
-        if missing:
-            raise DataError(f"{Path(folder) / 'manifest.csv'}: column {', '.join(missing)} missing; delete {folder} "
-                            "and run cmr.synthesize again")
-    return records
+    """Return a set's records, whose metadata are manifest rows; raises DataError if it is unfinished or was changed."""
+    read_manifest(folder, MADE_OF)
+    return find(folder)
 
 
 def made_by(records):

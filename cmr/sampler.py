@@ -117,7 +117,7 @@ class Strength:
         """A Strength from `name=value,...`; raises UsageError for an unknown name or a wrong value."""
         types = {f.name: f.type for f in dataclasses.fields(cls)}
         values = {}
-        for item in filter(None, text.split(",")):
+        for item in text.split(","):
             name, _, value = item.partition("=")
             if name not in types:
                 raise UsageError(f"strength {text!r}: unknown {name!r}; use {', '.join(types)}")
@@ -139,14 +139,8 @@ def parse_strength(text):
 
 
 def parse_members(text):
-    """The Strengths and NONE (the image as it is) of a test input, written with `+` between them.
-
-    Their softmax is averaged (Gao et al. 2023).  Raises UsageError for an empty member.
-    """
-    parts = text.split("+")
-    if not all(parts):
-        raise UsageError(f"strength {text!r}: an empty member; write e.g. none+t0=500,guide_mm=30,steps=2")
-    return tuple(map(parse_strength, parts))
+    """The Strengths and NONE of a test input, with `+` between them; their softmax is averaged (Gao et al. 2023)."""
+    return tuple(map(parse_strength, text.split("+")))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cmr import checkpoint
 from cmr.audit import SourceClassifier, audit, audit_samples
 from cmr.audit import COLUMNS as SAMPLE_COLUMNS
 from cmr.checkpoint import require_part, require_references, require_trained_on
-from cmr.errors import CheckpointError, DataError, UsageError, run_script
+from cmr.errors import DataError, UsageError, run_script
 from cmr.files import read_sealed_json, writable_folder, write_csv, write_sealed_json
 from cmr.grid import Grid
 from cmr.look import random_shift
@@ -114,17 +114,12 @@ class Synthesis:
                 for reference in references for number, way in enumerate(self.ways)]
 
     def begin(self, jobs):
-        """Open the set's folder; raises CheckpointError if it has other settings or an image that no job asks for."""
+        """Open the set's folder; raises CheckpointError if it was begun with other settings."""
         c, self.jobs, self.out = self.c, jobs, writable_folder(self.c.out, self.c.data)
         settings = {name: value for name, value in asdict(c).items() if name not in ("diffusion", "segmenter")}
         settings.update(shifts=self.shifts, strengths=list(map(str, self.strengths)), sd_dm=self.sd_dm.hash,
                         audited_by=self.segmenter.hash)
         checkpoint.begin_with(self.out / "config.json", settings)
-        made = {path.stem for path in (self.out / "items").glob("*.json") if not path.name.startswith(".")}
-        others = sorted(made - {job.case for job in jobs})
-        if others:
-            raise CheckpointError(f"{self.out}: holds {others[0]}, which is not to be made now ({len(others)} such); "
-                                  f"delete {self.out} and make it again")
 
     def volume(self, index):
         """Return the manifest row of one image, which is made unless an earlier run has made it."""

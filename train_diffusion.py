@@ -12,7 +12,7 @@ from cmr import ranks
 from cmr.audit import draw_samples
 from cmr.denoiser import build_denoiser, placed
 from cmr.diffusion import Schedule, diffusion_loss
-from cmr.errors import DataError, UsageError, run_script
+from cmr.errors import UsageError, run_script
 from cmr.files import writable_folder
 from cmr.grid import Grid
 from cmr.look import intensity_statistics
@@ -83,9 +83,6 @@ def main(argv=None):
     workings = prepare(in_role(studies_of(c, all_frames=True), source, "Training"), grid, c.work)
     slices = torch.from_numpy(np.concatenate([w.image for w in workings]))[:, None]                # (N, 1, H, W)
     subjects = sorted({w.record.subject for w in workings})
-    if len(slices) < c.batch:
-        raise DataError(f"{c.data}: {len(slices)} source slices, but --batch is {c.batch}; "
-                        "lower it or choose a larger source")
     print(f"{source}: {len(subjects)} subjects, {len(workings)} volumes, {len(slices)} slices on {device}", flush=True)
     if len(slices) < 500:
         print("note: under 500 slices a diffusion model tends to copy its training set; cmr.synthesize counts copies")

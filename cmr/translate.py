@@ -277,10 +277,9 @@ def translate_file(path, sd_dm, out, strength=None, seed=0):
     tissue, padding = without_padding(stack)                      # of a cine as a whole, as it is scaled
     working, _, geometry = to_working(tissue, image, grid)
     new, _ = translate(sd_dm, working, grid.spacing_mm, strength, seed, subject, 0)
-    padded = tissue != stack
-    result = np.where(padded, tissue, changed(tissue, working, new, geometry))
-    image.write_frames(out, np.where(padded, stack, result).reshape(image.frames.shape))
-    before, after = (grey_view(volume[..., ::image.frames.shape[3]], geometry) for volume in (tissue, result))
+    result = np.where(tissue != stack, stack, changed(tissue, working, new, geometry))            # padding stays
+    image.write_frames(out, result.reshape(image.frames.shape))
+    before, after = (grey_view(volume[..., ::image.frames.shape[3]], geometry) for volume in (stack, result))
     zoom = enlargement(before)
     panels = [[with_contours(a, zoom=zoom), with_contours(b, zoom=zoom), difference(a, b, zoom)]
               for a, b in zip(before, after)]

@@ -97,9 +97,9 @@ def one_by_one(images, out, settings, make):
     for n, (place, path) in enumerate(images.items(), 1):
         entry = out / "finished" / f"{stem(Path(place))}.json"
         with _going_on(path, left_out):
-            done = read_sealed_json(entry)
-            if not (done and path.is_file() and done["image"] == sha256(path) and (out / place).is_file()):
-                if done and (out / place).is_file() and done.get("path") != str(path.resolve()):
+            done = read_sealed_json(entry) if (out / place).is_file() else None
+            if not done or done["image"] != sha256(path):
+                if done and done["path"] != str(path.resolve()):
                     raise DataError(f"{path}: {out / place} is the result of another image; choose another --out")
                 print(f"{n} of {len(images)}: {path}", flush=True)
                 entry.unlink(missing_ok=True)

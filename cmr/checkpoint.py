@@ -107,7 +107,6 @@ def begin_with(path, settings):
         write_json(path, settings)
 
 
-SHARED = ("spacing_mm", "size")                  # settings that all parts of an experiment have in common
 PACKAGES = ("torch", "nibabel", "numpy", "scipy", "scikit-image")
 GIT_PATIENCE_S = 20                              # after so long git is given up, as on a disk that does not answer
 
@@ -129,8 +128,8 @@ def _origin(settings, domain):
     """Return grid, source and domain as the settings name them; an empty domain stands for the source."""
     name = lambda filter: str(Domain.parse(filter)).lower()
     source = settings["source"]
-    grid = {key: settings.get(key) for key in SHARED}
-    return {**grid, "source": name(source), "domain": name(domain or source)}
+    return {"spacing_mm": settings["spacing_mm"], "size": settings["size"], "source": name(source),
+            "domain": name(domain or source)}
 
 
 def require_trained_on(path, data_hash, workings):

@@ -48,9 +48,8 @@ class Run:
             print(f"{self.out}: finished already", flush=True)
         elif self.last.exists():
             self._resume()
-        elif ranks.is_first():
+        else:
             checkpoint.begin_with(self.out / "config.json", config)
-            self._write_log()
 
     def _load(self, path):
         """Load a checkpoint of this run; raises CheckpointError if its settings or data differ."""
@@ -67,12 +66,7 @@ class Run:
             self.ema[name].copy_(value)
         self.step, self.state, self.rows = saved["step"], saved["state"], saved["rows"]
         self.losses, self.seconds, self.waited = saved["log_window"]
-        self._write_log()                                         # without rows after the checkpoint
         print(f"{self.out}: going on from step {self.step}", flush=True)
-
-    def _write_log(self):
-        if ranks.is_first():
-            write_text(self.log, "\n".join([LOG_COLUMNS, *self.rows]) + "\n")
 
     def steps(self, steps):
         """Yield the number of each step that is to be made, up to steps - 1.
@@ -146,7 +140,8 @@ class Run:
         seconds, waiting = self.seconds / n, self.waited / self.seconds
         memory_gb = peak_memory_gb(next(self.net.parameters()).device)
         self.rows.append(f"{self.step},{loss:.6g},{lr:.6g},{seconds:.4f},{waiting:.4f},{memory_gb:.3f}")
-        self._write_log()
+        if ranks.is_first():                                      # whole: a killed run may have written later rows
+            write_text(self.log, "\n".join([LOG_COLUMNS, *self.rows]) + "\n")
         line = (f"step {self.step:6d}/{steps}  loss {loss:.4f}  lr {lr:.2e}  "
                 f"{seconds:.3f} s/step, {waiting:.1%} waiting for data")
         bar.set_postfix_str(line) if not bar.disable else print(f"{self.out.name}  {line}", flush=True)

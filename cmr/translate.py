@@ -145,7 +145,6 @@ def picture_of(path, suffix=".png"):
 @dataclass(frozen=True)
 class ImageFile:
     """An image file whose axes were reordered so that the slices lie along Z."""
-    path: Path
     frames: np.ndarray                           # (X, Y, Z, T) float32
     affine: np.ndarray                           # 4 x 4, of the axes X, Y, Z
     spacing_mm: tuple                            # (x, y, z)
@@ -181,7 +180,7 @@ def read_image(path):
     slices = _slice_axis(whole.shape[:3], spacing_mm, nifti.affine)
     axes = (*[axis for axis in range(3) if axis != slices], slices)
     spacing_mm = tuple(spacing_mm[axis] for axis in axes)
-    return ImageFile(Path(path), whole.transpose(*axes, 3), nifti.affine[:, (*axes, 3)], spacing_mm, axes, nifti)
+    return ImageFile(whole.transpose(*axes, 3), nifti.affine[:, (*axes, 3)], spacing_mm, axes, nifti)
 
 
 def _slice_axis(shape, spacing_mm, affine):

@@ -98,11 +98,10 @@ class Evaluation:
         self.source, grid = Domain.parse(c.source), Grid(c.spacing_mm, c.size)
         self.domains = [self.source, *Domain.parse(c.target).each()]
         self.strengths = {"raw": NONE, "projected": parse_strength(c.projected), "guided": parse_strength(c.guided)}
-        names = {split_name(name): name for name in c.segmenters.split(",")}
-        self.compared = rows_to_measure(list(names), self.domains, c.every_row_of)
+        names = c.segmenters.split(",")
+        self.compared = rows_to_measure(names, self.domains, c.every_row_of)
         self.model = SourceModel.load(run / "diffusion" / "final.pt", self.device)
-        self.segmenters = {key: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device)
-                           for key, name in names.items()}
+        self.segmenters = {name: Segmenter.load(run / f"segmenter-{name}" / "final.pt", self.device) for name in names}
 
         records = studies_of(c)
         self.names = pseudonyms(records) if c.pseudonyms else {}
@@ -125,8 +124,8 @@ class Evaluation:
             require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
             self.jobs += [(domain, w) for w in workings]
         tested = [w.record for _, w in self.jobs]
-        for (network, trained_on), segmenter in self.segmenters.items():
-            require_unseen(tested, segmenter.subjects, f"{network}-{trained_on}")
+        for name, segmenter in self.segmenters.items():
+            require_unseen(tested, segmenter.subjects, name)
 
     def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
@@ -137,9 +136,9 @@ class Evaluation:
                             self.model.hash)
         own_domain = {domain.file_name: domain for domain in self.domains}           # of upper bounds
         training = {}                                             # {domain: volumes}, read once for all networks
-        for (network, trained_on), segmenter in self.segmenters.items():
-            path = folder / f"segmenter-{network}-{trained_on}" / "final.pt"
-            own = own_domain.get(trained_on, self.source)
+        for name, segmenter in self.segmenters.items():
+            path = folder / f"segmenter-{name}" / "final.pt"
+            own = own_domain.get(split_name(name)[1], self.source)
             require_part(path, segmenter.settings, self.c, str(own))
             require_made_by(path, segmenter.made_by, self.model.hash)
             if segmenter.settings["train_on"] == "real":
@@ -173,10 +172,9 @@ class Evaluation:
 
     def made_of(self):
         """Provenance of the results: hashes of the models and of their data."""
-        parts = {"SD-DM": (self.model.hash, f"{len(self.model.subjects)} patients, content {self.model.data_hash}")}
-        for (network, trained_on), segmenter in self.segmenters.items():
-            seen = f"{len(segmenter.subjects)} patients, content {segmenter.data_hash}"
-            parts[f"{network}-{trained_on}"] = segmenter.hash, seen
+        models = {"SD-DM": self.model, **self.segmenters}
+        parts = {name: (model.hash, f"{len(model.subjects)} patients, content {model.data_hash}")
+                 for name, model in models.items()}
         return provenance(self.c.data, [w for _, w in self.jobs], parts)
 
     def images(self, working):
@@ -202,19 +200,19 @@ class Evaluation:
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
 
         @functools.cache                                          # rows with the same input share its result
-        def logits(network, trained_on, member):
-            return self.segmenters[network, trained_on].logits(images[member], working.spacing_mm)
+        def logits(segmenter, member):
+            return self.segmenters[segmenter].logits(images[member], working.spacing_mm)
 
         @functools.cache
-        def result(network, trained_on, members):
-            of_each = [logits(network, trained_on, member) for member in members]
+        def result(segmenter, members):
+            of_each = [logits(segmenter, member) for member in members]
             return labelled_and_measured(of_each, working, truth, nifti, structures)
 
         rows, found = [], {}
         for network, arm in self.compared:
-            trained_on = training_set(arm, domain, self.source)
+            segmenter = f"{network}-{training_set(arm, domain, self.source)}"
             members = tuple(self.strengths.get(name, name) for name in arm.test_input.split("+"))
-            found[network, arm.name], labels, metrics = result(network, trained_on, members)
+            found[network, arm.name], labels, metrics = result(segmenter, members)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

@@ -10,7 +10,6 @@ from cmr.files import digest, json_text, read_text, writable_folder, write_json
 from cmr.grid import Grid, to_working
 from cmr.nifti import BlankImage, read_volume
 from cmr.records import SPLITS, STRUCTURES, VALUES, Domain, Record
-from cmr.segmenter import split_name
 from cmr.settings import GRIDS, DataConfig, opt, parse
 from cmr.studies import UNSEEN, in_role, labelled_apart, left_out, require_apart, splits_drawn, studies_of
 
@@ -63,7 +62,7 @@ def check_dataset(config):
 def _require_roles(records, source, targets, c):
     """Raise UsageError if a row, a target or a role has no volumes, or if a target shares a subject with the source."""
     if c.segmenters:
-        rows_to_measure(list(map(split_name, c.segmenters.split(","))), [source, *targets])
+        rows_to_measure(c.segmenters.split(","), [source, *targets])
     require_apart(records, source, targets, UNSEEN)
     for split in SPLITS if targets else ("Training",):
         in_role(records, source, split, labelled_only=True)

@@ -101,7 +101,7 @@ def evaluation(c, run, segmenters):
         raise DataError(f"{c.data}: the masks of all test volumes are zero; nothing can be measured")
     working = found[0]
     image, seconds = np.asarray(working.image), 0.0
-    rows = rows_to_measure(segmenters, domains, c.every_row_of)
+    rows = rows_to_measure(c.segmenters.split(","), domains, c.every_row_of)
     seen = {(network, arm.trained_on, member) for network, arm in rows for member in arm.test_input.split("+")}
     for network in dict(segmenters):
         segmenter = Segmenter.load(run / network / "final.pt", pick_device(c.device))

@@ -84,26 +84,24 @@ def training_set(arm, domain, source):
 def rows_to_measure(segmenters, domains, every_row_of=""):
     """Return [(network, Arm)] of the rows whose segmenters are given for all domains, by network, then as in ARMS.
 
-    segmenters : [(network, training set)].  domains : the source first.  every_row_of : networks, comma-separated, that
-    get secondary rows; empty: the first.  Raises UsageError for a missing baseline or a segmenter that no row needs.
+    segmenters : their names, as network-trainingset.  domains : the source first.  every_row_of : networks that get
+    secondary rows; empty: the first.  Raises UsageError for a missing baseline or a segmenter that no row needs.
     """
-    source = domains[0]
-    networks = list(dict.fromkeys(network for network, _ in segmenters))
+    networks = list(dict.fromkeys(split_name(name)[0] for name in segmenters))
     thorough = split(every_row_of) or networks[:1]
-    for network in networks:
-        if (network, "real") not in segmenters:
-            raise UsageError(f"--segmenters: {network}-real is missing, which the others are compared with")
     measured, used = [], set()
     for network in networks:
+        if f"{network}-real" not in segmenters:
+            raise UsageError(f"--segmenters: {network}-real is missing, which the others are compared with")
         for arm in ARMS:
-            needed = {(network, training_set(arm, domain, source)) for domain in domains}
+            needed = {f"{network}-{training_set(arm, domain, source=domains[0])}" for domain in domains}
             wanted = not arm.secondary or network in thorough
             if wanted and needed <= set(segmenters):
                 measured.append((network, arm))
                 used |= needed
     unused = set(segmenters) - used
     if unused:
-        raise UsageError(f"--segmenters: {'-'.join(min(unused))} belongs to no row of the table; "
+        raise UsageError(f"--segmenters: {min(unused)} belongs to no row of the table; "
                          "an upper bound needs a network of every target")
     return measured
 
@@ -111,7 +109,7 @@ def rows_to_measure(segmenters, domains, every_row_of=""):
 def rows_asked_for(c):
     """Return the rows of the report that the settings `c` ask for as text, one per line."""
     domains = [Domain.parse(c.source), *Domain.parse(c.target).each()]
-    rows = rows_to_measure(list(map(split_name, segmenters(c))), domains, c.every_row_of)
+    rows = rows_to_measure(segmenters(c), domains, c.every_row_of)
     lines = [f"{network}, {arm.name}: {arm.key}" for network, arm in rows]
     masks = "with" if c.use_unlabeled_masks else "without"
     return "\n".join([*lines, "with pseudonyms" if c.pseudonyms else "with the dataset's identifiers",

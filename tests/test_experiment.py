@@ -10,18 +10,19 @@ DOMAINS = [Domain.parse(text) for text in ("Vendor=A", "Vendor=B", "Pathology=HC
 
 
 def test_rows_follow_from_the_segmenters():
+    a, b = "vanilla", "nnunet2d"
     names = lambda *segmenters, inputs="c": [(n, arm.name) for n, arm in rows_to_measure(segmenters, DOMAINS, inputs)]
-    assert names(("a", "real")) == [("a", name) for name in ALONE]
-    assert names(("a", "real"), ("a", "synthetic"), inputs="a") == [
-        ("a", name) for name in (*ALONE, "matched", "FDA", "DG", "DG + DA")]
-    assert names(("b", "real"), ("a", "real"), ("a", "shifted")) == [
-        *(("b", name) for name in ALONE), *(("a", name) for name in ALONE), ("a", "shifted")]
-    bounds = [("a", "real"), ("a", "Vendor-B"), ("a", "Pathology-HCM+DCM")]
-    assert names(*bounds)[-1] == ("a", "upper bound")
-    with pytest.raises(UsageError, match="a-Vendor-B belongs to no row"):
+    assert names(f"{a}-real") == [(a, name) for name in ALONE]
+    assert names(f"{a}-real", f"{a}-synthetic", inputs=a) == [
+        (a, name) for name in (*ALONE, "matched", "FDA", "DG", "DG + DA")]
+    assert names(f"{b}-real", f"{a}-real", f"{a}-shifted") == [
+        *((b, name) for name in ALONE), *((a, name) for name in ALONE), (a, "shifted")]
+    bounds = [f"{a}-real", f"{a}-Vendor-B", f"{a}-Pathology-HCM+DCM"]
+    assert names(*bounds)[-1] == (a, "upper bound")
+    with pytest.raises(UsageError, match="vanilla-Vendor-B belongs to no row"):
         names(*bounds[:2])                                        # a bound needs a network of every target
-    with pytest.raises(UsageError, match="a-real is missing"):
-        names(("a", "synthetic"))
+    with pytest.raises(UsageError, match="vanilla-real is missing"):
+        names(f"{a}-synthetic")
 
 
 def test_the_upper_bound_on_the_source_is_the_baseline():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from cmr.experiment import ARMS, BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
+from cmr.experiment import BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 
 METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "structure", "network", "arm",
                   "trained_on", "test_input", "status", "dice", "hd", "hd95", "hd95_pooled", "assd", "masd",
@@ -87,7 +87,7 @@ def all_tests(rows):
 
     Holm's correction has two families: HD95 and ASSD of DA and DG for all networks on all targets; the same on POOLED.
     """
-    others = [(network, arm.name) for network, arm in compared_in(rows) if arm.name != BASELINE]
+    others = [(network, arm) for network, arm in by_row(rows) if arm != BASELINE]
     domains = [*distinct(of_domain(rows, POOLED), "domain"), POOLED]
     tests = [compare(rows, domain, network, arm, metric)
              for domain in domains for network, arm in others for metric in TESTED_METRICS]
@@ -106,12 +106,12 @@ def means(rows):
     """
     found = {}
     for domain in (POOLED, *distinct(rows, "domain")):
-        for network, arm, of_row in each_row(rows, domain):
+        for (network, arm), of_row in by_row(of_domain(rows, domain)).items():
             entries = {"missed": failures(of_row), "structures": len(of_row)}
             for metric in (*SUMMARY_METRICS, "hd95_found"):
                 values = list(patient_values(of_row, metric).values())
                 entries[metric] = float(np.mean(values)) if values else math.nan
-            found[domain, network, arm.name] = entries
+            found[domain, network, arm] = entries
     return found
 
 
@@ -134,8 +134,7 @@ def against_controls(rows):
 
     Returns [{network, control, "dice" and "hd95" of `compare`, "p" of HD95's Wilcoxon test after Holm, "outcome"}].
     """
-    ran = {(network, arm.name) for network, arm in compared_in(rows)}
-    found = []
+    ran, found = by_row(rows).keys(), []
     for network in distinct(rows, "network"):
         for control in CONTROLS:
             if {(network, control), (network, "DG")} <= ran:
@@ -166,17 +165,12 @@ def comparable(rows):
     return [row for row in rows if row["structure"] in common]
 
 
-def compared_in(rows):
-    """Return [(network, Arm)] of all that was run, network by network in the order of ARMS."""
-    ran = {(row["network"], row["arm"]) for row in rows}
-    return [(network, arm) for network in distinct(rows, "network") for arm in ARMS if (network, arm.name) in ran]
-
-
-def each_row(rows, domain):
-    """Yield (network, Arm, its rows) of all that was run on a domain or on POOLED."""
-    here = of_domain(rows, domain)
-    for network, arm in compared_in(here):
-        yield network, arm, select(here, network=network, arm=arm.name)
+def by_row(rows):
+    """Return {(network, row of the experiment): its lines of metrics.csv} of all that was run, in their order."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["network"], row["arm"]), []).append(row)
+    return found
 
 
 def of_domain(rows, domain):

@@ -11,7 +11,7 @@ import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
 from cmr.comparison import (ALPHA, DISTANCES, METRIC_COLUMNS, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests,
-                            comparable, distinct, each_row, failures, gap_closed, largest_diagonal_mm, means, outcome,
+                            by_row, comparable, distinct, failures, gap_closed, largest_diagonal_mm, means, outcome,
                             patient_values, penalised, select)
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
@@ -67,10 +67,10 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
     summary = "\n".join([_summary(shared, [POOLED], [arm.name for arm in ARMS]), "", *control_lines(shared)])
     sections = []
     for domain in domains:
+        here, shared_here = (select(some, domain=domain) for some in (rows, shared))
         role = "source test studies" if domain == source else "unseen target"
-        patients = len(distinct(select(rows, domain=domain), "subject"))
-        sections += [f"## {domain} ({role}, {patients} patients)", "", _domain_table(shared, domain), "",
-                     _structure_table(rows, domain), ""]
+        sections += [f"## {domain} ({role}, {len(distinct(here, 'subject'))} patients)", "", _domain_table(shared_here),
+                     "", _structure_table(here), ""]
     write_csv(out / "tests.csv", tests, TEST_COLUMNS)
     write_text(out / "report.md", PAGE.format(
         source=source, targets=", ".join(targets), networks=", ".join(distinct(rows, "network")),
@@ -152,20 +152,20 @@ def _summary(rows, domains, arms):
     return markdown_table(header, lines)
 
 
-def _domain_table(rows, domain):
-    """Return the table of every row of the experiment on a domain."""
-    lines = [[network, arm.name, arm.trained_on, arm.test_input, *_measured(of_row, TABULATED)]
-             for network, arm, of_row in each_row(rows, domain)]
+def _domain_table(rows):
+    """Return the table of every row of the experiment; rows : of a domain."""
+    lines = [[network, arm, of_row[0]["trained_on"], of_row[0]["test_input"], *_measured(of_row, TABULATED)]
+             for (network, arm), of_row in by_row(rows).items()]
     return markdown_table(["network", "row", "trained on", "test input", *TABULATED.values()], lines)
 
 
-def _structure_table(rows, domain):
-    """Return the table of the main rows of the experiment on a domain, by structure."""
-    structures = distinct(select(rows, domain=domain), "structure")
+def _structure_table(rows):
+    """Return the table of the main rows of the experiment, by structure; rows : of a domain."""
+    structures = distinct(rows, "structure")
     shown, lines = ("dice", "hd95", "assd", "missed"), []
-    for network, arm, of_row in each_row(rows, domain):
-        if arm.name in BY_STRUCTURE:
-            lines.append([network, arm.name])
+    for (network, arm), of_row in by_row(rows).items():
+        if arm in BY_STRUCTURE:
+            lines.append([network, arm])
             for structure in structures:
                 lines[-1] += _measured(select(of_row, structure=structure), shown)
     columns = [f"{structure} {TABULATED[metric]}" for structure in structures for metric in shown]

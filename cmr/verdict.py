@@ -2,8 +2,8 @@
 
 Every sentence is a template for one outcome, so that it is true of its numbers, which `cmr.comparison` computes.
 """
-from cmr.comparison import (MARGIN, MINIMUM_PATIENTS, POOLED, against_controls, compared_in, distinct, gap_closed,
-                            means, of_domain, outcome, select)
+from cmr.comparison import (MARGIN, MINIMUM_PATIENTS, POOLED, against_controls, by_row, distinct, gap_closed, means,
+                            of_domain, outcome, select)
 from cmr.experiment import BASELINE, CONTROLS, PRIMARY_ARMS, UPPER_BOUND
 
 HARM = {"dice": 0.005, "hd95": 0.5}              # a larger loss on any target is named
@@ -15,7 +15,7 @@ def sentences(rows, tests, source):
     rows : comparable ones of metrics.csv.  tests : of tests.csv.  source : name of the source domain.
     """
     mean = means(rows)
-    ran = [(network, arm.name) for network, arm in compared_in(rows) if arm.name in PRIMARY_ARMS]
+    ran = [(network, arm) for network, arm in by_row(rows) if arm in PRIMARY_ARMS]
     text = [_gap(rows, mean, source)]
     for arm in PRIMARY_ARMS:
         networks = [network for network, name in ran if name == arm]
@@ -103,7 +103,7 @@ def _controls(rows):
     """Say which controls without a diffusion model do as well as DG."""
     compared = against_controls(rows)
     if not compared:
-        ran = [f"*{arm.name}* ({network})" for network, arm in compared_in(rows) if arm.name in CONTROLS]
+        ran = [f"*{arm}* ({network})" for network, arm in by_row(rows) if arm in CONTROLS]
         which = f"{_list(ran)} ran without DG of the same network" if ran else "None was run"
         return f"**Controls.** {which}, so whether DG needs a diffusion model is not answered here."
     templates = {"equal": "{which} {do} as well as DG, to {margin:g} mm HD95",

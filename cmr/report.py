@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cmr.audit import COLUMNS, COPIED
-from cmr.comparison import (ALPHA, DISTANCES, METRIC_COLUMNS, MINIMUM_PATIENTS, POOLED, TEST_COLUMNS, all_tests,
-                            by_row, comparable, distinct, failures, gap_closed, largest_diagonal_mm, means, outcome,
+from cmr.comparison import (ALPHA, DISTANCES, METRIC_COLUMNS, MINIMUM_PATIENTS, POOLED, all_tests, by_row,
+                            comparable, distinct, failures, gap_closed, largest_diagonal_mm, means, outcome,
                             patient_values, penalised, select)
 from cmr.errors import DataError, UsageError, run_script
 from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, UPPER_BOUND
@@ -71,7 +71,7 @@ def write_report(out, rows, examples, source, run, settings, made_of, orphans):
         role = "source test studies" if domain == source else "unseen target"
         sections += [f"## {domain} ({role}, {len(distinct(here, 'subject'))} patients)", "", _domain_table(shared_here),
                      "", _structure_table(here), ""]
-    write_csv(out / "tests.csv", tests, TEST_COLUMNS)
+    write_csv(out / "tests.csv", tests, columns=tests[0])
     write_text(out / "report.md", PAGE.format(
         source=source, targets=", ".join(targets), networks=", ".join(distinct(rows, "network")),
         seed=settings["seed"], penalty=largest_diagonal_mm(rows), structures=_structures(rows, shared),

@@ -13,12 +13,13 @@ import numpy as np
 from skimage.io import imsave
 from skimage.segmentation import find_boundaries
 from skimage.transform import resize
+from skimage.util import montage
 
 from cmr.files import atomic
 
 COLOURS = {1: (230, 60, 60), 2: (70, 200, 90), 3: (70, 130, 250)}                    # LV red, MYO green, RV blue
 FULL_COLOUR = 0.5                                # difference drawn in full colour: a quarter of the range [-1, 1]
-FONT, LINE = 13, 18                              # pixels
+FONT, LINE, GAP = 13, 18, 2                      # pixels; GAP lies between the panels of a sheet
 PLOT_COLOURS = ("#1f77b4", "#d62728")
 
 
@@ -54,16 +55,12 @@ def two_a_row(rows):
     return [a + b for a, b in zip(rows[::2], [*rows[1::2], []])]
 
 
-def sheet(rows, gap=2):
+def sheet(rows):
     """Join rows of panels of equal size to one RGB picture; short rows are padded with white."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    picture = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, panel in enumerate(row):
-            top, left = i * (height + gap), j * (width + gap)
-            picture[top:top + height, left:left + width] = panel
-    return picture
+    white, columns = np.full_like(rows[0][0], 255), max(map(len, rows))
+    panels = [panel for row in rows for panel in row + [white] * (columns - len(row))]
+    framed = montage(panels, (255, 255, 255), grid_shape=(len(rows), columns), padding_width=GAP, channel_axis=-1)
+    return framed[GAP:-GAP, GAP:-GAP]
 
 
 def save_png(path, picture):

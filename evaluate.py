@@ -199,20 +199,15 @@ class Evaluation:
                   "pathology": record.pathology,
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
 
-        @functools.cache                                          # rows with the same input share its result
+        @functools.cache                                          # several rows share a segmenter and an input
         def logits(segmenter, member):
             return self.segmenters[segmenter].logits(images[member], working.spacing_mm)
-
-        @functools.cache
-        def result(segmenter, members):
-            of_each = [logits(segmenter, member) for member in members]
-            return labelled_and_measured(of_each, working, truth, nifti, structures)
 
         rows, found = [], {}
         for network, arm in self.compared:
             segmenter = f"{network}-{training_set(arm, domain, self.source)}"
-            members = tuple(self.strengths.get(name, name) for name in arm.test_input.split("+"))
-            found[network, arm.name], labels, metrics = result(segmenter, members)
+            of_each = [logits(segmenter, self.strengths.get(name, name)) for name in arm.test_input.split("+")]
+            found[network, arm.name], labels, metrics = labelled_and_measured(of_each, working, truth, nifti, structures)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

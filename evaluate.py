@@ -158,16 +158,12 @@ class Evaluation:
         return images
 
     def _labelled(self, domain, workings):
-        """The labelled ones of a domain's test volumes; raises DataError if nothing can be measured or compared."""
+        """The labelled ones of a domain's test volumes; raises DataError if nothing can be compared with the others."""
         self.left_out += [(w.record.case, "its mask is all zero") for w in workings if w.label is None]
-        there = set(labelled(workings))
-        if not there & set(self.trained):
-            raise DataError(f"{self.c.data}: {domain} labels none of {', '.join(self.trained)}; "
-                            "nothing can be measured there")
-        self.shared &= there
+        self.shared &= set(labelled(workings))
         if not self.shared:
-            raise DataError(f"{self.c.data}: {domain} labels no structure that the domains before it label too; "
-                            "nothing can be compared")
+            raise DataError(f"{self.c.data}: {domain} labels no structure that every network was trained on and the "
+                            "domains before it label; nothing can be compared")
         return with_labels(workings)
 
     def made_of(self):

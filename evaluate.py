@@ -109,23 +109,21 @@ class Evaluation:
         require_apart(records, self.source, self.domains[1:], UNSEEN)
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
-        self.translated_of = self._translations(run / "da", grid)
         of_each = [set(segmenter.structures) for segmenter in self.segmenters.values()]
         self.trained = [name for name in STRUCTURES if name in set.intersection(*of_each)]
-        self.jobs, self.shared = [], set(self.trained)            # [(domain, working volume)]; what all domains label
-        wanted = set(self.strengths.values()) - {NONE}            # translations of every test volume
+        self.jobs, shared = [], set(self.trained)                 # [(domain, working volume)]; what all domains label
         for domain in self.domains:
             tested = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)
-            workings = self._labelled(domain, tested)
-            cases = [w.record.case for w in workings]
-            lacking = [case for case in cases if not wanted <= self.translated_of.get(case, {}).keys()]
-            if lacking:
-                raise DataError(f"{run / 'da'}: no translation of {lacking[0]}; run cmr.synthesize --use da again")
-            require_references(run / "da", [row for row in self.manifest if row["reference"] in cases], workings)
-            self.jobs += [(domain, w) for w in workings]
-        tested = [w.record for _, w in self.jobs]
+            self.left_out += [(w.record.case, "its mask is all zero") for w in tested if w.label is None]
+            shared &= set(labelled(tested))
+            if not shared:
+                raise DataError(f"{c.data}: {domain} labels no structure that every network was trained on and the "
+                                "domains before it label; nothing can be compared")
+            self.jobs += [(domain, w) for w in with_labels(tested)]
+        workings = [w for _, w in self.jobs]
+        self.translated_of = self._translations(run / "da", workings, grid)
         for name, segmenter in self.segmenters.items():
-            require_unseen(tested, segmenter.subjects, name)
+            require_unseen([w.record for w in workings], segmenter.subjects, name)
 
     def _require_parts(self, records, grid):
         """Raise CheckpointError for a model of another grid, source or data than this experiment's."""
@@ -148,23 +146,19 @@ class Evaluation:
                     self.left_out += left_out_there
                 require_trained_on(path, segmenter.data_hash, training[own])
 
-    def _translations(self, folder, grid):
-        """{case: {strength: image}} of the synthetic set in `folder`; also keeps its manifest's rows."""
-        images, self.manifest = {}, []
-        for sample in prepare(find_set(folder), grid, self.c.work):
+    def _translations(self, folder, tested, grid):
+        """{case: {Strength: image}} of the test volumes, from DA's set; UserError if one lacks or was edited since."""
+        images = {w.record.case: {} for w in tested}
+        records = [record for record in find_set(folder) if record.metadata["reference"] in images]
+        require_references(folder, [record.metadata for record in records], tested)
+        for sample in prepare(records, grid, self.c.work):
             row = sample.record.metadata
-            self.manifest.append(row)
-            images.setdefault(row["reference"], {})[Strength.parse(row["strength"])] = np.asarray(sample.image)
+            images[row["reference"]][Strength.parse(row["strength"])] = np.asarray(sample.image)
+        wanted = set(self.strengths.values()) - {NONE}
+        lacking = [case for case, made in images.items() if not wanted <= made.keys()]
+        if lacking:
+            raise DataError(f"{folder}: no translation of {lacking[0]}; run cmr.synthesize --use da again")
         return images
-
-    def _labelled(self, domain, workings):
-        """The labelled ones of a domain's test volumes; raises DataError if nothing can be compared with the others."""
-        self.left_out += [(w.record.case, "its mask is all zero") for w in workings if w.label is None]
-        self.shared &= set(labelled(workings))
-        if not self.shared:
-            raise DataError(f"{self.c.data}: {domain} labels no structure that every network was trained on and the "
-                            "domains before it label; nothing can be compared")
-        return with_labels(workings)
 
     def made_of(self):
         """Provenance of the results: hashes of the models and of their data."""
@@ -203,7 +197,8 @@ class Evaluation:
         for network, arm in self.compared:
             segmenter = f"{network}-{training_set(arm, domain, self.source)}"
             of_each = [logits(segmenter, self.strengths.get(name, name)) for name in arm.test_input.split("+")]
-            found[network, arm.name], labels, metrics = labelled_and_measured(of_each, working, truth, nifti, structures)
+            on_working, labels, metrics = labelled_and_measured(of_each, working, truth, nifti, structures)
+            found[network, arm.name] = on_working
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

@@ -120,6 +120,8 @@ def require_consistent(c):
         raise UsageError(f"--train-on {c.train_on}: use real, or synthetic or both with --synthetic FOLDER")
     if c.domain and c.train_on != "real":
         raise UsageError(f"--domain {c.domain}: has real volumes alone; use it with --train-on real")
+    if c.augment and NETWORKS[c.network].augments:
+        raise UsageError("--augment: an nnU-Net always augments; leave it out, or train --network vanilla with it")
     NETWORKS[c.network].check(c)
 
 

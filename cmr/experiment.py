@@ -212,9 +212,10 @@ def segmenters(c):
         for what in ("real", *split(c.trained), *(bounds if c.upper_bound else ()), *of_network):
             if what not in known:
                 raise UsageError(f"{network}-{what}: no training set is called {what}; use {', '.join(TRAINING_SETS)}")
-            if what == "augmented" and network != "vanilla":
-                raise UsageError(f"{network}-augmented: an nnU-Net always augments; only vanilla-augmented is a row")
-            found[f"{network}-{what}"] = known[what]
+            name = f"{network}-{what}"
+            if what == "augmented" and NETWORKS[split_name(name)[0]].augments:
+                raise UsageError(f"{name}: an nnU-Net always augments; only vanilla-augmented is a row")
+            found[name] = known[what]
     return found
 
 
@@ -222,7 +223,7 @@ def controls_of(c):
     """Return [(network, training set)] of DG's controls; raises UsageError if a control's network is not trained."""
     networks = split(c.networks)
     found = [(networks[0], "references")] if c.references else []
-    if c.controls in ("first", "all"):           # "augmented" is for vanilla only: an nnU-Net always augments
+    if c.controls in ("first", "all"):
         shifted = [(network, "shifted") for network in networks]
         return [("vanilla", "augmented"), *(shifted[:1] if c.controls == "first" else shifted), *found]
     for name in split(c.controls):

@@ -16,6 +16,7 @@ class Network:
     logits: Callable                             # (net, image, spacing_mm, plan, mirror) -> (n_classes, D, H, W)
     presets: dict                                # preset -> {setting of train_unet.py: value}
     check: Callable = lambda settings: None      # raises UsageError for settings that make no such network or training
+    augments: bool = False                       # its recipe always changes intensities: there is no row *augmented*
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,6 @@ def _he_normal(module):
 
 
 def check(c):
-    if c.augment:
-        raise UsageError("--augment: an nnU-Net always augments; leave it out, or train --network vanilla with it")
     if c.steps % c.epoch_steps:
         raise UsageError(f"--steps {c.steps}: an nnU-Net trains whole epochs, give a multiple of --epoch-steps "
                          f"{c.epoch_steps}")
@@ -176,5 +174,5 @@ def _presets(short_steps, short_lr):
         "paper": full_size}
 
 
-NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(4200, 2e-3), check)
-NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(4680, 1e-3), check)
+NNUNET_2D = Network(build, functools.partial(recipe, dims=2), logits, _presets(4200, 2e-3), check, augments=True)
+NNUNET_3D = Network(build, functools.partial(recipe, dims=3), logits, _presets(4680, 1e-3), check, augments=True)

@@ -76,17 +76,15 @@ test-parts:
 bench: $(VENV) ## measure the speed of the parts on this machine
 	$(PY) tests/bench.py
 
+WRITTEN := check,diffusion,dg,shifted,references,da,results,results-key-NOT-TO-BE-SHARED.csv,segmenter-*-*
+clean: .SHELLFLAGS := -O extglob $(.SHELLFLAGS)
 clean: ## delete what the stages wrote below RUNS, and phantoms; all else stays
 	@case "$(RUNS)" in ''|*[[:space:]]*) echo "error: RUNS='$(RUNS)': name a folder without spaces" >&2; exit 2;; esac
 	for made in $$(grep -ls '^# Written by cmr.reproduce' $(RUNS)/*/*.mk); do \
-	    for run in "$${made%-*.mk}"-seed*; do [[ "$$run" =~ -seed[0-9]+$$ ]] || continue; \
-	        for stage in check diffusion dg shifted references da results results-key-NOT-TO-BE-SHARED.csv; do \
-	            rm -rf "$$run/$$stage"; done; \
-	        for file in "$$run"/segmenter-*/{log.csv,final.pt}; do test ! -e "$$file" || rm -rf "$${file%/*}"; done; \
-	        rmdir --ignore-fail-on-non-empty "$$run" 2> /dev/null || true; done; \
-	    rm -rf "$${made%/*}/work" "$$made"; \
-	    rmdir --ignore-fail-on-non-empty "$${made%/*}" "$(RUNS)" 2> /dev/null || true; done
-	for settings in data/phantom-*/.settings.json; do test ! -e "$$settings" || rm -rf "$${settings%/*}"; done
+	    rm -rf "$${made%-*.mk}"-seed+([0-9])/{$(WRITTEN)} "$${made%/*}/work" "$$made"; \
+	    rmdir "$${made%-*.mk}"-seed+([0-9]) "$${made%/*}" "$(RUNS)" 2> /dev/null || true; \
+	done
+	for settings in data/phantom-*/.settings.json; do rm -rf "$${settings%/*}"; done
 
 # Five minutes: train a little, translate an image of another vendor, segment it as it is and translated.
 EXAMPLE := runs/example

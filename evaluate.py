@@ -109,8 +109,7 @@ class Evaluation:
         require_apart(records, self.source, self.domains[1:], UNSEEN)
         self._require_parts(records, grid)
         self.styles = prepare(in_role(records, self.source, "Training", labelled_only=True), grid, c.work)
-        of_each = [set(segmenter.structures) for segmenter in self.segmenters.values()]
-        self.trained = [name for name in STRUCTURES if name in set.intersection(*of_each)]
+        self.trained = [name for name in STRUCTURES if all(name in s.structures for s in self.segmenters.values())]
         self.jobs, shared = [], set(self.trained)                 # [(domain, working volume)]; what all domains label
         for domain in self.domains:
             tested = prepare(in_role(records, domain, "Testing", labelled_only=True), grid, c.work)

@@ -15,10 +15,9 @@ METRIC_COLUMNS = ("domain", "role", "subject", "phase", "vendor", "pathology", "
                   "asd_pred_to_ref", "asd_ref_to_pred", "nsd", "hd95_in_plane", "assd_in_plane", "slices_both",
                   "slices_missed", "slices_spurious", "volume_pred_ml", "volume_ref_ml", "diagonal_mm")
 TESTED_METRICS, PRIMARY_METRICS = ("dice", "hd95", "assd"), ("hd95", "assd")
-SUMMARY_METRICS = ("dice", "hd95", "assd", "hd95_in_plane")
 DISTANCES = ("hd95", "hd95_pooled", "assd", "hd95_in_plane")                         # the distances that are averaged
-SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}        # smaller gaps are not reported
-FAILED = ("missed", "spurious")
+# Metrics of the summary, each with the smallest gap of which a share is reported.
+SMALLEST_GAP = {"dice": 0.01, "hd95": 0.5, "assd": 0.2, "hd95_in_plane": 0.5}
 POOLED = "all targets"                           # the patients of all targets together
 MINIMUM_PATIENTS = 10                            # with fewer patients there is no interval and no verdict
 ALPHA = 0.01
@@ -54,7 +53,7 @@ def patient_values(rows, metric):
 
 
 def failures(rows):
-    return sum(row["status"] in FAILED for row in rows)
+    return sum(row["status"] in ("missed", "spurious") for row in rows)
 
 
 def compare(rows, domain, network, arm, metric, against=BASELINE):
@@ -97,7 +96,7 @@ def all_tests(rows):
 
 
 def means(rows):
-    """Return {(domain, network, arm): {metric: mean over patients}} of SUMMARY_METRICS, with POOLED as first domain.
+    """Return {(domain, network, arm): {metric: mean over patients}}, with POOLED as first domain.
 
     "hd95_found" is nan if no structure was found; "missed" counts missed and spurious ones, "structures" all of them.
     """
@@ -105,7 +104,7 @@ def means(rows):
     for domain in (POOLED, *distinct(rows, "domain")):
         for (network, arm), of_row in by_row(of_domain(rows, domain)).items():
             entries = {"missed": failures(of_row), "structures": len(of_row)}
-            for metric in (*SUMMARY_METRICS, "hd95_found"):
+            for metric in (*SMALLEST_GAP, "hd95_found"):
                 values = list(patient_values(of_row, metric).values())
                 entries[metric] = float(np.mean(values)) if values else math.nan
             found[domain, network, arm] = entries

@@ -178,6 +178,9 @@ def test_a_rehearsal_begins_anew_in_a_folder_of_its_own_that_clean_reaches(tmp_p
     copy = run.with_name(f"{run.name}-backup") / "results" / "report.md"
     copy.parent.mkdir(parents=True)
     copy.write_text("the user's")
+    killed = run / "segmenter-vanilla-both" / "config.json"       # before its first row of log.csv
+    killed.parent.mkdir()
+    killed.write_text("{}")
     subprocess.run(["make", "-f", ROOT / "Makefile", "clean", "RUNS=mine"], cwd=tmp_path, check=True)
     assert {path for path in runs.rglob("*") if path.is_file()} == {runs / "notes.txt", copy}
     # The user's own, called as ours are: no makefile of ours is beside it.

@@ -102,14 +102,15 @@ def _findings(volumes, domains):
                               "labelled" if v.structures else "unlabelled")) for v in read)
     labelled = Counter(name for v in read for name in v.structures)
     trained = {name for v in read if v.record in domains[0] and v.record.split == "Training" for name in v.structures}
+    spacings = Counter(v.spacing for v in read)
     notes = [f"{note} ({n} volumes)" for note, n in sorted(Counter(note for v in read for note in v.notes).items())]
     unknown = ", ".join(name for name in STRUCTURES if name not in trained)
     if unknown:
         notes.append(f"{unknown} labelled in no training volume of the source: neither trained nor measured")
     return {"content": [digest(repr(sorted((v.record.case, v.content) for v in read)))],
-            "subjects": [len({v.record.subject for v in volumes})],
-            "volumes": [len(volumes), *(f"{n:4d} {kind}" for kind, n in sorted(kinds.items()))],
-            "spacing mm": [f"{spacing} ({n})" for spacing, n in Counter(v.spacing for v in read).most_common(8)],
+            "found": [f"{len({v.record.subject for v in volumes})} subjects, {len(volumes)} volumes"],
+            "volumes": [f"{n:4d} {kind}" for kind, n in sorted(kinds.items())],
+            "spacing mm": [", ".join(f"{spacing} ({n})" for spacing, n in spacings.most_common(8))],
             "structures": [", ".join(f"{name} in {n} volumes" for name, n in labelled.items())],
             "note": notes,
             "heart cut by the working field of view": [f"{v.record.case} ({1 - v.inside:.0%})" for v in read

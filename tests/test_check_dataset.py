@@ -16,7 +16,7 @@ def test_check_lists_everything_and_finds_leaks(tmp_path, capsys):
     tested = {"C0S9V9": {"folder": "Testing", "Vendor": "B"}}
     mms(one, {**source, "B1S9V9": {"folder": "Validation", "Vendor": "B"}, **tested})
     findings = check_dataset(Config(data=str(one), target="Vendor=B", size=32))
-    assert findings["volumes"][0] == 10 and findings["subjects"] == [5] and not findings["UNUSABLE"]
+    assert findings["found"] == ["5 subjects, 10 volumes"] and not findings["UNUSABLE"]
     assert findings["structures"] == ["LV in 10 volumes, MYO in 10 volumes, RV in 10 volumes"]
     asked = dict(data=str(one), target="Vendor=B", size=32)       # before the first stage, not after every training
     with pytest.raises(UsageError, match="Vendor=B has no labelled Training volumes"):

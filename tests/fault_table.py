@@ -267,7 +267,7 @@ FAULTS += group("places", check, [
      lambda p: [*p.look(p.folder / "link"), "--target", "Vendor=B,C,D"]),
     ("a path with spaces and umlauts: scripts", 0, "structures",
      lambda p: p.look(p.data.rename(p.folder / "Daten für Köln"))),
-    ("a path with spaces: make", 2, "make takes none", lambda p: p.make(f"RUNS={p.folder / 'my runs'}")),
+    ("a path with spaces: make", 2, "letters, digits and", lambda p: p.make(f"RUNS={p.folder / 'my runs'}")),
     ("another working directory", 0, "structures", lambda p: shell(p.check(), before="cd /")),
     ("a folder that is not there", 3, "no such folder", lambda p: p.look(p.folder / "absent")),
     ("a folder without images", 3, "no files of a known layout", lambda p: (p.folder / "empty").mkdir(),

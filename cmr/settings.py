@@ -22,7 +22,7 @@ def above(low):
 
 
 def within(low, high):
-    return f"{low:g} to {high:g}", lambda value: low <= value <= high
+    return f"{low} to {high}", lambda value: low <= value <= high
 
 
 def one_of(*names):

@@ -130,9 +130,9 @@ def _harm(rows, mean, ran):
             if dice > HARM["dice"] or hd95 > HARM["hd95"]:
                 patients = len(distinct(of_domain(rows, domain), "subject"))
                 beside = f" ({_few(patients)} to decide)" if patients < MINIMUM_PATIENTS else ""
-                lost = f"{dice:.3f} Dice and {hd95:+.1f} mm HD95{beside}"
+                changes = f"Dice {-dice:+.3f}, HD95 {hd95:+.1f} mm{beside}"
                 harm = max(dice / HARM["dice"], hd95 / HARM["hd95"])
-                losses.append((harm, f"{arm} costs {network} on {domain} {lost}"))
+                losses.append((harm, f"{arm}, {network} on {domain}: {changes}"))
     looked_at = " or ".join(arm for arm in PRIMARY_ARMS if arm in {name for _, name in ran})
     least = f"{HARM['dice']:g} Dice or {HARM['hd95']:g} mm HD95"
     if not losses:

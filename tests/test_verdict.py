@@ -116,7 +116,7 @@ def test_too_few_patients_have_words_of_their_own():
     [line] = control_lines(rows_of(rows, patients=4))
     assert line.endswith("HD95 -12.0 mm, 8 patients are too few to decide.") and "nan" not in line
     harmed = said({"DA": steady(6, period=5), "DG": steady(0)}, patients=4)["harm"]
-    assert "+6.0 mm HD95 (4 patients are too few to decide)" in harmed
+    assert "HD95 +6.0 mm (4 patients are too few to decide)" in harmed
 
 
 @pytest.mark.parametrize("control,words", [
@@ -156,7 +156,7 @@ def test_harm_is_named_where_it_is():
         "**Harm.** On no target and network does DA or DG lose more than 0.005 Dice or 0.5 mm HD95.")
     harm = said({"DA": steady(-3), "DG": steady(2)}, networks=("vanilla", "nnunet2d"))["harm"]
     assert "In 4 of 8 combinations of a target, a network and a row DA or DG loses more than" in harm
-    assert "DG costs vanilla on Vendor=" in harm and "0.020 Dice and +2.0 mm HD95" in harm
+    assert "DG, vanilla on Vendor=" in harm and "Dice -0.020, HD95 +2.0 mm" in harm
 
 
 def test_rows_that_ran_for_some_networks_only():

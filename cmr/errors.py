@@ -77,14 +77,19 @@ def answer(error):
 def _is_between_ranks(error):
     if re.fullmatch(r"(Dist|Rendezvous)\w*Error", type(error).__name__):
         return True
-    return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_BETWEEN_RANKS.search(str(error)))
+    return isinstance(error, RuntimeError) and _among_ranks() and bool(_BETWEEN_RANKS.search(str(error)))
+
+
+def _among_ranks():
+    """Return whether this process is one of several ranks; a scheduler may say that it is one of one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def run_script(main):
     """Run `main` and exit: a UserError prints one line and gives its exit code, Ctrl-C and SIGTERM give 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print_anything()
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not _among_ranks():
         sys.exit(_exit_code(main, first=True))
     first = os.environ.get("RANK", "0") == "0"
     if not first:
@@ -111,7 +116,7 @@ def _exit_code(main, first):
     except SystemExit as stop:                                    # a rank whose share is done exits so
         return stop.code or 0
     except KeyboardInterrupt:
-        if "WORLD_SIZE" not in os.environ:                        # for ranks the launcher prints it
+        if not _among_ranks():                                    # for ranks the launcher prints it
             print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
     except BrokenPipeError:                                       # the program that read our output has ended
@@ -123,7 +128,7 @@ def _exit_code(main, first):
         # The first rank prints an error that all have, and the launcher names a rank that was lost.  Every other rank
         # waits for the launcher to end it, and prints its own error only if it is still running after that.
         turns = (not first) + _is_between_ranks(error)
-        if turns and "WORLD_SIZE" in os.environ:
+        if turns and _among_ranks():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TURN_S * turns)
         who = "" if first else f"rank {os.environ['RANK']}: "

@@ -188,16 +188,19 @@ class Evaluation:
                   "pathology": record.pathology,
                   "diagonal_mm": float(np.linalg.norm(np.multiply(truth.shape, nifti.spacing_mm)))}
 
-        @functools.cache                                          # several rows share a segmenter and an input
+        @functools.cache                                          # members stand in several test inputs
         def logits(segmenter, member):
             return self.segmenters[segmenter].logits(images[member], working.spacing_mm)
+
+        @functools.cache                                          # on the source the upper bound is the baseline
+        def result(segmenter, test_input):
+            of_each = [logits(segmenter, self.strengths.get(name, name)) for name in test_input.split("+")]
+            return labelled_and_measured(of_each, working, truth, nifti, structures)
 
         rows, found = [], {}
         for network, arm in self.compared:
             segmenter = f"{network}-{training_set(arm, domain, self.source)}"
-            of_each = [logits(segmenter, self.strengths.get(name, name)) for name in arm.test_input.split("+")]
-            on_working, labels, metrics = labelled_and_measured(of_each, working, truth, nifti, structures)
-            found[network, arm.name] = on_working
+            found[network, arm.name], labels, metrics = result(segmenter, arm.test_input)
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

@@ -12,7 +12,7 @@ import numpy as np
 from cmr.checkpoint import provenance, require_made_by, require_part, require_references, require_trained_on
 from cmr.comparison import METRIC_COLUMNS, distinct
 from cmr.errors import DataError, run_script
-from cmr.experiment import ARMS, rows_to_measure, training_set
+from cmr.experiment import ARMS, BASELINE, PRIMARY_ARMS, rows_to_measure, training_set
 from cmr.files import writable_folder, write_csv
 from cmr.grid import Grid, at_same_height
 from cmr.look import fda, match_quantiles, padded_as
@@ -200,7 +200,9 @@ class Evaluation:
         rows, found = [], {}
         for network, arm in self.compared:
             segmenter = f"{network}-{training_set(arm, domain, self.source)}"
-            found[network, arm.name], labels, metrics = result(segmenter, arm.test_input)
+            on_working, labels, metrics = result(segmenter, arm.test_input)
+            if network == self.compared[0][0] and arm.name in (BASELINE, *PRIMARY_ARMS):      # drawn
+                found[arm.name] = on_working
             write_like(self.out / "predictions" / network / arm.key / f"{record.case}.nii.gz", labels, nifti)
             of_row = {"network": network, "arm": arm.name, "trained_on": arm.trained_on, "test_input": arm.test_input}
             rows += [{**common, **of_row, "structure": structure, **figures} for structure, figures in metrics.items()]

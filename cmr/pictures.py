@@ -93,23 +93,23 @@ class Example:
     image: np.ndarray
     translated: np.ndarray
     truth: np.ndarray
-    found: dict                                  # {(network, row of the experiment): labels}
+    found: dict                                  # {row of the experiment: labels}, in the order of drawing
 
 
-def example_sheet(example, found):
+def example_sheet(example):
     """Return the SVG of the first, middle and last labelled slice of an example; of all slices if none is labelled.
 
-    Each row has the slice, its translation, their difference, and contours of the truth and of `found`, {name: labels}.
+    Each row has the slice, its translation, their difference, and contours of the truth and of what was found.
     """
     labelled = np.flatnonzero(example.truth.any((1, 2)))
     among = labelled if len(labelled) else np.arange(len(example.truth))
     rows, zoom = [], enlargement(example.image)
     for k in among[np.linspace(0, len(among) - 1, min(3, len(among))).round().astype(int)]:
         image, translated = example.image[k], example.translated[k]
-        contours = [with_contours(image, labels[k], zoom) for labels in (example.truth, *found.values())]
+        contours = [with_contours(image, labels[k], zoom) for labels in (example.truth, *example.found.values())]
         rows.append([with_contours(image, None, zoom), with_contours(translated, None, zoom),
                      difference(image, translated, zoom), *contours])
-    return labelled_sheet(rows, ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *found])
+    return labelled_sheet(rows, ["reference", "translated", f"difference, ±{FULL_COLOUR}", "truth", *example.found])
 
 
 def forest(groups):

@@ -223,9 +223,8 @@ def draw_examples(out, rows, examples):
         distance_mm = patient_values(as_patients, "hd95")
         order = sorted((e for e in of_domain if e.case in distance_mm), key=lambda e: (distance_mm[e.case], e.case))
         for which, example in (("median", order[len(order) // 2]), ("worst", order[-1])):
-            drawn = [arm for arm in (BASELINE, *PRIMARY_ARMS) if (network, arm) in example.found]
             name = f"{which}_{Domain.parse(domain).file_name}.svg"
-            write_text(out / name, example_sheet(example, {arm: example.found[network, arm] for arm in drawn}))
+            write_text(out / name, example_sheet(example))
             outside = "" if example.truth.any() else "; the heart lies outside the working field of view"
             text += (f"{domain}, {which} case by the baseline's HD95 ({example.case}, {distance_mm[example.case]:.1f} "
                      f"mm{outside}), contours of {network}.\n\n{_picture(name)}")

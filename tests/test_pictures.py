@@ -48,6 +48,6 @@ def test_an_example_of_any_grid_is_drawn_at_about_200_pixels_a_panel():
         image = np.zeros((4, size, size))
         truth = np.zeros(image.shape, np.uint8)
         truth[1:3] = 1
-        picture = ElementTree.fromstring(example_sheet(Example("x_ED", image, image, truth, {}), {"baseline": truth}))
+        picture = ElementTree.fromstring(example_sheet(Example("x_ED", image, image, truth, {"baseline": truth})))
         panels = [int(panel.get("height")) for panel in picture.iter(NAME + "image")]
         assert panels == [drawn] * 10                             # two labelled slices, five panels each

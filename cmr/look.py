@@ -63,7 +63,7 @@ def fda(image, style, spacing_mm):
 def random_shift(image, spacing_mm, g, amount=1.0):
     """Change contrast, coil shading, sharpness, resolution and noise of a volume (D, H, W) at random, within [-1, 1].
 
-    spacing_mm : in-plane.  g : numpy Generator.  amount : size of the changes; 1 is about the step to another vendor.
+    spacing_mm : in-plane.  g : numpy Generator.  amount : size of the changes.
     """
     blurred = lambda volume, mm: ndimage.gaussian_filter(volume, (0, mm / spacing_mm, mm / spacing_mm))
     u = (np.asarray(image, np.float64) + 1) / 2

@@ -34,7 +34,7 @@ BOUNDED = ("100 % of the gap closed is as good as the upper bound, the same netw
            "training studies; negative is worse than the baseline; no share where the gap is below 0.01 Dice, 0.5 mm "
            "HD95 or 0.2 mm ASSD. A bound may have fewer or more patients to train on than its baseline, as the end of "
            "this report says, which makes the gap look smaller or larger.")
-UNBOUNDED = ("No share of a gap is given, as that takes an upper bound: the level on the source is none, domains "
+UNBOUNDED = ("No share of a gap is given, as that takes an upper bound. The level on the source is none: domains "
              "differ in difficulty.")
 
 

@@ -43,8 +43,8 @@ class Config(DataConfig):
                               "studies")
     diffusion: str  = opt("", "final.pt of train_diffusion.py", required("a final.pt"))
     segmenter: str  = opt("", "final.pt of train_unet.py on real source data, for the audit", required("a final.pt"))
-    shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected (dg), 1: "
-                               "about as far as another vendor; several are taken in turn by the samples",
+    shift: str      = opt("0", "how far the look of a reference is changed at random before it is projected (dg), 0: "
+                               "not at all; several are taken in turn by the samples",
                           matching(f"{_SHIFT}(;{_SHIFT})*", "numbers from 0 to 5, separated by ';'"))
     strength: str   = opt(PROJECTED["demo"], "what is kept of the reference, none: all, nothing is projected; "
                                              "several, separated by ';': dg: are taken in turn by the samples, "

@@ -41,8 +41,8 @@ def _gap(rows, mean, source):
     text += f"Trained on real source images and tested on studies that were not trained on: {'; '.join(reached)}."
     if len(bounded) < len(networks):
         without = f" of {_list([name for name in networks if name not in bounded])}" if bounded else ""
-        text += (f" Domains differ in difficulty, so the gap{without} cannot be told from that, but from an "
-                 "upper bound: UPPER=1, where the targets have labelled studies to train on.")
+        text += (f" These levels do not give the gap{without}, as domains differ in difficulty; an upper bound does "
+                 "(UPPER=1, where the targets have labelled studies to train on).")
     return text
 
 
@@ -74,7 +74,7 @@ def _closed(share):
 def _difference(test, p):
     """The tested HD95 difference, numbers of missed structures and the test's outcome; p : the corrected p-value."""
     before, now = test["n_missed_baseline"], test["n_missed_arm"]
-    missed = f" (missed: {now} structures against {before})" if before or now else ""
+    missed = f" (structures missed: {now} against {before})" if before or now else ""
     kind, change = outcome(test, p), test["mean_difference"]
     by_ranks = _by_ranks(kind, test)
     words = {"better": f"significantly better{by_ranks}, p {p:.2g}",

@@ -61,7 +61,7 @@ def test_without_an_upper_bound_domains_are_only_compared():
     found = said({"DA": steady(-6), "DG": steady(-6)}, bound=None, source_hd95=25.0)
     assert "vanilla 0.748 Dice and 25.2 mm HD95 on the source, 0.798 Dice and 20.2 mm HD95 on the targets" in (
         found["gap"])
-    assert "so the gap cannot be told from that" in found["gap"] and "against the same network" not in found["gap"]
+    assert "These levels do not give the gap, as" in found["gap"] and "against the same network" not in found["gap"]
     assert "% of the gap" not in "".join(found.values()) and "vanilla: -6.0 mm, significantly better" in found["DA"]
 
 
@@ -71,7 +71,7 @@ def test_without_an_upper_bound_domains_are_only_compared():
     (lambda i: 0.02 * (-1) ** i, "vanilla: 0% of the gap closed, +0.0 mm, as good to 1 mm."),
     (wavering, "undecided, 90 % interval -"),
     (lambda i: math.inf if i == 3 else -1 - i / 50,
-     "+33.2 mm (missed: 2 structures against 0), significantly better by ranks, though not in the mean")])
+     "+33.2 mm (structures missed: 2 against 0), significantly better by ranks, though not in the mean")])
 def test_what_a_row_closes(change, words):
     found = said({"DA": change, "DG": steady(-6)})
     assert words in found["DA"]
@@ -100,10 +100,10 @@ def test_a_structure_that_is_found_far_away_is_better_than_one_that_is_missed(mi
     if missing == "DA":
         found = {"baseline": found["DA"], "DA": found["baseline"]}
     text = said({**found, "DG": steady(0)}, patients=28)["DA"]    # of 14, half of them ties, scipy permutes slowly
-    [mm] = re.findall(r", ([+-][\d.]+) mm \(missed", text)
+    [mm] = re.findall(r", ([+-][\d.]+) mm \(structures missed", text)
     better = missing == "baseline"
     assert (float(mm) < -100) == ("significantly better" in text) == ("% of the gap closed, " in text) == better
-    counted = "(missed: 0 structures against 28)" if better else "(missed: 28 structures against 0)"
+    counted = "(structures missed: 0 against 28)" if better else "(structures missed: 28 against 0)"
     assert counted in text
 
 
@@ -163,7 +163,7 @@ def test_rows_that_ran_for_some_networks_only():
     more = rows_of({"DA": steady(-3)}, networks=("nnunet2d",), bound=None)
     rows = rows_of({"DA": steady(-3), "DG": steady(-3), "augmented": steady(-3)}) + more
     gap, da, dg, controls, harm = sentences(rows, all_tests(rows), SOURCE)
-    assert "so the gap of nnunet2d cannot be told from that, but from an upper bound: UPPER=1" in gap
+    assert "These levels do not give the gap of nnunet2d, as domains differ in difficulty; an upper bound does" in gap
     assert "vanilla: 25% of the gap closed" in da and "; nnunet2d: -3.0 mm" in da and "nnunet2d" not in dg
 
 

@@ -22,7 +22,7 @@ from cmr.nifti import read_volume, without_words, write_like
 from cmr.pictures import Example
 from cmr.records import STRUCTURES, VALUES, Domain, labelled, labels_of
 from cmr.report import write_report
-from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, Strength, parse_strength
+from cmr.sampler import GUIDED, NONE, PROJECTED, SourceModel, parse_strength
 from cmr.seeds import rng
 from cmr.segmenter import NETWORKS, Segmenter, labels_on_original, split_name
 from cmr.settings import GRIDS, DataConfig, at_least, opt, parse, required, some_of
@@ -152,7 +152,7 @@ class Evaluation:
         require_references(folder, [record.metadata for record in records], tested)
         for sample in prepare(records, grid, self.c.work):
             row = sample.record.metadata
-            images[row["reference"]][Strength.parse(row["strength"])] = np.asarray(sample.image)
+            images[row["reference"]][parse_strength(row["strength"])] = np.asarray(sample.image)
         wanted = set(self.strengths.values()) - {NONE}
         lacking = [case for case, made in images.items() if not wanted <= made.keys()]
         if lacking:
@@ -171,7 +171,7 @@ class Evaluation:
         image, case = np.asarray(working.image), working.record.case
         drawn = rng(self.c.seed, "style", case).integers(len(self.styles))
         style = at_same_height(self.styles[drawn].image, len(image))
-        return {NONE: image, **self.translated_of[case],
+        return {**self.translated_of[case], NONE: image,
                 "matched": match_quantiles(image, self.model.quantiles),
                 "fda": padded_as(image, np.stack([fda(x, y, self.c.spacing_mm) for x, y in zip(image, style)]))}
 

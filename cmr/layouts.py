@@ -60,7 +60,7 @@ def read_mms1(folder):
         row, label = rows[code], folder.mask_beside(path)
         vendor = row["vendor"] or VENDOR_LETTERS.get(row.get("vendorname", "").lower(), "")
         base = Record(code, "", str(path), split=_split_of(folder, path, row), **{**_told_by(row), "vendor": vendor})
-        disputed = any(part.lower() == "unlabeled" for part in path.parts)
+        disputed = any(part.lower() == "unlabeled" for part in path.relative_to(folder.root).parts)
         if disputed and label and not folder.use_unlabeled_masks:
             base, label = replace(base, flags=("mask under Training/Unlabeled ignored",)), None
         of_phase = phase and [replace(base, phase=phase.upper(), label_path=label)]

@@ -130,7 +130,7 @@ class Strength:
     def __str__(self):
         shown = [(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
         shown = [(f, value) for f, value in shown if f.name in ("t0", "steps") or value != f.default]
-        return ",".join(f"{f.name}={value if f.type is str else format(value, 'g')}" for f, value in shown)
+        return ",".join(f"{f.name}={str(value).removesuffix('.0')}" for f, value in shown)
 
 
 def parse_strength(text):

@@ -95,16 +95,27 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     found = np.stack([way.labels(frame, members) for frame in in_turn], 3)
     on_disk = {ours: value for value, ours in NUMBERING[labels].items()}
     image.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
-    volumes = volumes_of(found, np.prod(image.spacing_mm) / 1000, segmenter.structures)
-    shown = [0]
-    if len(volumes) > 1 and "LV" in segmenter.structures:         # show end-diastole and end-systole
-        of_lv = [row["LV_ml"] for row in volumes]
-        shown = [int(np.argmax(of_lv)), int(np.argmin(of_lv))]
+    seen = [t for t, frame in enumerate(frames) if not is_blank(frame)]
+    measured = segmenter.structures if has_slice_spacing(image) else ()
+    volumes = volumes_of(found, np.prod(image.spacing_mm) / 1000, measured, seen)
+    shown = seen[:1]
+    if len(seen) > 1 and "LV" in measured:                        # show end-diastole and end-systole
+        lv_ml = lambda t: volumes[t]["LV_ml"]
+        shown = [max(seen, key=lv_ml), min(seen, key=lv_ml)]
     rows = [row for t in shown for row in way.picture(frames[t], found[..., t], members)]
     save_png(picture_of(out), sheet(rows))
-    _, geometry = way.to_working(frames[0])
-    notes = [*image.nifti.notes, *dict.fromkeys(sum(padding, [])), *notes_on(image, segmenter, found, geometry)]
+    _, geometry = way.to_working(frames[seen[0]])
+    notes = [*image.nifti.notes, *dict.fromkeys(sum(padding, [])), *notes_on(image, segmenter, found, seen, geometry)]
     return {"volumes": volumes, "notes": notes}
+
+
+def is_blank(volume):
+    return volume.min() == volume.max()
+
+
+def has_slice_spacing(image):
+    """Whether the file has an axis of slices; one slice (X, Y) alone says nothing of its thickness."""
+    return image.nifti.array.ndim > 2
 
 
 def default_members(sd_dm):
@@ -134,7 +145,7 @@ class _Way:
 
     def labels(self, volume, members):
         """Labels (X, Y, Z) uint8 from the averaged softmax of the members; all 0 for a blank frame."""
-        if volume.min() == volume.max():
+        if is_blank(volume):
             return np.zeros(volume.shape, np.uint8)
         working, geometry = self.to_working(volume)
         spacing_mm = (self.image.spacing_mm[2], *[self.segmenter.settings["spacing_mm"]] * 2)
@@ -155,11 +166,15 @@ class _Way:
         return two_a_row(list(map(list, zip(drawn(self.labels(volume, [NONE])), seen, found))))
 
 
-def volumes_of(labels, voxel_ml, structures):
-    """[{LV_ml, RV_ml, MYO_g}] of each frame of labels (X, Y, Z, T); None for a structure outside `structures`."""
+def volumes_of(labels, voxel_ml, structures, seen):
+    """[{LV_ml, RV_ml, MYO_g}] of each frame of labels (X, Y, Z, T); None for what is not measured.
+
+    structures : those that are measured.  seen : frames in which they are; the others are blank.
+    """
     rows = []
-    for frame in np.moveaxis(labels, 3, 0):
-        ml = {name: float((frame == VALUES[name]).sum() * voxel_ml) for name in structures}
+    for t, frame in enumerate(np.moveaxis(labels, 3, 0)):
+        measured = structures if t in seen else ()
+        ml = {name: float((frame == VALUES[name]).sum() * voxel_ml) for name in measured}
         mass_g = ml["MYO"] * MYOCARDIUM_G_PER_ML if "MYO" in ml else None
         rows.append({"LV_ml": ml.get("LV"), "RV_ml": ml.get("RV"), "MYO_g": mass_g})
     return rows
@@ -174,8 +189,10 @@ def table(found):
         subject, phase = subject_and_phase(of["file"])
         if len(frames) > 1:
             for name in VENTRICLES:
-                volume = lambda row: row[f"{name}_ml"] or 0.0
-                frames[0].update(ejected(name, max(frames, key=volume), min(frames, key=volume), "frame"))
+                volume = lambda row: row[f"{name}_ml"]
+                known = [row for row in frames if volume(row) is not None]
+                if known:
+                    frames[0].update(ejected(name, max(known, key=volume), min(known, key=volume), "frame"))
         elif phase:
             pairs.setdefault((Path(of["file"]).parent, subject), {})[phase] = frames[0]
     for pair in pairs.values():
@@ -186,7 +203,7 @@ def table(found):
 
 
 def ejected(name, ed, es, which):
-    """EDV, ESV and EF of a ventricle from its rows at ED and ES, which column `which` names; {} if it is not known."""
+    """EDV, ESV and EF of a ventricle from its rows at ED and ES, which column `which` names; {} if one is not known."""
     edv_ml, esv_ml = ed[f"{name}_ml"], es[f"{name}_ml"]
     if edv_ml is None or esv_ml is None:
         return {}
@@ -195,16 +212,22 @@ def ejected(name, ed, es, which):
             f"{name}_ES": es[which]}
 
 
-def notes_on(image, segmenter, labels, geometry):
+def notes_on(image, segmenter, labels, seen, geometry):
+    """Warnings about a segmentation (X, Y, Z, T).  seen : its frames that are not blank.  geometry : of one of them."""
     notes = coarse_pixels(image, Grid.of(segmenter.settings))
     unknown = [name for name in VALUES if name not in segmenter.structures]
     if unknown:
         notes.append(f"the network was not trained on {', '.join(unknown)}: none is found")
     (least, most), apart = segmenter.slices_mm, image.spacing_mm[2]
-    if not least / SIMILAR <= apart <= most * SIMILAR:
+    if not has_slice_spacing(image):
+        notes.append("one slice without a thickness: no volumes")
+    elif not least / SIMILAR <= apart <= most * SIMILAR:
         notes.append(f"slices {apart:.1f} mm apart; the network was trained on {least:.1f} to {most:.1f} mm")
+    blank = [str(t) for t in range(labels.shape[3]) if t not in seen]
+    if blank:
+        notes.append(f"frame {', '.join(blank)} is blank: no volumes")
     for name in segmenter.structures:
-        frames = [str(t) for t in np.flatnonzero(~(labels == VALUES[name]).any((0, 1, 2)))]
+        frames = [str(t) for t in seen if not (labels[..., t] == VALUES[name]).any()]
         if frames:
             notes.append(f"no {name} found" + (f" in frame {', '.join(frames)}" if labels.shape[3] > 1 else ""))
     depth = depth_mm(geometry)

@@ -67,7 +67,7 @@ class DataConfig:
     upper_bound: bool = opt(False, "an upper bound is asked for: targets of a dataset without splits get training "
                                    "studies too")
     use_unlabeled_masks: bool = opt(False, "M&Ms-1: trust the masks found under Training/Unlabeled")
-    spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 10))
+    spacing_mm: float = opt(2.5, "in-plane spacing of the working grid, mm", within(0.4, 4))
     size: int = opt(64, "height and width of the working grid, pixels", within(16, 1024))
     seed: int = opt(0, "every random number is a function of this, the step and the item", SEED)
     device: str = DEVICE

@@ -154,7 +154,7 @@ def labelled_apart(records, domain, others):
 
 
 def pseudonyms(records):
-    """{subject: "P" and a number} for a dataset, in random order, so that the number reveals nothing."""
+    """{subject: "P" and a number} of a dataset; their order follows from all its names, and tells nothing of one."""
     subjects = sorted({r.subject for r in records})
     numbers = rng("pseudonyms", *subjects).permutation(len(subjects))
     return {subject: f"P{number + 1:03d}" for subject, number in zip(subjects, numbers)}

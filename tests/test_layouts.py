@@ -298,13 +298,16 @@ def test_the_column_that_holds_the_most_names_tells_whose_a_row_is(tmp_path, tab
             find(tmp_path)
 
 
-def test_unlabelled_studies_and_their_disputed_masks(tmp_path):
+@pytest.mark.parametrize("above", ["data", "Unlabeled"])
+def test_unlabelled_studies_and_their_disputed_masks(tmp_path, above):
+    """Folders above the dataset say nothing of its studies."""
+    tmp_path = tmp_path / above
     unlabelled = {"folder": "Training/Unlabeled"}
     mms(tmp_path, {"A0S9V9": {}, "C0S9V9": {**unlabelled, "ED": 0, "ES": 0}, "D0S9V9": unlabelled})
     unlabelled = [r for r in find(tmp_path) if r.subject == "C0S9V9"]
     assert len(unlabelled) == 1 and unlabelled[0].label_path is None
     assert any("ED = ES = 0" in f for f in unlabelled[0].flags)
-    assert all(r.label_path is None for r in find(tmp_path) if r.subject == "D0S9V9")
+    assert all((r.label_path is None) == (r.subject != "A0S9V9") for r in find(tmp_path))
     assert all(r.label_path for r in find(tmp_path, use_unlabeled_masks=True) if r.subject == "D0S9V9")
 
 

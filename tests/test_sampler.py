@@ -16,7 +16,9 @@ from cmr.seeds import generator
 def test_strength_text():
     s = Strength.parse("t0=700,match=mean_std,low_pass=2,pull=0.1,steps=12,times=uniform")
     assert s == Strength(t0=700, match="mean_std", low_pass=2, pull=0.1, steps=12, times="uniform")
-    assert Strength.parse(str(s)) == s
+    for strength in (s, Strength(pull=0.04712345678), Strength(guide_mm=1 / 3)):
+        assert Strength.parse(str(strength)) == strength
+    assert str(Strength(t0=500, steps=2, guide_mm=30.0)) == "t0=500,steps=2,guide_mm=30"
     for text, words in (("t=3", "unknown 't'"), ("t0=x", "must be int"), ("match=linear", "none or mean_std"),
                         ("t0=5,steps=9", "steps=9; use 1 to 5"), ("low_pass=-1", "low_pass=-1; use 0 to 64"),
                         ("times=cubic", "quadratic or uniform"), ("pull=nan", "use 0 to 1"),

@@ -44,14 +44,14 @@ def test_volumes_and_ejection_fractions_of_a_cine():
     labels[:8, :5, 0, 0], labels[:6, :5, 0, 1], labels[:2, :5, 0, 2] = 1, 1, 1
     labels[:, 7, 1] = 2
     labels[:4, 9, 1, :2] = 3
-    rows = volumes_of(labels, 0.5, ("LV", "MYO", "RV"))
+    rows = volumes_of(labels, 0.5, ("LV", "MYO", "RV"), [0, 1, 2])
     assert [r["LV_ml"] for r in rows] == [20, 15, 5] and [r["RV_ml"] for r in rows] == [2, 2, 0]
     assert rows[0]["MYO_g"] == pytest.approx(10 * 0.5 * 1.05)
     study, *others = table([{"file": "x.nii", "volumes": rows}])
     of = lambda name: [study[f"{name}_{what}"] for what in ("EDV_ml", "ESV_ml", "EF_percent", "ED", "ES")]
     assert of("LV") == [20, 5, 75, 0, 2] and not any("LV_EF_percent" in row for row in others)
     assert of("RV") == [2, 0, None, 0, 2]                         # a ventricle that was not found ejects nothing
-    alone = volumes_of(labels, 0.5, ("LV",))
+    alone = volumes_of(labels, 0.5, ("LV",), [0, 1, 2])
     assert alone[0] == {"LV_ml": 20, "RV_ml": None, "MYO_g": None}
     assert "RV_EDV_ml" not in table([{"file": "x.nii", "volumes": alone}])[0]
 
@@ -160,6 +160,33 @@ def test_padding_scales_a_frame_no_more_than_in_the_experiment(tmp_path, seen, p
         said = segment.segment_file(name, segmenter(), tmp_path / "out" / name.name)["notes"]
         assert len(seen) == len(numbers) and all(map(np.array_equal, seen, expected))
         assert [note for note in said if "padding" in note] == notes[0] and len(sum(notes, [])) == (padding < 0)
+
+
+@pytest.mark.parametrize("blank", [0, 1])
+def test_a_blank_frame_is_no_end_systole(tmp_path, monkeypatch, blank):
+    """The LV fills the bright half of every frame; ED and ES are the larger and the smaller of those that have one."""
+    monkeypatch.setattr(Segmenter, "logits", lambda self, image, spacing_mm: np.stack([0 * image, image]))
+    padded(tmp_path / "x.nii.gz", 0)
+    image = nib.load(tmp_path / "x.nii.gz")
+    frame = np.asarray(image.dataobj, np.float32)
+    frames = [frame, frame ** 3]
+    frames.insert(blank, 0 * frame)
+    nib.save(nib.Nifti1Image(np.stack(frames, 3), image.affine), tmp_path / "cine.nii.gz")
+    done = segment.segment_file(tmp_path / "cine.nii.gz", segmenter(), tmp_path / "out.nii.gz")
+    assert f"frame {blank} is blank: no volumes" in done["notes"] and "no LV found" not in str(done["notes"])
+    study, *_ = rows = table([{"file": "cine.nii.gz", "volumes": done["volumes"]}])
+    assert [row["LV_ml"] is None for row in rows] == [t == blank for t in range(3)]
+    ed, es = [t for t in range(3) if t != blank]
+    assert (study["LV_ED"], study["LV_ES"]) == (ed, es) and 0 < study["LV_EF_percent"] < 100
+
+
+def test_a_slice_without_a_thickness_has_no_volumes(tmp_path, seen):
+    padded(tmp_path / "x.nii.gz", 0)
+    image = nib.load(tmp_path / "x.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., 0], image.affine), tmp_path / "flat.nii.gz")
+    done = segment.segment_file(tmp_path / "flat.nii.gz", segmenter(), tmp_path / "out.nii.gz")
+    assert done["volumes"] == [dict.fromkeys(("LV_ml", "RV_ml", "MYO_g"))]
+    assert "one slice without a thickness: no volumes" in done["notes"]
 
 
 def test_voxels_that_are_no_numbers_are_said(tmp_path, seen):

@@ -63,11 +63,7 @@ def main(argv=None):
         rows += measured
         examples[str(domain)].append(example)
         labelled_in[str(domain), example.case] = distinct(measured, "structure")
-    written = {out / "predictions" / network / arm.key / f"{case}.nii.gz"
-               for network, arm in evaluation.compared for _, case in labelled_in}
-    ours = [out / "predictions" / network / arm.key for network in NETWORKS for arm in ARMS]
-    for path in {path for place in ours for path in place.glob("*.nii.gz")} - written:                # of earlier rows
-        path.unlink()
+    delete_earlier_predictions(out / "predictions", evaluation.compared, {case for _, case in labelled_in})
     unused = [*left_out(c.data, c.use_unlabeled_masks), *evaluation.left_out]
     if unused and c.pseudonyms:                                   # the reasons name files
         unused = [(f"{len(unused)} volumes or studies", "`make check` names them")]
@@ -77,6 +73,15 @@ def main(argv=None):
     if c.pseudonyms:
         key = [{"pseudonym": number, "subject": subject} for subject, number in evaluation.names.items()]
         write_csv(f"{out}-key-NOT-TO-BE-SHARED.csv", key, ("pseudonym", "subject"))
+
+
+def delete_earlier_predictions(folder, compared, cases):
+    """Delete the predictions that an evaluation of other rows or other cases has left, and nothing else."""
+    for network in NETWORKS:
+        for arm in ARMS:
+            for path in (folder / network / arm.key).glob("*.nii.gz"):
+                if (network, arm) not in compared or path.name.removesuffix(".nii.gz") not in cases:
+                    path.unlink()
 
 
 def not_measured(labelled_in):

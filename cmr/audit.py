@@ -32,19 +32,20 @@ COLUMNS = ("samples", "frechet_samples", "frechet_training", "frechet_ratio", "c
            "nearest_least")
 
 
-def audit(segmenter, classifier, working, given, image, knows_mask, may_be_excluded):
+def audit(segmenter, classifier, working, sampler_input, image, knows_mask, may_be_excluded):
     """Return the figures of one synthetic image, named as in manifest.csv; `kept` says whether it may be trained on.
 
-    given, image : (D, H, W) in [-1, 1], the sampler's input and its result.  classifier : SourceClassifier or None.
-    knows_mask : whether the reference's mask may be used; if not, the segmenter's boundary on `given` takes its place.
+    sampler_input, image : (D, H, W) in [-1, 1], what was projected and what came of it; the input differs from the
+    reference, `working.image`, if its look was changed.  classifier : SourceClassifier or None.
+    knows_mask : whether the reference's mask may be used; if not, the segmenter's boundary on the input replaces it.
     may_be_excluded : whether `still_fits` decides; if not, the image is always kept.
     """
     reference, spacing_mm = np.asarray(working.image), working.spacing_mm[-1]
-    found_on_given, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (given, image))
-    figures, boundary, lost = {}, found_on_given, 0
+    found_on_input, found_on_image = (segmenter.labels(x, working.spacing_mm) for x in (sampler_input, image))
+    figures, boundary, lost = {}, found_on_input, 0
     if knows_mask:
         boundary = working.label
-        before, after = (mean_dice(found, working.label) for found in (found_on_given, found_on_image))
+        before, after = (mean_dice(found, working.label) for found in (found_on_input, found_on_image))
         figures.update(dice_reference=before, dice_synthetic=after, dice_change=after - before)
         # Trap: on a changed look Dice may be low already, so what is lost counts from the reference as it is.
         lost = mean_dice(segmenter.labels(reference, working.spacing_mm), working.label) - after
@@ -54,7 +55,7 @@ def audit(segmenter, classifier, working, given, image, knows_mask, may_be_exclu
                    through_plane_reference=through_plane_correlation(reference),
                    through_plane_synthetic=through_plane_correlation(image))
     if classifier:
-        figures.update(of_source_reference=classifier.probability(given),
+        figures.update(of_source_reference=classifier.probability(sampler_input),
                        of_source_synthetic=classifier.probability(image))
     return figures
 
@@ -173,7 +174,7 @@ def audit_samples(model, segmenter, training, held_out, spacing_mm, seed):
     training, held_out : source slices (n, H, W) in [-1, 1].  spacing_mm : (slice, row, column).
     """
     n = min(len(training), len(held_out), SAMPLES)
-    samples = draw_samples(model.schedule, model.output, n, training.shape[-1], CALLS, seed, model.device)
+    samples = draw_samples(model.schedule, model.predict_v, n, training.shape[-1], CALLS, seed, model.device)
     thinned = lambda pool: pool[np.linspace(0, len(pool) - 1, n).astype(int)]
     of_samples, of_training = frechet_to_held_out(*(features(segmenter, pool, spacing_mm)
                                                     for pool in (samples, thinned(training), thinned(held_out))))

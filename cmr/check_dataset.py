@@ -82,7 +82,7 @@ def _look_at(record, grid):
     except DataError as error:
         is_spare = record.phase.startswith("F") and isinstance(error, BlankImage)
         return Volume(record, **{"left_out" if is_spare else "unusable": str(error)})
-    why = notes.pop() if record.label_path and label is None else ""
+    why = notes.pop() if record.label_path and label is None else ""           # the last note says why it is none
     told = repr((nifti.affine.tolist(), nifti.spacing_mm, replace(record, image_path="", label_path=""))).encode()
     both = told + image.tobytes() + (b"" if label is None else label.tobytes())
     found = Volume(record, left_out=why, notes=tuple(notes), spacing=" x ".join(f"{s:.2f}" for s in nifti.spacing_mm),

@@ -17,7 +17,7 @@ from cmr import ranks
 from cmr.errors import CheckpointError, ResourceError
 from cmr.files import atomic, read_json, write_json
 from cmr.records import Domain
-from cmr.settings import without_places
+from cmr.settings import deciding
 from cmr.working import fingerprint
 
 FORMAT = 1
@@ -91,7 +91,7 @@ def fill(net, weights, path):
 
 def require_settings(path, saved, now):
     """Raise CheckpointError, naming each difference, if two runs' settings differ in what changes results."""
-    saved, now = without_places(saved), without_places(now)
+    saved, now = deciding(saved), deciding(now)
     differing = [f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
                  for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
     if differing:

@@ -142,7 +142,9 @@ def stages(c):
     trained, judge = segmenters(c), f"segmenter-{split(c.networks)[0]}-real/final.pt"
     target, rows, thorough, references = flags_asked_for(c)
 
-    # The dataset is checked against the rows; check.json is written anew only if the findings have changed.
+    # The dataset is checked against the rows.  `rows` says which are wanted.  `asked` is touched after each check and
+    # tells make when the data were last looked at.  check.json is written anew only if the findings have changed, so
+    # that an unchanged dataset retrains nothing.
     asked, checked, priced = "check/asked", "check/check.json", "check/estimate.md"
     check = command(c, "-m cmr.check_dataset", "check", target, rows, references)
     found = [Stage(asked, ("check/rows",), f"{check} && touch {c.run / asked}"), Stage(checked, (asked,), "")]

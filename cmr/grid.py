@@ -96,7 +96,8 @@ def to_working(image, nifti, grid, label=None, limits=None):
 
     limits : intensities that become -1 and 1; None: percentiles 0.5 and 99.5 of the voxels brighter than the padding.
     """
-    geometry = Geometry(image.shape, nifti.affine.tolist(), nifti.spacing_mm, *orientation(nifti.affine), low=0.0,
+    transposed, flipped, oriented = orientation(nifti.affine)
+    geometry = Geometry(image.shape, nifti.affine.tolist(), nifti.spacing_mm, transposed, flipped, oriented, low=0.0,
                         high=1.0, grid=(grid.spacing_mm, grid.size))
     darkest = min(0.0, float(image.min()))                        # subtracted, so that the padding, 0, is the darkest
     resampled = _resample(canonical(image, geometry) - darkest, geometry)

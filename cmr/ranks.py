@@ -137,7 +137,8 @@ def first_alone():
 def dealt(function, n):
     """[function(i) for i in range(n)] on the first rank, each i computed by one of the ranks; None on the others.
 
-    Ranks take consecutive ones: taken in turn, a rank may get all the long ones, as of DA's strengths in turn.
+    Each rank takes a block of neighbours: DA's images are made with a slow and a fast strength in turn, and dealt in
+    turn, one of two ranks would get all the slow ones.
     """
     found = [function(i) for i in range(rank() * n // world(), (rank() + 1) * n // world())]
     of_all = [None] * world() if is_first() else None

@@ -68,7 +68,7 @@ def project(model, volume, strength, seed):
             distance = lambda x_0: scale * to_reference(x_0)
         # Trap: noise to the level of the first step; the original code noises one level too high.
         x_t0 = noised(model.schedule, y_0, times[0], first)
-        x_0 = denoise(model.schedule, model.output, x_t0, times, noises, distance)
+        x_0 = denoise(model.schedule, model.predict_v, x_t0, times, noises, distance)
         slices.append(x_0[:, 0].clamp(-1, 1).cpu().numpy())
     return np.concatenate(slices)
 
@@ -180,8 +180,8 @@ class SourceModel:
         """The Strength of the guided projection, in the times of this model's schedule."""
         return Strength.parse(guided_in(self.schedule))
 
-    def output(self, x_t, t):
-        """The network's output for x_t (N, 1, H, W) at times t (N,), in the precision of its training."""
+    def predict_v(self, x_t, t):
+        """v of `cmr.diffusion.target_of` by the network, for x_t (N, 1, H, W) at times t (N,) in 1..T."""
         with half_precision(self.device, self.settings.get("bfloat16")):
             return self.net(x_t, t)
 

@@ -78,13 +78,13 @@ FULL_GRID = dict(size=128, spacing_mm=1.5)
 GRIDS = {"tiny": {}, "demo": {}, "small": FULL_GRID, "lab": FULL_GRID, "paper": FULL_GRID}
 
 # Settings that may change when a killed run goes on; stages compare the studies themselves by their content.
-PLACES = {"data", "upper_bound", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
+NO_EFFECT = {"data", "upper_bound", "out", "work", "synthetic", "device", "workers", "log_every", "save_minutes",
           "sample_every", "sheet", "sheet_steps"}
 
 
-def without_places(settings):
-    """The settings that decide the result: all but PLACES."""
-    return {name: value for name, value in settings.items() if name not in PLACES}
+def deciding(settings):
+    """The settings that decide the result: all but those of NO_EFFECT."""
+    return {name: value for name, value in settings.items() if name not in NO_EFFECT}
 
 
 def parse(config_class, presets, argv, description, by=None):

@@ -13,6 +13,8 @@ from cmr.seeds import rng
 from cmr.settings import DataConfig
 
 UNSEEN = "a target must be unseen"              # why a target may not share a subject with the source
+# Shares of the subjects that train and validate, where a dataset has no splits; the others are tested.
+SHARES = {"source": (0.60, 0.15), "target": (0.0, 0.25), "target with upper bound": (0.40, 0.10)}
 
 
 def find(root, use_unlabeled_masks=False, all_frames=False):
@@ -99,7 +101,8 @@ def _shared_out(records, source, upper_bound):
             pool = (record in source, record.vendor, record.pathology)
             pools.setdefault(pool, set()).add(record.subject)
     for (is_source, *_), subjects in pools.items():
-        bounds = (0.60, 0.75) if is_source else (0.40, 0.50) if upper_bound else (0.0, 0.25)
+        trained, validate = SHARES["source" if is_source else "target with upper bound" if upper_bound else "target"]
+        bounds = trained, trained + validate
         for i, subject in enumerate(sorted(subjects, key=digest)):
             share = (i + 0.5) / len(subjects)
             assigned[subject] = SPLITS[sum(share > bound for bound in bounds)]
@@ -115,7 +118,7 @@ def _held_out(records, source):
     for members in pools.values():
         if all(r.split != "Validation" for r in members):
             keys = {(r.vendor, r.pathology, digest(r.subject), r.subject) for r in members if r.split == "Training"}
-            held_out.update(subject for *_, subject in sorted(keys)[5::6])
+            held_out.update(subject for *_, subject in sorted(keys)[5::6])                 # every sixth
     return held_out
 
 

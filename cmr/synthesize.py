@@ -137,22 +137,22 @@ class Synthesis:
     def make(self, job):
         """Make, audit and write one synthetic volume; return its manifest row."""
         c, working, record = self.c, job.reference, job.reference.record
-        shifted, redrawn = np.asarray(working.image), 0
+        sampler_input, redrawn = np.asarray(working.image), 0
         if job.shift:
             stream = rng(c.seed, "shift", record.case, job.sample)
-            shifted = random_shift(shifted, c.spacing_mm, stream, job.shift)
-        image = shifted
+            sampler_input = random_shift(sampler_input, c.spacing_mm, stream, job.shift)
+        image = sampler_input
         if job.strength != NONE:
             seed = c.seed, record.subject, job.sample
-            image, redrawn = translate(self.sd_dm, shifted, c.spacing_mm, job.strength, *seed)
-        shifted, image = (from_integers(as_integers(x)) for x in (shifted, image))   # rounded as on disk
+            image, redrawn = translate(self.sd_dm, sampler_input, c.spacing_mm, job.strength, *seed)
+        sampler_input, image = (from_integers(as_integers(x)) for x in (sampler_input, image))   # rounded as on disk
         row = {"case": job.case, "subject": record.subject, "phase": record.phase, "sample": job.sample,
                "domain": str(job.domain), "vendor": record.vendor, "centre": record.centre,
                "pathology": record.pathology, "split": record.split, "reference": record.case,
                "reference_content": working.content[:16], "shift": job.shift, "strength": str(job.strength),
                "seed": c.seed, "sd_dm": self.sd_dm.hash, "segmenter": self.segmenter.hash, "redrawn": redrawn}
         for_training = c.use == "dg"
-        row.update(audit(self.segmenter, self.classifiers.get(job.domain), working, shifted, image,
+        row.update(audit(self.segmenter, self.classifiers.get(job.domain), working, sampler_input, image,
                          knows_mask=for_training, may_be_excluded=for_training and job.strength != NONE))
         if not job.held_out:
             write_pair(c.out, c.use, row, image, working, self.segmenter.structures)

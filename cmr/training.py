@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cmr import checkpoint, ranks
 from cmr.errors import NumericalError
 from cmr.files import write_text
-from cmr.settings import without_places
+from cmr.settings import deciding
 from cmr.workers import peak_memory_gb
 
 LOG_COLUMNS = "step,loss,lr,seconds_per_step,waiting_share,peak_memory_gb"
@@ -25,13 +25,13 @@ class Run:
     `last.pt` (whole state) exists only while the run is unfinished, `final.pt` (averaged weights, settings) only after.
     A finished run is never overwritten: with equal settings and data it is `finished`, else CheckpointError is raised.
     A run that was killed and resumed equals an unbroken one: all random numbers are drawn from (seed, step), so none is
-    stored.  `state` is a dictionary of plain values for whatever else is learnt on the way.
+    stored.  `state` is a dictionary of plain values, such as an nnU-Net's validation scores, saved with the weights.
     All ranks (`cmr.ranks`) hold the same state and the first writes it, so that their number may change on resuming.
     """
 
     def __init__(self, out, config, data_hash, net, optimizer, ema_decay=None, clip_norm=None):
         self.out, self.config = Path(out), config
-        self.made_of = {"config": without_places(config), "data_hash": data_hash}
+        self.made_of = {"config": deciding(config), "data_hash": data_hash}
         self.net, self.optimizer, self.ema_decay, self.clip_norm = net, optimizer, ema_decay, clip_norm
         self.step, self.stop_signal, self.state = 0, None, {}
         self.rows = []                                            # of the log

@@ -8,7 +8,7 @@ sys.path.insert(0, str(ROOT))
 import train_diffusion  # noqa: E402
 import train_unet  # noqa: E402
 from cmr import reproduce, synthesize  # noqa: E402
-from cmr.settings import GRIDS, without_places  # noqa: E402
+from cmr.settings import GRIDS, deciding  # noqa: E402
 
 PAGE = ROOT / "docs" / "presets.md"
 HEAD = """# What each preset is
@@ -40,7 +40,7 @@ NOT_USED = {"vanilla": {"memory_gb", "epoch_steps", "validation_batches", "optim
 def section(title, config, of_preset, not_used=()):
     """Markdown of one stage.  of_preset : {preset: values that differ from the defaults}; not_used : names left out."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    shown = [name for name in without_places(defaults) if name not in {*HOW_ASKED, *not_used}]
+    shown = [name for name in deciding(defaults) if name not in {*HOW_ASKED, *not_used}]
     lines = [f"\n## {title}\n", f"| setting | {' | '.join(GRIDS)} |", f"|---|{'---|' * len(GRIDS)}"]
     for name in shown:
         values = [of_preset[preset].get(name, defaults[name]) for preset in GRIDS]

@@ -211,7 +211,7 @@ def test_an_audit_counts_copies_and_says_how_far_samples_are_from_held_out_slice
     monkeypatch.setattr("cmr.audit.SAMPLES", 256)
     slices = smooth(3, 80)
     training, held_out = slices[:50], slices[50:]
-    model = SimpleNamespace(schedule=Schedule.make("cosine", 50), output=None, device="cpu")
+    model = SimpleNamespace(schedule=Schedule.make("cosine", 50), predict_v=None, device="cpu")
     row = {}
     for name, drawn in {"copies": training[20:] * 0.9, "noise": smooth(4, 30, blur=1)}.items():
         monkeypatch.setattr("cmr.audit.draw_samples", lambda *_, drawn=drawn: drawn)

@@ -1,5 +1,6 @@
 """The stages fit together: what each writes, and that every row, structure and failure is in the results."""
 import csv
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from cmr import audit, checkpoint
 from cmr.grid import Grid, resample_to_original, stored
 from cmr.network import softmax
 from cmr.records import VALUES
+from cmr.sampler import NONE, Strength
 from cmr.segmenter import Segmenter
 from cmr.studies import find
 from cmr.working import prepare
@@ -113,6 +115,18 @@ def test_a_test_input_of_two_images_is_the_mean_of_their_softmax(run, phantom):
     folder = run / "results" / "predictions" / "vanilla"
     found = lambda arm: np.asarray(nib.load(folder / arm / f"{record.case}.nii.gz").dataobj)
     assert (found("real-raw+projected") == expected).all() and (found("real-raw") != expected).any()
+
+
+def test_a_set_of_da_may_hold_images_as_they_are_beside_their_projections(monkeypatch):
+    samples = [SimpleNamespace(record=SimpleNamespace(metadata={"reference": "x_ED", "strength": text}), image=0)
+               for text in ("none", "t0=5,steps=2")]
+    monkeypatch.setattr(evaluate, "find_set", lambda folder: [sample.record for sample in samples])
+    monkeypatch.setattr(evaluate, "require_references", lambda *_: None)
+    monkeypatch.setattr(evaluate, "prepare", lambda *_: samples)
+    evaluation = object.__new__(evaluate.Evaluation)
+    evaluation.c, evaluation.strengths = SimpleNamespace(work=""), {"projected": Strength(t0=5, steps=2)}
+    tested = [SimpleNamespace(record=SimpleNamespace(case="x_ED"))]
+    assert evaluation._translations("da", tested, None)["x_ED"].keys() == {NONE, Strength(t0=5, steps=2)}
 
 
 def test_pseudonyms_stand_wherever_an_identifier_would(run, phantom, tmp_path):

@@ -39,7 +39,7 @@ class Place:
             shutil.copytree(base / name, folder / name, copy_function=shutil.copy2)
         self.work = self.runs / "tiny" / "work"
         self.run = Config(data=str(self.data), runs=str(self.runs), experiment="tiny").run
-        was, now = next((self.runs / "tiny").glob("*-seed0")), self.run              # named by the dataset's path, as is
+        was, now = next((self.runs / "tiny").glob("*-seed0")), self.run         # named by the dataset's path, as is
         for path in [was, *was.parent.glob("*.mk")]:                                 # the makefile
             path.rename(path.with_name(path.name.replace(was.name[:-len("-seed0")], now.name[:-len("-seed0")])))
         self.on = ["--preset", "tiny", "--data", self.data, "--work", self.work]

@@ -207,7 +207,8 @@ FAULTS += group("tables", check, [
     ("no CSV at all", 3, "no CSV", to(table, Path.unlink))])
 FAULTS += group("someone else's data", look, [
     ("a study behind a link, and a link that leads back", 0, "a loop, not followed", behind_a_link),
-    ("a folder Test_set", 0, "lie in no folder of a split", lambda p: next(p.data.rglob("Testing")).rename(p.data / "Test_set")),
+    ("a folder Test_set", 0, "lie in no folder of a split",
+     lambda p: next(p.data.rglob("Testing")).rename(p.data / "Test_set")),
     ("an older table in a subfolder", 0, "is taken for the newest", with_older_table),
     ("ED and ES with decimal commas", 0, "structures: LV in 34", frames(lambda cell: cell + ",0")),
     ("ED = ES = 0 in every row", 2, "though a mask is there", frames(lambda cell: "0")),

@@ -49,7 +49,7 @@ def test_the_distance_has_the_gradient_of_its_closed_form():
     c = 0.6
     x = x_t.clone().requires_grad_()
     gradient, = torch.autograd.grad(low_pass_distance(y_0, 2)(c * x).sum(), x)
-    phi = low_pass(torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8), 2).reshape(64, 64)        # row i: phi of pixel i
+    phi = low_pass(torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8), 2).reshape(64, 64)  # row i: phi of pixel i
     for i in range(3):
         r = (y_0[i] - c * x_t[i]).flatten() @ phi
         expected = -c * (phi @ r) / r.norm()

@@ -52,8 +52,9 @@ IN_THE_REPORT = (
     "| vanilla | shifted |", "| vanilla | shuffled masks |", "n < 10", "pairs were kept",
     "Has the diffusion model learnt the source?", "| DG of held-out patients | Vendor=A |",
     "| upper bound | no | no | its own training images | those of its training images |",
-    "## What this was made of", "| SD-DM | SHA-256 ", "| vanilla-Vendor-B | SHA-256 ", " patients, content ", "| versions | Python ",
-    "| commit | ", "_F00: mask under Training/Unlabeled ignored", "_ED: RV not labelled: not measured there", "](median_Vendor-D.svg)", "](worst_Vendor-A.svg)",
+    "## What this was made of", "| SD-DM | SHA-256 ", "| vanilla-Vendor-B | SHA-256 ", " patients, content ",
+    "| versions | Python ", "| commit | ", "_F00: mask under Training/Unlabeled ignored",
+    "_ED: RV not labelled: not measured there", "](median_Vendor-D.svg)", "](worst_Vendor-A.svg)",
     "contours of vanilla.", "| DA | Vendor=D | no |", "| DG | Vendor=A | yes |")
 
 

@@ -80,7 +80,7 @@ def test_a_sampled_volume(denoiser, as_on_a_gpu, low_pass):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_segmented_volume(network, as_on_a_gpu):
-    """Logits are summed in float32; the labels of a network that has learnt nothing, its closest calls, mostly agree."""
+    """Logits are summed in float32; labels of an untrained network, its closest calls, mostly agree."""
     volume = noise_volume(0)
     c = train_unet.Config(network=network, features=8, levels=3, memory_gb=0.08, steps=2, epoch_steps=1, batch=4)
     recipe = NETWORKS[network].recipe(c, TrainingData([volume], [], [volume], 4), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Strengths as text; the sampler with networks that need no training: exact return of the reference, guidance, slips."""
+"""Strengths as text; the sampler with untrained networks: exact return of the reference, guidance, slips."""
 from dataclasses import replace
 
 import numpy as np
@@ -142,7 +142,8 @@ def test_a_pull_means_the_same_on_every_grid():
     moved = []
     for size in (16, 64):
         volume = np.full((1, size, size), 0.5, np.float32)
-        one_step = lambda low_pass: project(model(Scaled(0.5)), volume, Strength(t0=1, steps=1, low_pass=low_pass), (1,))
+        strength = lambda low_pass: Strength(t0=1, steps=1, low_pass=low_pass)
+        one_step = lambda low_pass: project(model(Scaled(0.5)), volume, strength(low_pass), (1,))
         moved.append(np.sqrt(((one_step(2) - one_step(0)) ** 2).mean()))
     assert moved[0] == pytest.approx(moved[1], rel=0.05) and moved[0] == pytest.approx(0.5 * 0.047, rel=0.1)
 

@@ -61,7 +61,8 @@ def test_a_pair_of_files_is_a_study_whatever_their_volumes_say():
     found = [{"file": "p/x_sa_ES.nii.gz", "volumes": frame(50.0)}, {"file": "p/x_sa_ED.nii.gz", "volumes": frame(40.0)},
              {"file": "q/x_ED.nii", "volumes": frame(9.0)}]
     of_es, of_ed, alone = table(found)
-    assert of_ed["LV_EF_percent"] == -25 and (of_ed["LV_ED"], of_ed["LV_ES"]) == ("p/x_sa_ED.nii.gz", "p/x_sa_ES.nii.gz")
+    assert of_ed["LV_EF_percent"] == -25
+    assert (of_ed["LV_ED"], of_ed["LV_ES"]) == ("p/x_sa_ED.nii.gz", "p/x_sa_ES.nii.gz")
     assert "LV_EF_percent" not in of_es and "LV_EF_percent" not in alone and "RV_EF_percent" not in of_ed
     assert of_ed["LV_EDV_ml"] == 40 and of_ed["LV_ESV_ml"] == 50
 
@@ -103,9 +104,9 @@ def test_a_structure_it_does_not_know_and_a_heart_at_the_border_are_said(run, ph
 
 def test_networks_of_other_grids_are_refused_and_flags_that_do_not_fit(run, phantom, tmp_path):
     path = next(phantom.rglob("Testing/*/*_sa.nii.gz"))
-    real = run / "segmenter-vanilla-real" / "final.pt"
+    real, sd_dm = run / "segmenter-vanilla-real" / "final.pt", run / "diffusion" / "final.pt"
     for code, words, arguments in ((2, "no image given", ["--segmenter", real]),
-                                   (4, "not a finished segmenter", [path, "--segmenter", run / "diffusion" / "final.pt"]),
+                                   (4, "not a finished segmenter", [path, "--segmenter", sd_dm]),
                                    (2, "--labels", [path, "--segmenter", real, "--labels", "ours"]),
                                    (2, "give it as --diffusion", [path, "--segmenter", real, "--strength", "t0=100"]),
                                    (3, "no such file", [tmp_path / "none.nii", "--segmenter", real])):

@@ -45,8 +45,9 @@ def test_a_new_segmenter_is_one_file_and_one_entry(run, phantom, tmp_path, monke
                    "--segmenters", "toy-net-real,toy-net-synthetic", "--out", str(tmp_path / "results")])
     rows = list(csv.DictReader(open(tmp_path / "results" / "metrics.csv")))
     assert {row["network"] for row in rows} == {"toy-net"}
-    assert {row["arm"] for row in rows} == {"baseline", "DA", "DA, averaged", "DA, guided", "DA, guided, averaged", "DG",
-                                            "matched", "FDA", "DG + DA"}             # it is the first network
+    of_any = {"baseline", "DA", "DA, averaged", "DA, guided", "DA, guided, averaged", "DG"}
+    of_the_first = {"matched", "FDA", "DG + DA"}
+    assert {row["arm"] for row in rows} == of_any | of_the_first
     assert "| Vendor=B | toy-net | DG |" in (tmp_path / "results" / "report.md").read_text()
     assert len(list((tmp_path / "results" / "predictions" / "toy-net" / "synthetic-raw").iterdir())) == 8
 

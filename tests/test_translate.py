@@ -92,7 +92,8 @@ def touch(root, *names):
 
 
 def test_files_and_folders_without_masks_and_hidden_ones(tmp_path, capsys):
-    touch(tmp_path, "a/x.nii.gz", "a/b/x.nii", "a/x_gt.nii.gz", "a/alone_gt.nii.gz", "a/.y.nii.gz", "a/notes.txt", "z.nii")
+    touch(tmp_path, "a/x.nii.gz", "a/b/x.nii", "a/x_gt.nii.gz", "a/alone_gt.nii.gz", "a/.y.nii.gz", "a/notes.txt",
+          "z.nii")
     images = find_images([str(tmp_path / "a"), str(tmp_path / "z.nii")], tmp_path / "out")
     assert list(images) == ["alone_gt.nii.gz", "b/x.nii", "x.nii.gz", "z.nii"]
     assert images["b/x.nii"] == tmp_path / "a" / "b" / "x.nii"
@@ -293,7 +294,8 @@ def test_what_is_no_image_is_said(tmp_path, array, words):
 
 
 @pytest.mark.parametrize("kind,slope", [(np.int16, 1), (np.uint8, 1), (np.float64, 1), (np.int16, 0.25), (">i2", 1)])
-def test_what_did_not_change_stays_to_the_byte_and_what_did_is_added_in_the_grey_values_of_the_file(tmp_path, kind, slope):
+def test_what_did_not_change_stays_to_the_byte_and_what_did_is_added_in_the_grey_values_of_the_file(
+        tmp_path, kind, slope):
     values, _ = heart((4, 160, 150), (8, 1.5, 1.5))
     array, affine = stored_as(values / 3, (1, 0, 2), (0, 1, 1), (1.5, 1.5, 8))
     path, original = tmp_path / "x.nii.gz", nib.Nifti1Image(array.astype(kind), affine)

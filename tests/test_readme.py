@@ -76,10 +76,20 @@ def test_the_readme_is_read_in_ten_minutes_and_every_page_says_who_needs_it():
 
 
 def test_every_link_and_picture_exists():
+    as_anchor = lambda heading: re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
     for path in EACH:
-        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            there = (path.parent / link).exists()
-            assert there or link.startswith("https://"), f"{path.name} links to {link}, which does not exist"
+        for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
+            to = path.parent / link if link else path
+            assert to.exists() or link.startswith("https://"), f"{path.name} links to {link}, which does not exist"
+            if anchor:
+                headings = re.findall("^#+ (.*)$", to.read_text(), re.M)
+                assert anchor in map(as_anchor, headings), f"{path.name} links to {link}#{anchor}, which does not exist"
+
+
+def test_no_line_of_a_page_begins_like_an_item_by_chance():
+    """As does a wrapped "real + DG"."""
+    for path in EACH:
+        assert not re.search(r"^\s*\+ ", path.read_text(), re.M), path.name
 
 
 def test_every_flag_in_the_pages_exists():

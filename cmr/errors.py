@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-TURN_S = 3                                       # time for one rank to print and for the launcher to end the others
+TURN_S = 6                                       # time for one rank to print and for the launcher to end the others
 
 
 class UserError(Exception):

@@ -147,13 +147,17 @@ def _require_contrast(image, record):
                          "out")
 
 
+def is_blank(image):
+    return image.min() == image.max()
+
+
 def without_padding(image):
     """Raise an image's padding to the value of its darkest tissue: (image, notes that name the value of the padding).
 
     Padding is below p5 - (p99.5 - p5) / 4 of all brighter voxels; scaled by it, tissues would have hardly any contrast.
     """
     notes = []
-    while image.min() < image.max():
+    while not is_blank(image):
         lowest = image.min()
         others = image[image > lowest]
         dark, bright = np.percentile(others, (5, 99.5)).astype(np.float64)

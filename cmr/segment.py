@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cmr.errors import UsageError, run_script
 from cmr.files import write_csv
 from cmr.grid import Grid, to_working
-from cmr.nifti import as_integers, from_integers, without_padding
+from cmr.nifti import as_integers, from_integers, is_blank, without_padding
 from cmr.pictures import enlargement, save_png, sheet, two_a_row, with_contours
 from cmr.records import ACDC_LABELS, MMS_LABELS, VALUES, Domain
 from cmr.sampler import NONE, SourceModel, parse_members, translate
@@ -91,11 +91,12 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     image, (subject, _) = read_image(path), subject_and_phase(path)
     frames, padding = zip(*map(without_padding, np.moveaxis(image.frames, 3, 0)))    # of each frame, as it is scaled
     way = _Way(image, segmenter, sd_dm, (seed, subject, 0))
-    in_turn = tqdm(frames, "frames", leave=False, disable=not sys.stderr.isatty())
-    found = np.stack([way.labels(frame, members) for frame in in_turn], 3)
+    seen = [t for t, frame in enumerate(frames) if not is_blank(frame)]
+    found = np.zeros(image.frames.shape, np.uint8)
+    for t in tqdm(seen, "frames", leave=False, disable=not sys.stderr.isatty()):
+        found[..., t] = way.labels(frames[t], members)
     on_disk = {ours: value for value, ours in NUMBERING[labels].items()}
     image.write_labels(out, np.array([on_disk[value] for value in range(4)], np.uint8)[found])
-    seen = [t for t, frame in enumerate(frames) if not is_blank(frame)]
     measured = segmenter.structures if has_slice_spacing(image) else ()
     volumes = volumes_of(found, np.prod(image.spacing_mm) / 1000, measured, seen)
     shown = seen[:1]
@@ -107,10 +108,6 @@ def segment_file(path, segmenter, out, sd_dm=None, members=None, labels="mms", s
     _, geometry = way.to_working(frames[seen[0]])
     notes = [*image.nifti.notes, *dict.fromkeys(sum(padding, [])), *notes_on(image, segmenter, found, seen, geometry)]
     return {"volumes": volumes, "notes": notes}
-
-
-def is_blank(volume):
-    return volume.min() == volume.max()
 
 
 def has_slice_spacing(image):
@@ -144,9 +141,7 @@ class _Way:
         return from_integers(as_integers(projected))
 
     def labels(self, volume, members):
-        """Labels (X, Y, Z) uint8 from the averaged softmax of the members; all 0 for a blank frame."""
-        if is_blank(volume):
-            return np.zeros(volume.shape, np.uint8)
+        """Labels (X, Y, Z) uint8 from the averaged softmax of the members."""
         working, geometry = self.to_working(volume)
         spacing_mm = (self.image.spacing_mm[2], *[self.segmenter.settings["spacing_mm"]] * 2)
         logits = [self.segmenter.logits(self.input_of(working, member), spacing_mm) for member in members]

@@ -18,7 +18,7 @@ from cmr.files import read_sealed_json, sha256, writable_folder, write_sealed_js
 from cmr.folders import open_folder, stem
 from cmr.grid import CANONICAL, Grid, at_same_height, canonical, orientation, resample_to_original, stored, to_working
 from cmr.layouts import MMS_FRAME
-from cmr.nifti import Nifti, read_stored, without_padding, write_changed, write_like
+from cmr.nifti import Nifti, is_blank, read_stored, without_padding, write_changed, write_like
 from cmr.pictures import difference, enlargement, labelled_sheet, save_png, sheet, two_a_row, with_contours
 from cmr.sampler import SourceModel, Strength, translate
 from cmr.settings import DEVICE, SEED, opt, parse, required
@@ -171,7 +171,7 @@ def read_image(path):
     if len(shape) < 2 or any(n > 1 for n in shape[4:]):
         raise DataError(f"{path}: shape {shape}, expected one slice (X, Y), a stack (X, Y, Z) or a cine (X, Y, Z, T)")
     tissue, padding = without_padding(nifti.array)
-    if tissue.min() == tissue.max():
+    if is_blank(tissue):
         raise DataError(f"{path}: constant ({tissue.min():g}){' but for its padding' if padding else ''}; leave it out")
     whole = nifti.array.reshape((*shape, 1, 1)[:4])
     spacing_mm = (*nifti.spacing_mm, 1.0)[:3]                      # a single slice has no third voxel size

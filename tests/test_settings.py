@@ -36,8 +36,9 @@ def test_blanks_beside_the_commas_between_datasets_are_no_part_of_a_folder(tmp_p
 
 ON = ["--preset", "tiny", "--data", "nowhere"]
 REFUSED = {
-    "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm 5",
-                           "--head 25", "--log-every 0", "--save-minutes -1", "--sample-every 0", "--size 63",
+    "train_diffusion.py": ("--steps 0", "--lr 0", "--lr nan", "--lr inf", "--ema 2", "--ema -0.1", "--spacing-mm -2",
+                           "--spacing-mm 5", "--head 25", "--log-every 0", "--save-minutes -1", "--sample-every 0",
+                           "--size 63",
                            "--size 8", "--schedule foo", "--seed -1",
                            "--T 1", "--batch 0", "--warmup 0", "--multipliers 1,x", "--multipliers 0",
                            "--multipliers ''", "--attention-at 7", "--base 9", "--T 5", "--groups 5",
